@@ -1,0 +1,46 @@
+# The two commands: `make serve` and `make test`. Both set up all they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+BUILD ?= build
+PORT ?= 8080
+CREPE = $(BUILD)/character_cnn.model
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve train test test-fast lint type bench docs check image-test clean
+
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BIN)/.installed ## Build the virtual environment with everything in it
+
+# Stamped by the project file: a changed dependency installs again.
+$(BIN)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 10) <= v[:2] <= (3, 12))' || \
+	  { echo "mxnet-model-server needs Python 3.10 to 3.12; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m mms.worker.engine
+	@touch $@
+
+serve: $(CREPE) ## Build the example model if needed, and serve it on port 8080
+	$(BIN)/mxnet-model-server --models crepe=$(CREPE) --port $(PORT)
+
+test: setup $(CREPE) ## Run every test
+	$(BIN)/pytest
+
+test-fast: setup ## Run the tests that need neither processes nor models
+	$(BIN)/pytest tests/unit
+
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## Check types
+	$(BIN)/mypy
+
+check: lint type test ## Everything that CI runs
+
+clean: ## Remove everything that was built
+	rm -rf $(VENV) $(BUILD) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

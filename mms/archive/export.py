@@ -1,0 +1,381 @@
+"""Make an archive out of a folder with a trained model: find its parts, check them, write.
+
+Every mistake that v0.4's exporter checked for, and more, is an ExportError that says what to do.
+The source folder is never changed, and no user code is run here.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import os
+import platform
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mms.archive.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ModelFormat,
+    Sample,
+    ServingDefaults,
+    is_model_name,
+)
+from mms.archive.signature import Signature, parse_signature
+from mms.archive.writer import write_archive
+from mms.errors import ExportError, SignatureError
+from mms.version import __version__
+
+SIGNATURE_NAME = "signature.json"
+DEFAULT_SERVICE_NAME = "default_service.py"
+_SAMPLE_STEM = "sample"
+_SAMPLE_TYPES = {
+    ".json": "application/json",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+}
+#: Never packed: caches, archives, what version control and editors leave.
+_IGNORED = ("__pycache__", "*.pyc", "*.model", "*.mar", ".*", "*~", MANIFEST_NAME)
+_PARAMS = re.compile(r"(?P<prefix>.+)-(?P<epoch>\d+)\.params")
+_BASES = {
+    "GluonImperativeBaseService": ModelFormat.GLUON,
+    "GluonVisionService": ModelFormat.GLUON,
+    "MXNetBaseService": ModelFormat.SYMBOLIC,
+    "MXNetVisionService": ModelFormat.SYMBOLIC,
+    "SingleNodeService": None,
+    "ModelService": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was made.
+
+    Attributes:
+        path: The archive.
+        manifest: Its table of contents.
+        members: Number of files in it, the manifest included.
+    """
+
+    path: Path
+    manifest: Manifest
+    members: int
+
+
+def export_model(
+    model_name: str,
+    model_path: Path,
+    service_file: Path | None = None,
+    export_path: Path = Path(),
+    force: bool = False,
+) -> Export:
+    """Write ``export_path/model_name.model``.
+
+    Args:
+        model_name: Name for the manifest and the file.
+        model_path: Folder with signature.json, the parameters and, for symbolic models, the
+            symbol; everything else in it is packed too, keeping its folders.
+        service_file: The service, in that folder or elsewhere. Without one, the only service in
+            the folder is taken, or for a symbolic model the default one for its input type.
+        export_path: Folder to write to; made if missing.
+        force: Replace an existing archive.
+
+    Raises:
+        ExportError, SignatureError: What is missing or wrong, and how to mend it.
+    """
+    if not is_model_name(model_name):
+        raise ExportError(
+            f"model name {model_name!r} cannot stand in a URL; use letters, digits, '.', '_' and "
+            "'-', starting with a letter or digit"
+        )
+    model_path = model_path.expanduser()
+    if not model_path.is_dir():
+        raise ExportError(f"{model_path}: no such folder; give --model-path the model's folder")
+    files = dict(_collect(model_path))
+    symbol, parameters = _find_model_files(model_path, list(files))
+    signature = _read_signature(model_path)
+    contents: dict[str, Path | bytes] = dict(files)
+    service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
+    manifest = Manifest(
+        model_name=model_name,
+        model_format=ModelFormat.SYMBOLIC if symbol else ModelFormat.GLUON,
+        service=service,
+        signature=SIGNATURE_NAME,
+        parameters=parameters,
+        symbol=symbol,
+        description=model_name,
+        model_server=__version__,
+        engine={"MXNet": _engine_version(files[symbol]) if symbol else "1.9.1"},
+        created_by={
+            "mxnet-model-server": __version__,
+            "python": ".".join(platform.python_version_tuple()[:2]),
+        },
+        serving=ServingDefaults(sample=_find_sample(list(files))),
+    )
+    export_path = export_path.expanduser()
+    try:
+        export_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{export_path}: cannot be made: {error.strerror}") from None
+    target = export_path / f"{model_name}.model"
+    manifest = write_archive(target, manifest, contents, overwrite=force)
+    return Export(target, manifest, len(contents) + 1)
+
+
+def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
+    """Give the service classes that a file defines, without running it.
+
+    A class counts if it derives, directly or through others in the file, from a known base; a
+    class that another one derives from does not.
+
+    Returns:
+        (name, the model format its base is for, if any) of each.
+
+    Raises:
+        ExportError: The file is not valid Python.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise ExportError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from None
+    bases = {
+        node.name: [_last_name(base) for base in node.bases]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    roots = {name: _root_base(name, bases, set()) for name in bases}
+    derived_from = {base for name in bases if roots[name] for base in bases[name]}
+    return [
+        (name, _BASES[root])
+        for name, root in roots.items()
+        if root is not None and name not in derived_from
+    ]
+
+
+def _collect(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Give (member name, path) of each file worth packing, in a fixed order."""
+    for root, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not _is_ignored(name))
+        for name in sorted(names):
+            path = Path(root, name)
+            if not _is_ignored(name) and path.is_file():
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _is_ignored(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _IGNORED)
+
+
+def _find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
+    """Give the symbol's and the parameter file's names; "" for what a Gluon model lacks."""
+    top = [name for name in names if "/" not in name]
+    symbol = _only(folder, top, "-symbol.json", "symbol")
+    parameters = _only(folder, top, ".params", "parameter")
+    onnx = _only(folder, top, ".onnx", "ONNX")
+    if onnx and (symbol or parameters):
+        raise ExportError(
+            f"{folder}: an ONNX model ({onnx}) and an MXNet model ({symbol or parameters}) lie in "
+            "one folder; keep one model per folder"
+        )
+    if onnx:
+        raise ExportError(
+            f"{folder}: {onnx} is an ONNX model, which this version cannot export yet"
+        )
+    if symbol and not parameters:
+        raise ExportError(
+            f"{folder}: the symbol {symbol} has no parameter file; add "
+            f"{symbol.removesuffix('-symbol.json')}-0000.params"
+        )
+    if parameters:
+        match = _PARAMS.fullmatch(parameters)
+        if match is None:
+            raise ExportError(
+                f"{folder}: the parameter file {parameters} has no epoch number; rename it to "
+                f"{parameters.removesuffix('.params')}-0000.params"
+            )
+        if symbol and symbol.removesuffix("-symbol.json") != match["prefix"]:
+            raise ExportError(
+                f"{folder}: {symbol} and {parameters} do not begin alike; name them "
+                f"{match['prefix']}-symbol.json and {parameters}"
+            )
+    return symbol, parameters
+
+
+def _only(folder: Path, names: list[str], suffix: str, what: str) -> str:
+    found = [name for name in names if name.endswith(suffix)]
+    if len(found) > 1:
+        raise ExportError(
+            f"{folder}: several {what} files ({', '.join(found)}); keep the one to export"
+        )
+    return found[0] if found else ""
+
+
+def _read_signature(folder: Path) -> Signature:
+    path = folder / SIGNATURE_NAME
+    if not path.is_file():
+        raise SignatureError(
+            f"{folder}: no {SIGNATURE_NAME}; write one, such as "
+            '{"inputs": [{"data_name": "data", "data_shape": [0, 3, 224, 224]}], '
+            '"input_type": "image/jpeg", '
+            '"outputs": [{"data_name": "softmax", "data_shape": [0, 10]}], '
+            '"output_type": "application/json"}'
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise SignatureError(f"{path}: not valid JSON: {error}") from None
+    return parse_signature(document, str(path))
+
+
+def _add_service(
+    contents: dict[str, Path | bytes],
+    folder: Path,
+    service_file: Path | None,
+    symbol: str,
+    parameters: str,
+    signature: Signature,
+) -> str:
+    """Put the service into the contents if it is not there; give its member name."""
+    if service_file is None:
+        found = [
+            name
+            for name, path in contents.items()
+            if name.endswith(".py") and "/" not in name and isinstance(path, Path)
+            if service_classes(path)
+        ]
+        if len(found) > 1:
+            raise ExportError(
+                f"{folder}: several files define services ({', '.join(found)}); name one with "
+                "--service-file-path"
+            )
+        if found:
+            service_file = folder / found[0]
+    if service_file is None:
+        return _add_default_service(contents, folder, symbol, parameters, signature)
+    path = _locate(service_file, folder)
+    _check_service(path, symbol)
+    if path.resolve().is_relative_to(folder.resolve()):
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    contents[path.name] = path
+    return path.name
+
+
+def _add_default_service(
+    contents: dict[str, Path | bytes],
+    folder: Path,
+    symbol: str,
+    parameters: str,
+    signature: Signature,
+) -> str:
+    if not symbol:
+        if parameters:
+            raise ExportError(
+                f"{folder}: only a parameter file ({parameters}) was found. A Gluon model needs "
+                "its service file: name it with --service-file-path. A symbolic model needs "
+                f"{parameters.rsplit('-', 1)[0]}-symbol.json beside it"
+            )
+        raise ExportError(
+            f"{folder}: no model found. A symbolic model is a NAME-symbol.json and a "
+            "NAME-0000.params file; a Gluon model is a service file and a NAME-0000.params file"
+        )
+    module, name = (
+        ("mxnet_vision_service", "MXNetVisionService")
+        if signature.takes_images
+        else ("mxnet_model_service", "MXNetBaseService")
+    )
+    source = f'''\
+        """The default service for {signature.input_type} inputs."""
+
+        from mms.model_service.{module} import {name}
+
+
+        class DefaultService({name}):
+            """Override _preprocess, _inference or _postprocess to change what it does."""
+        '''
+    contents[DEFAULT_SERVICE_NAME] = textwrap.dedent(source).encode()
+    return DEFAULT_SERVICE_NAME
+
+
+def _locate(service_file: Path, folder: Path) -> Path:
+    """Find a service file given by its path, by its name in the folder, or by its folder."""
+    service_file = service_file.expanduser()
+    for path in (service_file, folder / service_file):
+        if path.is_file():
+            return path
+    if service_file.is_dir():
+        # The announcement's own command names the folder.
+        found = [path for path in sorted(service_file.glob("*.py")) if service_classes(path)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(path.name for path in found) or "none"
+        raise ExportError(
+            f"{service_file}: expected one service file in this folder, found {names}; name the "
+            "file itself"
+        )
+    raise ExportError(f"{service_file}: no such service file, neither here nor in {folder}")
+
+
+def _check_service(path: Path, symbol: str) -> None:
+    classes = service_classes(path)
+    if not classes:
+        raise ExportError(
+            f"{path}: defines no service class; derive one from GluonImperativeBaseService or "
+            "MXNetBaseService (mms.model_service.mxnet_model_service)"
+        )
+    if len(classes) > 1:
+        names = ", ".join(name for name, _ in classes)
+        raise ExportError(f"{path}: defines several service classes ({names}); keep one per file")
+    name, model_format = classes[0]
+    if symbol and model_format is ModelFormat.GLUON:
+        raise ExportError(
+            f"{path}: {name} serves a Gluon network, but the folder holds a symbol ({symbol}); "
+            "remove the symbol, or derive the service from MXNetBaseService"
+        )
+    if not symbol and model_format is ModelFormat.SYMBOLIC:
+        raise ExportError(
+            f"{path}: {name} serves a symbol, but the folder holds none; add "
+            "NAME-symbol.json, or derive the service from GluonImperativeBaseService"
+        )
+
+
+def _find_sample(names: list[str]) -> Sample | None:
+    for suffix, content_type in _SAMPLE_TYPES.items():
+        if f"{_SAMPLE_STEM}{suffix}" in names:
+            return Sample(f"{_SAMPLE_STEM}{suffix}", content_type)
+    return None
+
+
+def _engine_version(symbol: Path) -> str:
+    """Give the MXNet version that wrote a symbol, as far as it says."""
+    try:
+        document = json.loads(symbol.read_text(encoding="utf-8"))
+        code = document["attrs"]["mxnet_version"][1]
+    except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError):
+        return "1.9.1"
+    return f"{code // 10000}.{code // 100 % 100}.{code % 100}" if isinstance(code, int) else "1.9.1"
+
+
+def _last_name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _root_base(name: str, bases: dict[str, list[str]], seen: set[str]) -> str | None:
+    """Follow a class's bases within the file up to a known one."""
+    if name in seen:
+        return None
+    for base in bases.get(name, ()):
+        if base in _BASES:
+            return base
+        root = _root_base(base, bases, seen | {name})
+        if root is not None:
+            return root
+    return None

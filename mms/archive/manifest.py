@@ -1,0 +1,271 @@
+"""MANIFEST.json: what an archive contains. Pure; imports only errors.
+
+The schema is v0.4's, plus two optional keys that old servers ignore: ``Files`` (sha256 of each
+file) and ``Serving`` (defaults for how to serve the model).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from mms.errors import ManifestError
+
+MANIFEST_NAME = "MANIFEST.json"
+ARCHIVE_VERSION = 0.2
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ModelFormat(enum.Enum):
+    """How the network is stored, by its name in the manifest."""
+
+    GLUON = "Gluon-Imperative"
+    SYMBOLIC = "MXNet-Symbolic"
+    ONNX = "ONNX"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A request kept in the archive: for ``--check`` and to warm a worker up.
+
+    Attributes:
+        file: Path inside the archive of the request's body.
+        content_type: MIME type the body is sent with.
+    """
+
+    file: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServingDefaults:
+    """How to serve the model unless flags, environment or configuration say otherwise."""
+
+    workers: int | None = None
+    batch_size: int | None = None
+    max_batch_delay: float | None = None
+    response_timeout: float | None = None
+    device: str | None = None
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A model archive's table of contents. Paths are relative to the archive's root."""
+
+    model_name: str
+    model_format: ModelFormat
+    service: str
+    signature: str
+    parameters: str = ""
+    symbol: str = ""
+    description: str = ""
+    archive_version: float = ARCHIVE_VERSION
+    model_server: str = ""
+    engine: dict[str, str] = field(default_factory=dict)
+    created_by: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    serving: ServingDefaults = field(default_factory=ServingDefaults)
+
+    def to_document(self) -> dict[str, Any]:
+        """Give the JSON document that `parse_manifest` reads."""
+        document: dict[str, Any] = {
+            "Model-Archive-Version": self.archive_version,
+            "Model-Archive-Description": self.description,
+            "Model-Server": self.model_server,
+            "Model": {
+                "Symbol": self.symbol,
+                "Parameters": self.parameters,
+                "Signature": self.signature,
+                "Service": self.service,
+                "Description": self.description,
+                "Model-Name": self.model_name,
+                "Model-Format": self.model_format.value,
+            },
+            "Engine": dict(self.engine),
+        }
+        if self.created_by:
+            document["Created-By"] = dict(self.created_by)
+        serving = _serving_document(self.serving)
+        if serving:
+            document["Serving"] = serving
+        if self.files:
+            document["Files"] = dict(self.files)
+        return document
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name may stand in a URL path: letters, digits, ``. _ -``, at most 128."""
+    return _MODEL_NAME.fullmatch(name) is not None
+
+
+def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
+    """Check a manifest's JSON document and give it typed.
+
+    Args:
+        document: As parsed from JSON. Unknown keys are ignored, so that newer archives load.
+        source: Where it came from, for the messages.
+
+    Raises:
+        ManifestError: Naming the key, what is wrong with it and how to mend it.
+    """
+    root = _object(document, source, "the manifest")
+    model = _object(_required(root, "Model", source), source, "Model")
+    model_format = _model_format(_required(model, "Model-Format", source, "Model"), source)
+    manifest = Manifest(
+        model_name=_model_name(_required(model, "Model-Name", source, "Model"), source),
+        model_format=model_format,
+        service=_path(_required(model, "Service", source, "Model"), "Model.Service", source),
+        signature=_path(_required(model, "Signature", source, "Model"), "Model.Signature", source),
+        parameters=_path(model.get("Parameters") or "", "Model.Parameters", source, empty=True),
+        symbol=_path(model.get("Symbol") or "", "Model.Symbol", source, empty=True),
+        description=_text(model.get("Description") or "", "Model.Description", source),
+        archive_version=_number(root.get("Model-Archive-Version", ARCHIVE_VERSION), source),
+        model_server=str(root.get("Model-Server", "")),
+        engine=_texts(root.get("Engine", {}), "Engine", source),
+        created_by=_texts(root.get("Created-By", {}), "Created-By", source),
+        files=_files(root.get("Files", {}), source),
+        serving=_serving(root.get("Serving", {}), source),
+    )
+    if model_format is ModelFormat.SYMBOLIC and not (manifest.symbol and manifest.parameters):
+        raise ManifestError(
+            f"{source}: a {model_format.value} model needs both Model.Symbol and "
+            "Model.Parameters; export it again with its -symbol.json and .params files"
+        )
+    return manifest
+
+
+def _serving(value: Any, source: str) -> ServingDefaults:
+    serving = _object(value, source, "Serving")
+    return ServingDefaults(
+        workers=_optional_number(serving, "workers", source, int, minimum=1),
+        batch_size=_optional_number(serving, "batch_size", source, int, minimum=1),
+        max_batch_delay=_optional_number(serving, "max_batch_delay", source, float, minimum=0),
+        response_timeout=_optional_number(serving, "response_timeout", source, float, minimum=0),
+        device=_optional_text(serving, "device", source),
+        sample=_sample(serving.get("sample"), source),
+    )
+
+
+def _sample(value: Any, source: str) -> Sample | None:
+    if value is None:
+        return None
+    sample = _object(value, source, "Serving.sample")
+    return Sample(
+        file=_path(_required(sample, "file", source, "Serving.sample"), "sample.file", source),
+        content_type=_text(
+            sample.get("content_type", "application/json"), "Serving.sample.content_type", source
+        ),
+    )
+
+
+def _serving_document(serving: ServingDefaults) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        key: getattr(serving, key)
+        for key in ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
+        if getattr(serving, key) is not None
+    }
+    if serving.sample:
+        document["sample"] = {
+            "file": serving.sample.file,
+            "content_type": serving.sample.content_type,
+        }
+    return document
+
+
+def _model_name(value: Any, source: str) -> str:
+    # Any text will do here: old archives hold any, and `--models NAME=PATH` gives another.
+    name = _text(value, "Model.Model-Name", source)
+    if not name.strip():
+        raise ManifestError(f"{source}: Model.Model-Name is empty; give the model a name")
+    return name
+
+
+def _model_format(value: Any, source: str) -> ModelFormat:
+    for model_format in ModelFormat:
+        # v0.4 itself compared by the lower-cased word.
+        if isinstance(value, str) and value.lower() == model_format.value.lower():
+            return model_format
+    known = ", ".join(f'"{model_format.value}"' for model_format in ModelFormat)
+    raise ManifestError(f"{source}: Model.Model-Format must be one of {known}, got {value!r}")
+
+
+def _files(value: Any, source: str) -> dict[str, str]:
+    files = _texts(value, "Files", source)
+    for path, digest in files.items():
+        _path(path, f"Files[{path!r}]", source)
+        if not _SHA256.fullmatch(digest):
+            raise ManifestError(
+                f"{source}: Files[{path!r}] must be a sha256 in 64 lower-case hex digits, "
+                f"got {digest!r}"
+            )
+    return files
+
+
+def _path(value: Any, key: str, source: str, empty: bool = False) -> str:
+    text = _text(value, key, source)
+    if not text and empty:
+        return text
+    path = PurePosixPath(text)
+    if not text or "\\" in text or "\0" in text or path.is_absolute() or ".." in path.parts:
+        raise ManifestError(
+            f"{source}: {key} must be a relative path inside the archive, got {text!r}"
+        )
+    return text
+
+
+def _required(mapping: dict[str, Any], key: str, source: str, where: str = "") -> Any:
+    if key not in mapping:
+        place = f"{where} has" if where else "the manifest has"
+        raise ManifestError(
+            f"{source}: {place} no {key!r}; export the model again with mxnet-model-export"
+        )
+    return mapping[key]
+
+
+def _object(value: Any, source: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{source}: {what} must be a JSON object, got {value!r}")
+    return value
+
+
+def _text(value: Any, key: str, source: str) -> str:
+    if not isinstance(value, str):
+        raise ManifestError(f"{source}: {key} must be a text, got {value!r}")
+    return value
+
+
+def _texts(value: Any, key: str, source: str) -> dict[str, str]:
+    return {
+        name: _text(text, f"{key}.{name}", source)
+        for name, text in _object(value, source, key).items()
+    }
+
+
+def _number(value: Any, source: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    raise ManifestError(f"{source}: Model-Archive-Version must be a number, got {value!r}")
+
+
+def _optional_text(mapping: dict[str, Any], key: str, source: str) -> str | None:
+    value = mapping.get(key)
+    return None if value is None else _text(value, f"Serving.{key}", source)
+
+
+def _optional_number(
+    mapping: dict[str, Any], key: str, source: str, kind: type[Any], minimum: float
+) -> Any:
+    value = mapping.get(key)
+    if value is None:
+        return None
+    accepted = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted) or not value >= minimum:
+        what = "a whole number" if kind is int else "a number"
+        raise ManifestError(f"{source}: Serving.{key} must be {what} >= {minimum}, got {value!r}")
+    return kind(value)

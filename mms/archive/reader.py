@@ -1,0 +1,341 @@
+"""Read, check and unpack an archive: nothing of it is trusted until it has passed here.
+
+`open_archive` takes a ``.model`` file or an unpacked folder and gives an `Archive` whose folder
+can be served. A file is unpacked beside the target and renamed into place, with every member
+checked first and hashed while it is written, so a crash leaves nothing half-done and no code of
+an archive that fails a check is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import orjson
+
+from mms.archive.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from mms.archive.signature import Signature, parse_signature
+from mms.errors import ArchiveError
+
+#: Manifests and signatures are a few kB; this only stops one made to exhaust memory.
+MAX_DOCUMENT_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackLimits:
+    """What an archive may cost before it is refused.
+
+    Attributes:
+        entries: Files and folders in it.
+        total_bytes: Size of everything unpacked.
+        ratio: Unpacked ÷ packed size of one member; above it the member is a zip bomb. Weights
+            are stored and text deflates below 20, while zeros deflate to about 1000.
+    """
+
+    entries: int = 10_000
+    total_bytes: int = 64 << 30
+    ratio: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive on disk that passed every check.
+
+    Attributes:
+        source: What the user named.
+        folder: The unpacked files.
+        manifest: Its table of contents.
+        signature: The model's inputs and outputs.
+        digest: sha256 of the archive file in hex, or "" for a folder.
+    """
+
+    source: str
+    folder: Path
+    manifest: Manifest
+    signature: Signature
+    digest: str
+
+
+def open_archive(
+    source: str | Path, workspace: Path, limits: UnpackLimits | None = None
+) -> Archive:
+    """Give a checked archive from a ``.model`` file or an unpacked folder.
+
+    Args:
+        source: File or folder.
+        workspace: Existing folder; a file is unpacked into a new folder inside it, which belongs
+            to the caller. A folder is served where it lies.
+        limits: Bounds for unpacking.
+
+    Raises:
+        ArchiveError: Naming the file, what is wrong and what to do. Nothing is left in
+            `workspace`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _inspect(str(source), path, "")
+    if not path.exists():
+        raise ArchiveError(f"{source}: no such file or folder")
+    if not path.is_file():
+        raise ArchiveError(f"{source}: neither a file nor a folder")
+    folder, digest = _unpack(path, workspace, limits or UnpackLimits())
+    try:
+        return _inspect(str(source), folder, digest)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def read_manifest(source: str | Path) -> Manifest:
+    """Give the manifest of a ``.model`` file or folder without unpacking it.
+
+    Raises:
+        ArchiveError: There is none or it is not valid.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _manifest_of(str(source), path)
+    with _open_zip(path) as archive:
+        try:
+            info = archive.getinfo(MANIFEST_NAME)
+        except KeyError:
+            raise _no_manifest(path, archive.namelist()) from None
+        if info.file_size > MAX_DOCUMENT_BYTES:
+            raise ArchiveError(f"{path}: {MANIFEST_NAME} is larger than {MAX_DOCUMENT_BYTES} bytes")
+        with _reading(path), archive.open(info) as member:
+            return parse_manifest(
+                _parse_json(member.read(MAX_DOCUMENT_BYTES), f"{path}: {MANIFEST_NAME}"),
+                f"{path}: {MANIFEST_NAME}",
+            )
+
+
+def hash_file(path: Path) -> str:
+    """Give the sha256 of a file in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _inspect(source: str, folder: Path, digest: str) -> Archive:
+    manifest = _manifest_of(source, folder)
+    for key, name in (
+        ("Service", manifest.service),
+        ("Signature", manifest.signature),
+        ("Parameters", manifest.parameters),
+        ("Symbol", manifest.symbol),
+    ):
+        if name and not _resolve(folder, name).is_file():
+            raise ArchiveError(
+                f"{source}: the manifest's Model.{key} names {name!r}, which is not in the archive"
+            )
+    sample = manifest.serving.sample
+    if sample and not _resolve(folder, sample.file).is_file():
+        raise ArchiveError(f"{source}: the sample {sample.file!r} is not in the archive")
+    _verify_files(source, folder, manifest)
+    label = f"{source}: {manifest.signature}"
+    signature = parse_signature(_load_json(_resolve(folder, manifest.signature), label), label)
+    return Archive(source, folder, manifest, signature, digest)
+
+
+def _manifest_of(source: str, folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise _no_manifest(source, [entry.name for entry in folder.iterdir()])
+    label = f"{source}: {MANIFEST_NAME}"
+    return parse_manifest(_load_json(path, label), label)
+
+
+def _no_manifest(source: str | Path, names: list[str]) -> ArchiveError:
+    if any(name.startswith("MAR-INF") for name in names):
+        return ArchiveError(
+            f"{source}: this is an archive of Multi Model Server 1.x or TorchServe (MAR-INF); "
+            f"only archives with a {MANIFEST_NAME} at the root are read so far"
+        )
+    return ArchiveError(
+        f"{source}: no {MANIFEST_NAME} at the root; make an archive with mxnet-model-export"
+    )
+
+
+def _verify_files(source: str, folder: Path, manifest: Manifest) -> None:
+    """Hash what the manifest lists. Files that it does not list are allowed: folders grow."""
+    for name, expected in manifest.files.items():
+        path = _resolve(folder, name)
+        if not path.is_file():
+            raise ArchiveError(f"{source}: {name!r} is listed in the manifest but missing")
+        if hash_file(path) != expected:
+            raise ArchiveError(
+                f"{source}: {name!r} differs from its sha256 in the manifest: the archive is "
+                "damaged or was changed; fetch it again, or export it again after a change"
+            )
+
+
+def _resolve(folder: Path, name: str) -> Path:
+    """Join, refusing what leads out of the folder by a link."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ArchiveError(f"{folder}: {name!r} leads out of the archive")
+    return path
+
+
+def _unpack(path: Path, workspace: Path, limits: UnpackLimits) -> tuple[Path, str]:
+    # ZipFile reads by seeking, so the digest of the whole file needs a pass of its own.
+    digest = hash_file(path)
+    target = Path(tempfile.mkdtemp(prefix=f"{path.stem[:40]}-", dir=workspace))
+    staging = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=workspace))
+    try:
+        with _open_zip(path) as archive, _reading(path):
+            members = _check_members(path, archive.infolist(), limits)
+            for info, name in members:
+                _extract(archive, info, staging / name, path)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target, digest
+
+
+def _check_members(
+    path: Path, members: list[zipfile.ZipInfo], limits: UnpackLimits
+) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """Give each file member with its safe relative path; folders come from their files."""
+    if len(members) > limits.entries:
+        raise ArchiveError(
+            f"{path}: {len(members)} entries, more than the {limits.entries} allowed"
+        )
+    total = 0
+    seen: set[str] = set()
+    files = []
+    for info in members:
+        name = _safe_name(path, info)
+        # Names that differ only in case are one file on some systems; so are 'a' and 'a/'.
+        key = str(name).lower()
+        if info.is_dir():
+            continue
+        if key in seen:
+            raise ArchiveError(f"{path}: {info.filename!r} is in the archive twice")
+        seen.add(key)
+        total += info.file_size
+        if total > limits.total_bytes:
+            raise ArchiveError(
+                f"{path}: unpacks to more than the {limits.total_bytes} bytes allowed"
+            )
+        if info.file_size > _CHUNK_BYTES and info.file_size > limits.ratio * max(
+            info.compress_size, 1
+        ):
+            raise ArchiveError(
+                f"{path}: {info.filename!r} unpacks to over {limits.ratio} times its packed size"
+            )
+        files.append((info, name))
+    for _, name in files:
+        if any(str(parent).lower() in seen for parent in name.parents):
+            raise ArchiveError(f"{path}: {str(name)!r} lies below a file")
+    return files
+
+
+def _safe_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
+    # orig_filename: ZipInfo itself cuts filename at a NUL and turns os.sep into '/'.
+    raw = info.orig_filename
+    name = PurePosixPath(info.filename)
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise ArchiveError(f"{path}: {raw!r} is a link or a device; archives hold plain files only")
+    if "\0" in raw or "\\" in raw or not name.parts:
+        raise ArchiveError(f"{path}: the name {raw!r} is not allowed in an archive")
+    if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
+        raise ArchiveError(f"{path}: {raw!r} leads out of the archive")
+    if info.flag_bits & 0x1:
+        raise ArchiveError(f"{path}: {raw!r} is encrypted, which is not supported")
+    return name
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as member, target.open("xb") as file:
+        _copy_exactly(member, file, info, path)
+
+
+def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> None:
+    """Copy no more than the directory promised, whatever the stream really holds."""
+    left = info.file_size
+    while chunk := member.read(min(_CHUNK_BYTES, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise ArchiveError(f"{path}: {info.filename!r} is longer than it claims")
+        file.write(chunk)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: no such file or folder") from None
+    except zipfile.BadZipFile:
+        raise ArchiveError(
+            f"{path}: not a model archive (a .model file is a zip file); "
+            "was the download cut short?"
+        ) from None
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what zipfile raises on damaged archives into ArchiveError."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise ArchiveError(f"{path}: the archive is damaged: {error}") from error
+
+
+def _load_json(path: Path, label: str) -> object:
+    if path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise ArchiveError(f"{label} is larger than {MAX_DOCUMENT_BYTES} bytes")
+    return _parse_json(path.read_bytes(), label)
+
+
+def _parse_json(data: bytes, label: str) -> object:
+    try:
+        # Editors on Windows put a byte order mark first.
+        return orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise ArchiveError(f"{label}: not valid JSON: {error}") from None
+
+
+def remove_unpacked(archive: Archive, workspace: Path) -> None:
+    """Delete an archive's folder if `open_archive` made it; a user's own folder stays."""
+    if archive.folder.parent == workspace:
+        shutil.rmtree(archive.folder, ignore_errors=True)
+
+
+def path_size(path: Path) -> int:
+    """Give the bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(
+        os.path.getsize(os.path.join(root, name))
+        for root, _, names in os.walk(path)
+        for name in names
+    )

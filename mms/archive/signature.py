@@ -1,0 +1,167 @@
+"""signature.json: a model's typed inputs and outputs. Pure; imports only errors.
+
+The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
+``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
+anywhere in a shape means "any size".
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from mms.errors import SignatureError
+
+JSON_TYPE = "application/json"
+IMAGE_PREFIX = "image/"
+_EXAMPLE = '{"data_name": "data", "data_shape": [0, 3, 224, 224]}'
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: What clients call it.
+        shape: Sizes by axis, axis 0 being the batch; 0 is any size.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What goes into a model and what comes out.
+
+    Attributes:
+        inputs: At least one, with distinct names.
+        input_type: ``application/json`` or ``image/...``.
+        outputs: At least one.
+        output_type: ``application/json`` or ``image/...``.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    input_type: str
+    outputs: tuple[TensorSpec, ...]
+    output_type: str
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the inputs are encoded images."""
+        return self.input_type.startswith(IMAGE_PREFIX)
+
+    @property
+    def gives_images(self) -> bool:
+        """Whether the outputs are encoded images."""
+        return self.output_type.startswith(IMAGE_PREFIX)
+
+    def to_document(self) -> dict[str, Any]:
+        """Give the JSON document that `parse_signature` reads."""
+        return {
+            "inputs": [_spec_document(spec) for spec in self.inputs],
+            "input_type": self.input_type,
+            "outputs": [_spec_document(spec) for spec in self.outputs],
+            "output_type": self.output_type,
+        }
+
+
+def parse_signature(document: Any, source: str = "signature.json") -> Signature:
+    """Check a signature's JSON document and give it typed.
+
+    Args:
+        document: As parsed from JSON. Unknown keys are ignored, as v0.4 did.
+        source: Where it came from, for the messages.
+
+    Raises:
+        SignatureError: Naming the key, what is wrong with it and how to mend it.
+    """
+    if not isinstance(document, dict):
+        raise SignatureError(f"{source}: expected a JSON object, got {_kind(document)}")
+    inputs = _specs(document, "inputs", source)
+    names = [spec.name for spec in inputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SignatureError(
+                f"{source}: two inputs are named {name!r}; give each its own data_name"
+            )
+    return Signature(
+        inputs=inputs,
+        input_type=_mime_type(document, "input_type", source),
+        outputs=_specs(document, "outputs", source),
+        output_type=_mime_type(document, "output_type", source),
+    )
+
+
+def _specs(document: dict[str, Any], key: str, source: str) -> tuple[TensorSpec, ...]:
+    value = _required(document, key, source, f"add one, such as [{_EXAMPLE}]")
+    if not isinstance(value, list) or not value:
+        raise SignatureError(
+            f"{source}: {key!r} must be a list with at least one entry such as {_EXAMPLE}, "
+            f"got {_kind(value)}"
+        )
+    return tuple(_spec(entry, f"{key}[{index}]", source) for index, entry in enumerate(value))
+
+
+def _spec(entry: Any, where: str, source: str) -> TensorSpec:
+    if not isinstance(entry, dict):
+        raise SignatureError(
+            f"{source}: {where} must be an object such as {_EXAMPLE}, got {_kind(entry)}"
+        )
+    name = _required(entry, "data_name", source, 'add "data_name": "data"', where)
+    if not isinstance(name, str) or not name:
+        raise SignatureError(
+            f"{source}: {where}.data_name must be a non-empty text, got {_kind(name)}"
+        )
+    shape = _required(entry, "data_shape", source, 'add "data_shape": [0, 3, 224, 224]', where)
+    if (
+        not isinstance(shape, list)
+        or not shape
+        or not all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
+        or min(shape) < 0
+    ):
+        raise SignatureError(
+            f"{source}: {where}.data_shape must be a list of whole numbers >= 0 "
+            f"(0 means any size), got {shape!r}"
+        )
+    return TensorSpec(name, tuple(shape))
+
+
+def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
+    value = _required(document, key, source, f'add "{key}": "{JSON_TYPE}" or "image/jpeg"')
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text == JSON_TYPE or (text.startswith(IMAGE_PREFIX) and len(text) > len(IMAGE_PREFIX)):
+            return text
+    raise SignatureError(
+        f'{source}: {key!r} must be "{JSON_TYPE}" or an image type such as "image/jpeg", '
+        f"got {value!r}"
+    )
+
+
+def _required(document: dict[str, Any], key: str, source: str, fix: str, where: str = "") -> Any:
+    if key in document:
+        return document[key]
+    place = f"{where} has no" if where else "has no"
+    close = difflib.get_close_matches(key, [k for k in document if isinstance(k, str)], n=1)
+    hint = f" (is {close[0]!r} a slip?)" if close else ""
+    raise SignatureError(f"{source}: {place} {key!r}{hint}; {fix}")
+
+
+def _spec_document(spec: TensorSpec) -> dict[str, Any]:
+    return {"data_name": spec.name, "data_shape": list(spec.shape)}
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    if value == "":
+        return "an empty text"
+    return names.get(type(value), repr(value))

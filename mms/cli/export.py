@@ -1,0 +1,136 @@
+"""``mxnet-model-export``: pack a trained model into an archive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from mms.archive.export import Export, export_model
+from mms.archive.reader import open_archive
+from mms.config import ModelSettings
+from mms.errors import ExportError, MMSError, StartupError
+from mms.log import configure_logging
+from mms.protocol import RequestMeta
+from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.servable import Servable
+from mms.version import __version__
+
+
+def main() -> None:
+    """Run the command; console entry point."""
+    command.main(prog_name="mxnet-model-export")
+
+
+@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.option("--model-name", required=True, help="Name of the model and of the file to write.")
+@click.option(
+    "--model-path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder with signature.json, the parameters, the symbol if there is one, synset.txt and "
+    "whatever else the service reads. A sample.json, sample.jpg or sample.png in it is the "
+    "model's sample request.",
+)
+@click.option(
+    "--service-file-path",
+    type=click.Path(path_type=Path),
+    help="The service file, or a folder that holds just one. Optional for symbolic models.",
+)
+@click.option(
+    "--export-path",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Folder to write the archive to. [default: the current one]",
+)
+@click.option("--force", is_flag=True, help="Replace an existing archive.")
+@click.option(
+    "--check", is_flag=True, help="Load the archive in a worker and run its sample request."
+)
+@click.option(
+    "--model-type",
+    type=click.Choice(["symbolic", "imperative"]),
+    help="Ignored; the files tell. Accepted because v0.4's exporter asked for it.",
+)
+@click.version_option(__version__, prog_name="mxnet-model-export")
+def command(
+    model_name: str,
+    model_path: Path,
+    service_file_path: Path | None,
+    export_path: Path,
+    force: bool,
+    check: bool,
+    model_type: str | None,
+) -> None:
+    r"""Pack a Gluon or MXNet symbolic model into a .model archive.
+
+    \b
+    mxnet-model-export --model-name character_cnn --model-path FOLDER --check
+    """
+    try:
+        export = export_model(model_name, model_path, service_file_path, export_path, force)
+        _describe(export)
+        if check:
+            _check(export)
+    except MMSError as error:
+        if error.detail and error.detail.traceback:
+            click.echo(f"{error.detail.traceback}\n", err=True)
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_status if isinstance(error, StartupError) else 1)
+
+
+def _describe(export: Export) -> None:
+    size = export.path.stat().st_size
+    manifest = export.manifest
+    click.echo(
+        f"{export.path}: {manifest.model_format.value} model {manifest.model_name!r}, "
+        f"{export.members} files, {size / 1e6:.1f} MB, service {manifest.service}"
+    )
+
+
+def _check(export: Export) -> None:
+    """Load the archive as the server would, and run its sample."""
+    configure_logging("WARNING")
+    with tempfile.TemporaryDirectory(prefix="mxnet-model-export-") as folder:
+        answer = asyncio.run(_ask(export, Path(folder)))
+    if answer is None:
+        click.echo("check: the archive loads; it has no sample request (sample.json) to run")
+    else:
+        click.echo(f"check: the archive loads and answers its sample: {answer}")
+
+
+async def _ask(export: Export, folder: Path) -> str | None:
+    become_subreaper()
+    archive = open_archive(export.path, folder)
+    settings = ModelSettings(workers=1, preload=False)
+    servable = Servable(
+        export.manifest.model_name,
+        "1",
+        archive,
+        settings,
+        max_response_bytes=1 << 30,
+        make_environment=lambda threads: worker_environment(os.environ, threads, lambda _: False),
+    )
+    try:
+        await servable.load()
+        sample = archive.manifest.serving.sample
+        if sample is None:
+            return None
+        body = (archive.folder / sample.file).read_bytes()
+        meta = RequestMeta("check", "predictions", sample.content_type, "")
+        answer = await servable.infer(meta.encode(), [body], len(body))
+    except StartupError:
+        raise
+    except MMSError as error:
+        raise ExportError(f"the sample request failed: {error}", error.detail) from error
+    finally:
+        await servable.unload(0.0, asyncio.Event())
+    return bytes(answer.body).decode(errors="replace")
+
+
+if __name__ == "__main__":
+    main()

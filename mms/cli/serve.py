@@ -1,0 +1,222 @@
+"""``mxnet-model-server``: serve models over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from mms.archive.reader import read_manifest
+from mms.config import (
+    ENV_PREFIX,
+    Config,
+    ModelSettings,
+    ServerSettings,
+    build_config,
+)
+from mms.errors import ConfigError, MMSError, StartupError
+from mms.log import configure_logging
+from mms.server import Server
+from mms.serving.registry import Registry
+from mms.version import __version__
+
+_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str}
+
+
+def main() -> None:
+    """Run the command; console entry point."""
+    command.main(args=expand_models(sys.argv[1:]), prog_name="mxnet-model-server")
+
+
+def expand_models(args: Sequence[str]) -> list[str]:
+    """Repeat ``--models`` before each of several pairs, which click's options do not take."""
+    expanded: list[str] = []
+    in_models = False
+    for arg in args:
+        if arg == "--models":
+            in_models = True
+            continue
+        if arg.startswith("-"):
+            in_models = False
+        expanded.extend(["--models", arg] if in_models else [arg])
+    if args and args[-1] == "--models":
+        expanded.append("--models")
+    return expanded
+
+
+def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the command one flag per setting, from the settings' own declarations."""
+    for cls in (ModelSettings, ServerSettings):
+        for f in reversed(dataclasses.fields(cls)):
+            flag = f"--{f.name.replace('_', '-')}"
+            is_flag = isinstance(f.default, bool)
+            shown = f" [default: {f.default}]" if f.default not in ("", None) else ""
+            declaration = f"{flag}/--no-{flag[2:]}" if is_flag else flag
+            command = click.option(
+                declaration,
+                f.name,
+                type=None if is_flag else _FLAG_TYPES[type(f.default)],
+                default=None,
+                metavar=None if is_flag else type(f.default).__name__.upper(),
+                help=f"{f.metadata['help']}{shown}",
+            )(command)
+    return command
+
+
+@click.command(
+    epilog="Every flag can be set in the environment too: --batch-size is MMS_BATCH_SIZE.",
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--models",
+    multiple=True,
+    metavar="NAME=PATH ...",
+    help="Models to serve, as pairs of a name and a .model file or an unpacked folder; several "
+    "may follow one --models. A bare path takes its name from the archive.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    envvar=f"{ENV_PREFIX}CONFIG",
+    help="YAML file with settings and models.",
+)
+@click.option("--print-config", is_flag=True, help="Print every setting and its origin, and exit.")
+@_settings_options
+@click.version_option(__version__, prog_name="mxnet-model-server")
+def command(
+    models: tuple[str, ...], config_file: Path | None, print_config: bool, **flags: Any
+) -> None:
+    r"""Serve MXNet and Gluon models over HTTP.
+
+    \b
+    mxnet-model-server --models crepe=character_cnn.model
+    curl http://127.0.0.1:8080/predictions/crepe -H 'content-type: application/json' -d '[...]'
+    """
+    try:
+        config = build_config(
+            [_parse_model(text) for text in models], flags, os.environ, config_file
+        )
+        if print_config:
+            _print_config(config)
+            return
+        if not config.models:
+            raise ConfigError("no model to serve; give --models NAME=PATH")
+        server = config.server
+        configure_logging(
+            server.log_level,
+            server.log_format,
+            Path(server.log_file) if server.log_file else None,
+            server.log_rotation_time or None,
+        )
+        _run(config)
+    except MMSError as error:
+        _report(error)
+        sys.exit(error.exit_status if isinstance(error, StartupError) else 1)
+
+
+def _run(config: Config) -> None:
+    import uvloop
+
+    async def run() -> None:
+        await Server(config, announce=_announce).run()
+
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run())
+    else:
+        uvloop.run(run())
+
+
+def _parse_model(text: str) -> tuple[str, str]:
+    """Split ``NAME=PATH``; a bare path is named by its manifest."""
+    name, separator, path = text.partition("=")
+    if separator and "/" not in name:
+        if not name or not path:
+            raise ConfigError(f"--models {text!r}: expected NAME=PATH, such as crepe=crepe.model")
+        return name, path
+    return read_manifest(text).model_name, text
+
+
+def _announce(server: Server) -> None:
+    """Say what is served where, with a command that works."""
+    host = server.config.server.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    base = f"http://{shown}:{server.port}"
+    rows = [
+        (
+            s.name,
+            s.version,
+            str(len(s.workers)),
+            str(s.settings.batch_size),
+            f"{base}/predictions/{s.name}",
+        )
+        for s in server.registry.servables()
+    ]
+    header = ("MODEL", "VERSION", "WORKERS", "BATCH", "PREDICT (POST)")
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+    example = "\n".join(f"  {line}" for line in _examples(server.registry, base))
+    click.echo(
+        f"\nmxnet-model-server {__version__}, listening on {base}\n\n"
+        + "\n".join(f"  {line}" for line in lines)
+        + f"\n\nTry:\n{example}\n",
+        err=True,
+    )
+
+
+def _examples(registry: Registry, base: str) -> list[str]:
+    """Give a curl line for the first model: its own sample request if it brings one."""
+    servable = registry.servables()[0]
+    archive = servable.archive
+    url = f"{base}/predictions/{servable.name}"
+    sample = archive.manifest.serving.sample
+    if sample:
+        text = _inline(archive.folder / sample.file)
+        data = f"-d '{text}'" if text else f"--data-binary @{sample.file}"
+        return [f"curl -X POST {url} -H 'content-type: {sample.content_type}' {data}"]
+    if archive.signature.takes_images:
+        return [f"curl -X POST {url} -T image.jpg"]
+    return [f"curl {base}/ping", f"curl {base}/api-description"]
+
+
+def _inline(path: Path) -> str:
+    """Give a short sample on one line, "" if it cannot stand between single quotes."""
+    if path.stat().st_size > 500:
+        return ""
+    try:
+        return orjson.dumps(orjson.loads(path.read_bytes())).decode().replace("'", "\\u0027")
+    except orjson.JSONDecodeError:
+        return ""
+
+
+def _print_config(config: Config) -> None:
+    for key, value in dataclasses.asdict(config.server).items():
+        click.echo(f"{key}: {value!r}  # {config.origins[key]}")
+    for model in config.models:
+        click.echo(f"models.{model.name}.path: {model.path!r}")
+        for key, value in dataclasses.asdict(model.settings).items():
+            origin = config.origins[f"models.{model.name}.{key}"]
+            click.echo(f"models.{model.name}.{key}: {value!r}  # {origin}")
+
+
+def _report(error: MMSError) -> None:
+    """Print an error for a person: the user's own traceback first, the one line last."""
+    if error.detail and error.detail.traceback and error.detail.stage == "load":
+        click.echo(error.detail.traceback, err=True)
+        click.echo("", err=True)
+    click.echo(f"Error: {error}", err=True)
+
+
+if __name__ == "__main__":
+    main()

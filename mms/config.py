@@ -1,0 +1,377 @@
+"""Typed settings of the server and of each model, and where each value came from.
+
+Every setting is declared once, as a field below; flag, environment variable and YAML key follow
+from its name. The order is flag > ``MMS_*`` environment > YAML file > the archive's ``Serving``
+> default, and an unknown key is an error that suggests the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mms.archive.manifest import ServingDefaults, is_model_name
+from mms.errors import ConfigError
+
+ENV_PREFIX = "MMS_"
+#: Environment variables with this prefix that are not settings.
+_OTHER_VARIABLES = {"MMS_CONFIG", "MMS_MANAGEMENT_TOKEN"}
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+T = TypeVar("T")
+
+
+def setting(default: Any, help_: str, *, minimum: float | None = None, choices: Any = None) -> Any:
+    """Declare a setting: its default, what it does, and which values it may have."""
+    metadata = {"help": help_, "minimum": minimum, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How one model is served."""
+
+    workers: int = setting(0, "Worker processes of the model; 0 is one per CPU core.", minimum=0)
+    batch_size: int = setting(
+        1, "Most requests joined in one forward pass; 1 turns batching off.", minimum=1
+    )
+    max_batch_delay: float = setting(
+        0.0,
+        "Milliseconds the oldest request waits for a batch to fill. A delay only helps clients "
+        "that come in step; 0 takes what waits.",
+        minimum=0,
+    )
+    queue_size: int = setting(
+        0, "Most requests that wait for the model; 0 is 100 per worker.", minimum=0
+    )
+    response_timeout: float = setting(
+        120.0, "Seconds until a request is answered 504 and a worker counts as hung.", minimum=0.001
+    )
+    load_timeout: float = setting(
+        600.0, "Seconds a worker may take to load the model.", minimum=0.001
+    )
+    retry_on_crash: bool = setting(
+        True, "Run the requests of a worker that died again, one by one, once."
+    )
+    preload: bool = setting(
+        True, "Load the model once and fork the workers from it (CPU only); saves memory and time."
+    )
+    threads: int = setting(
+        0, "Compute threads per worker; 0 is CPU cores divided by workers.", minimum=0
+    )
+    gpu: str = setting("", "Number of the GPU to run on, or several: 0,1. Empty is the CPU.")
+    service: str = setting("", "Service file to use instead of the archive's.")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The server process itself."""
+
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8080, "Port of the inference API; 0 takes a free one.", minimum=0)
+    max_request_bytes: int = setting(64 << 20, "Longest request body.", minimum=1)
+    max_response_bytes: int = setting(256 << 20, "Longest answer of a model.", minimum=1)
+    body_timeout: float = setting(
+        60.0, "Seconds a client may take to send a request's body.", minimum=0.001
+    )
+    keepalive_timeout: float = setting(75.0, "Seconds an idle connection is kept open.", minimum=0)
+    drain_delay: float = setting(
+        0.0, "Seconds between turning not ready and closing the port on SIGTERM.", minimum=0
+    )
+    shutdown_timeout: float = setting(
+        30.0, "Seconds that accepted requests get to finish on SIGTERM.", minimum=0
+    )
+    debug_errors: str = setting(
+        "auto",
+        "Answer errors of services with their type, stage and line: on, off, or auto "
+        "(on when listening on loopback only).",
+        choices=("auto", "on", "off"),
+    )
+    blacklist_env_vars: str = setting(
+        "", "Regular expression; environment variables that match are hidden from workers."
+    )
+    access_log: bool = setting(False, "Log one line per request.")
+    log_level: str = setting(
+        "INFO",
+        "Least severe level to log.",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    )
+    log_format: str = setting("text", "Log as text or as JSON.", choices=("text", "json"))
+    log_file: str = setting("", "File to log to instead of standard error.")
+    log_rotation_time: str = setting(
+        "", "When to start a new log file: '1 H' (S, M, H, D, W) or 'midnight'."
+    )
+    work_dir: str = setting(
+        "", "Folder to unpack archives in; the system's temporary one if empty."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve: its name, where its archive is, and its settings."""
+
+    name: str
+    path: str
+    settings: ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the server is told at its start."""
+
+    server: ServerSettings
+    models: tuple[ModelConfig, ...]
+    origins: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one origin, as texts or as YAML gave them."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T, dict[str, str]]:
+    """Give settings from layers, the first that has a value winning.
+
+    Args:
+        cls: ModelSettings or ServerSettings.
+        layers: From the strongest to the weakest.
+        prefix: Put before each key in the origins.
+
+    Returns:
+        The settings, and the origin of each value by key.
+
+    Raises:
+        ConfigError: A value has the wrong type or range; names the origin and the key.
+    """
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        origins[prefix + f.name] = "default"
+        for layer in layers:
+            value = layer.values.get(f.name)
+            if value is not None:
+                where = f"{layer.origin}: {prefix}{f.name}"
+                values[f.name] = _convert(value, hints[f.name], f.metadata, where)
+                origins[prefix + f.name] = layer.origin
+                break
+    return cls(**values), origins
+
+
+def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
+    """Refuse keys that do not exist.
+
+    Raises:
+        ConfigError: Naming the key and the nearest known one.
+    """
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{origin}: unknown key {key!r}{hint}")
+
+
+def keys(cls: type[Any]) -> list[str]:
+    """Give the names of a settings class's fields."""
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def environment_layer(environment: Mapping[str, str]) -> Layer:
+    """Give the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
+
+    Raises:
+        ConfigError: A variable with that prefix is no setting.
+    """
+    values = {
+        name[len(ENV_PREFIX) :].lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENV_PREFIX) and name not in _OTHER_VARIABLES
+    }
+    check_keys(values, keys(ServerSettings) + keys(ModelSettings), "environment (MMS_*)")
+    return Layer("environment", values)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Give the mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read or is no mapping.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
+    return document
+
+
+def build_config(
+    models: Sequence[tuple[str, str]],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> Config:
+    """Give the configuration of a server.
+
+    Args:
+        models: (name, path) pairs from the command line.
+        flags: Values of flags by setting name; None means not given.
+        environment: Where ``MMS_*`` variables are looked up.
+        file: YAML file with server settings, model settings for all models, and ``models``, a
+            mapping of names to a path or to a mapping with ``path`` and model settings.
+
+    Raises:
+        ConfigError: Something unknown or impossible is set.
+    """
+    document = read_file(file) if file else {}
+    origin = str(file) if file else "file"
+    known = [*keys(ServerSettings), *keys(ModelSettings), "models"]
+    check_keys(document, known, origin)
+    file_models = _file_models(document.pop("models", {}), origin)
+    shared = [Layer("flag", flags), environment_layer(environment), Layer(origin, document)]
+    server, origins = resolve(ServerSettings, shared)
+    named = dict(models)
+    configs = []
+    for name, path in {**{n: p for n, (p, _) in file_models.items()}, **named}.items():
+        _check_model_name(name)
+        own = Layer(f"{origin}: models.{name}", file_models.get(name, ("", {}))[1])
+        layers = [*shared[:2], own, shared[2]]
+        settings, own_origins = resolve(ModelSettings, layers, f"models.{name}.")
+        origins |= own_origins
+        configs.append(ModelConfig(name, path, settings))
+    return Config(server, tuple(configs), origins)
+
+
+def with_archive_defaults(
+    settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str], name: str
+) -> ModelSettings:
+    """Fill in what the archive's ``Serving`` sets and nothing stronger does."""
+    changes = {
+        key: value
+        for key in ("workers", "batch_size", "max_batch_delay", "response_timeout")
+        if (value := getattr(serving, key)) is not None
+        and origins.get(f"models.{name}.{key}", "default") == "default"
+    }
+    return dataclasses.replace(settings, **changes)
+
+
+def usable_cores() -> int:
+    """Give the CPU cores this process may use, a container's quota included."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(cores, 1)
+
+
+def _file_models(value: Any, origin: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}: models must map names to paths or settings")
+    models: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, entry in value.items():
+        if isinstance(entry, str):
+            models[str(name)] = (entry, {})
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise ConfigError(f"{origin}: models.{name} needs a path")
+        settings = {key: setting_ for key, setting_ in entry.items() if key != "path"}
+        check_keys(settings, keys(ModelSettings), f"{origin}: models.{name}")
+        models[str(name)] = (entry["path"], settings)
+    return models
+
+
+def _check_model_name(name: str) -> None:
+    if not is_model_name(name):
+        raise ConfigError(
+            f"model name {name!r} cannot stand in a URL; use letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+
+
+def _convert(value: Any, kind: Any, rules: Mapping[str, Any], where: str) -> Any:
+    try:
+        converted = _CONVERTERS[kind](value)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{where}: expected {_KINDS[kind]}, got {value!r}") from None
+    minimum, choices = rules["minimum"], rules["choices"]
+    if minimum is not None and not converted >= minimum:
+        raise ConfigError(f"{where}: must be at least {minimum}, got {value!r}")
+    if choices:
+        for choice in choices:
+            if str(converted).lower() == choice.lower():
+                return choice
+        raise ConfigError(f"{where}: must be one of {', '.join(choices)}, got {value!r}")
+    return converted
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, (bool, float)) and not (isinstance(value, float) and value.is_integer()):
+        raise ValueError
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError
+    return number
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise ValueError
+
+
+def _to_str(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, (dict, bool)):
+        raise ValueError
+    return str(value)
+
+
+_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_str}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """Give the GPU numbers in ``"0"`` or ``"0,1"``; none for an empty text.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not text.strip():
+        return ()
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ConfigError(f"gpu: expected numbers such as 0 or 0,1, got {text!r}")
+    return tuple(int(part) for part in text.split(","))

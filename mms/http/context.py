@@ -1,0 +1,44 @@
+"""What handlers share: given to them through the application, made once at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mms.config import ServerSettings
+from mms.metrics import Exporter, ServerMetrics
+from mms.serving.registry import Registry
+
+
+@dataclass
+class Context:
+    """The parts of the server that routes need.
+
+    Attributes:
+        registry: The models.
+        settings: The server's settings.
+        metrics: Counters of requests that belong to no model.
+        exporter: Renders all metrics.
+        is_started: Whether every start-up model has been loaded.
+        is_draining: Whether the server is on its way down.
+    """
+
+    registry: Registry
+    settings: ServerSettings
+    metrics: ServerMetrics
+    exporter: Exporter
+    is_started: bool = False
+    is_draining: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every start-up model can serve now, and the server is not stopping."""
+        return (
+            self.is_started
+            and not self.is_draining
+            and all(servable.is_ready for servable in self.registry.servables())
+        )
+
+
+CONTEXT = web.AppKey("context", Context)

@@ -1,0 +1,104 @@
+"""The one table from errors to HTTP statuses, and the body of an error answer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from mms.errors import (
+    ArchiveError,
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    MMSError,
+    ModelNotFound,
+    OutOfMemory,
+    PayloadTooLarge,
+    ProtocolError,
+    RejectedByService,
+    StartupError,
+    Unavailable,
+    UnsupportedMedia,
+    WorkerDied,
+)
+
+#: The nearest class up an error's tree decides. A start-up error only reaches a client when a
+#: model is loaded on request.
+STATUSES: dict[type[MMSError], int] = {
+    InvalidRequest: 400,
+    ModelNotFound: 404,
+    PayloadTooLarge: 413,
+    UnsupportedMedia: 415,
+    InferenceFailed: 500,
+    WorkerDied: 500,
+    ProtocolError: 500,
+    StartupError: 500,
+    ArchiveError: 400,
+    Unavailable: 503,
+    DeadlineExceeded: 504,
+    OutOfMemory: 507,
+    MMSError: 500,
+}
+
+
+def status_of(error: MMSError) -> int:
+    """Give the HTTP status of an error."""
+    if isinstance(error, RejectedByService):
+        return error.status
+    return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+
+
+def error_response(error: MMSError, request_id: str, debug: bool) -> web.Response:
+    """Give the answer to a request that failed.
+
+    Args:
+        error: What went wrong.
+        request_id: The request's id.
+        debug: Whether the answer may say what the service raised, where, and in which stage.
+    """
+    status = status_of(error)
+    headers = {"X-Request-Id": request_id}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    message = str(error)
+    details: dict[str, str] = {}
+    if error.detail and isinstance(error, InferenceFailed):
+        details = {"stage": error.detail.stage}
+        if debug:
+            details |= {"exception": error.detail.type, "where": error.detail.where}
+            last_line = error.detail.traceback.rsplit("\n", 1)[-1]
+            message = f"{message}: {last_line}" if last_line else message
+    return response(status, type(error).__name__, error.code, message, request_id, headers, details)
+
+
+def response(
+    status: int,
+    type_: str,
+    code: str,
+    message: str,
+    request_id: str,
+    headers: dict[str, str],
+    details: dict[str, str] | None = None,
+) -> web.Response:
+    """Give an error answer; `code` and `message` stand at the top, too, for clients of MMS 1.x."""
+    document: dict[str, Any] = {
+        "error": {
+            "code": code,
+            "type": type_,
+            "message": message,
+            "request_id": request_id,
+            **(details or {}),
+        },
+        "code": status,
+        "type": type_,
+        "message": message,
+    }
+    return web.Response(
+        status=status,
+        body=orjson.dumps(document) + b"\n",
+        content_type="application/json",
+        headers=headers,
+    )

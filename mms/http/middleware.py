@@ -1,0 +1,133 @@
+"""What happens to every request: it gets an id, is measured, and its errors become answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from mms import log
+from mms.errors import MMSError
+from mms.http.errors import error_response, response
+from mms.metrics import ServableMetrics, ServerMetrics
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+logger = logging.getLogger("mms.http")
+access_logger = logging.getLogger("mms.access")
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+#: Where a handler leaves the counters of the model it asked.
+METRICS_KEY = web.RequestKey("metrics", ServableMetrics)
+#: The request's id.
+ID_KEY = web.RequestKey("request_id", str)
+
+
+class RequestIds:
+    """Makes ids that no other server process makes: a random part and a counter."""
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
+
+    def of(self, request: web.Request) -> str:
+        """Give the id that the client sent, if it is one, or a new one."""
+        sent = request.headers.get("X-Request-Id")
+        if sent is not None and _REQUEST_ID.fullmatch(sent):
+            return sent
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool) -> Any:
+    """Give the one middleware of the application."""
+    ids = RequestIds()
+
+    # aiohttp passes the next handler by keyword, so its name is part of the interface.
+    @web.middleware
+    async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.monotonic()
+        request_id = ids.of(request)
+        request[ID_KEY] = request_id
+        log.request_id.set(request_id)
+        answer: web.StreamResponse | None = None
+        status = 499  # nginx's number for "the client left"
+        try:
+            answer = await handler(request)
+            status = answer.status
+        except MMSError as error:
+            answer = error_response(error, request_id, debug_errors)
+            status = answer.status
+            _log_error(error, status)
+        except web.HTTPException as error:
+            answer = _http_error(error, request, request_id)
+            status = answer.status
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("a bug: %s %s", request.method, request.path)
+            status = 500
+            answer = response(
+                500,
+                "InternalError",
+                "internal_error",
+                "an internal error; see the server's log",
+                request_id,
+                {"X-Request-Id": request_id},
+            )
+        finally:
+            _count(request, status, time.monotonic() - started, metrics)
+            if access_log:
+                access_logger.info(
+                    '%s "%s %s" %d %.1fms',
+                    request.remote,
+                    request.method,
+                    request.path,
+                    status,
+                    (time.monotonic() - started) * 1000,
+                )
+        return answer
+
+    return measure
+
+
+def _count(request: web.Request, status: int, seconds: float, server: ServerMetrics) -> None:
+    route = request.match_info.route.name or "unknown"
+    model = request.get(METRICS_KEY)
+    if model is None:
+        server.requests[route, status] += 1
+        return
+    model.requests[route, status] += 1
+    model.duration.observe(seconds)
+
+
+def _log_error(error: MMSError, status: int) -> None:
+    # A failing service has logged its traceback from the worker under the same request id.
+    level = logging.WARNING if status >= 500 else logging.DEBUG
+    logger.log(level, "answered %d: %s", status, error)
+
+
+def _http_error(
+    error: web.HTTPException, request: web.Request, request_id: str
+) -> web.StreamResponse:
+    """Give aiohttp's own errors our shape; its redirects and such stay what they are."""
+    if error.status < 400:
+        error.headers["X-Request-Id"] = request_id
+        raise error
+    headers = {"X-Request-Id": request_id}
+    message = error.reason
+    if isinstance(error, web.HTTPNotFound):
+        message = f"there is no route {request.path[:200]!r}; GET / lists them"
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not allowed here; allowed: {headers['Allow']}"
+    code = _HTTP_CODES.get(error.status, "http_error")
+    return response(error.status, type(error).__name__, code, message, request_id, headers)

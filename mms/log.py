@@ -1,0 +1,233 @@
+"""Logging of the server process, and the line format in which workers hand it theirs.
+
+A worker writes each log record to its standard error as one line: a record separator (RFC 7464)
+and a JSON object. The server reads the pipe, formats those records like its own and passes on any
+other line (prints, a native crash's traceback) as output of the model. So one process decides on
+format, file and rotation, and every line of a request carries its id.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import logging.handlers
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mms.errors import ConfigError
+
+#: Marks a line on a worker's standard error as a log record: ASCII record separator.
+RECORD_MARK = b"\x1e"
+
+#: Id of the request that this task (server) or this stage (worker) works for.
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+
+
+def get_logger(name: str = "mms") -> logging.Logger:
+    """Give a logger; v0.4 services import this name."""
+    return logging.getLogger(name)
+
+
+class _ContextFilter(logging.Filter):
+    """Add `request_id` and `model` to records that do not bring them along."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "request_id"):
+            record.request_id = request_id.get()
+        if not hasattr(record, "model"):
+            record.model = ""
+        return True
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31T12:00:00.123Z INFO mms.serving [crepe] message (request 7f3a)``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give one line, and the traceback below it if the record has one."""
+        extra = vars(record)
+        model = f" [{extra['model']}]" if extra.get("model") else ""
+        request = f" (request {extra['request_id']})" if extra.get("request_id") else ""
+        # A client's text must not be able to forge a line of the log.
+        message = _printable(record.getMessage())
+        line = f"{_timestamp(record)} {record.levelname} {record.name}{model} {message}{request}"
+        traceback = _traceback(record, self)
+        return f"{line}\n{traceback}" if traceback else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record, on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the object: time, level, logger, message, and what else is known."""
+        document: dict[str, Any] = {
+            "time": _timestamp(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key in ("model", "request_id"):
+            if getattr(record, key, ""):
+                document[key] = getattr(record, key)
+        traceback = _traceback(record, self)
+        if traceback:
+            document["traceback"] = traceback
+        return orjson.dumps(document, default=str).decode()
+
+
+class WorkerHandler(logging.Handler):
+    """Writes records in the format that `emit_worker_line` reads; used inside workers."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record as one write, so that lines of several workers never mix."""
+        try:
+            document = {
+                "level": record.levelno,
+                "logger": record.name,
+                "message": record.getMessage(),
+                "created": record.created,
+                "request_id": request_id.get(),
+                "traceback": vars(record).get("traceback")
+                or _traceback(record, logging.Formatter()),
+            }
+            line = RECORD_MARK + orjson.dumps(document, default=str) + b"\n"
+            sys.stderr.flush()
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+        except Exception:  # noqa: BLE001 - logging must never take its caller down
+            self.handleError(record)
+
+
+def emit_worker_line(line: bytes, model: str) -> None:
+    """Log one line from a worker's standard output or error.
+
+    Args:
+        line: Without its line end.
+        model: Name of the model that the worker serves.
+    """
+    document = None
+    if line.startswith(RECORD_MARK):
+        try:
+            document = orjson.loads(line[len(RECORD_MARK) :])
+        except orjson.JSONDecodeError:
+            document = None
+    if not isinstance(document, dict):
+        text = line.decode(errors="replace")
+        if text.strip():
+            logging.getLogger("mms.output").info("%s", text, extra={"model": model})
+        return
+    logger = logging.getLogger(str(document.get("logger", "mms.worker")))
+    level = document.get("level")
+    level = level if isinstance(level, int) else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    record = logger.makeRecord(
+        logger.name, level, "", 0, "%s", (document.get("message", ""),), None
+    )
+    created = document.get("created")
+    if isinstance(created, float):
+        record.created = created
+        record.msecs = (created % 1) * 1000
+    record.model = model
+    record.request_id = str(document.get("request_id", ""))
+    record.exc_text = str(document.get("traceback") or "") or None
+    logger.handle(record)
+
+
+def configure_logging(
+    level: str = "INFO",
+    format_: str = "text",
+    file: Path | None = None,
+    rotation: str | None = None,
+) -> logging.Handler:
+    """Send the root logger's records to standard error, or to a file if one is named.
+
+    Args:
+        level: DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case.
+        format_: ``text`` or ``json``.
+        file: Where to log instead of standard error.
+        rotation: When to start a new file: ``"1 H"`` as v0.4 wrote it (S, M, H, D, W, or
+            midnight).
+
+    Returns:
+        The handler, so that the caller can close or reopen it.
+
+    Raises:
+        ConfigError: The file cannot be opened, or a value is none of the above.
+    """
+    number = logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise ConfigError(f"log level {level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
+    handler = _handler(file, rotation)
+    handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
+    handler.addFilter(_ContextFilter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(number)
+    return handler
+
+
+def configure_worker_logging(level: int) -> None:
+    """Send a worker's records to the server process, whatever logger they come from."""
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(WorkerHandler())
+    root.setLevel(level)
+
+
+def _handler(file: Path | None, rotation: str | None) -> logging.Handler:
+    if file is None:
+        return logging.StreamHandler(sys.stderr)
+    try:
+        if rotation is None:
+            return logging.handlers.WatchedFileHandler(file)
+        when, interval = _parse_rotation(rotation)
+        return logging.handlers.TimedRotatingFileHandler(
+            file, when=when, interval=interval, backupCount=10
+        )
+    except OSError as error:
+        raise ConfigError(f"log file {file} cannot be opened: {error.strerror}") from None
+
+
+def _parse_rotation(text: str) -> tuple[str, int]:
+    parts = text.upper().split()
+    if parts == ["MIDNIGHT"]:
+        return "midnight", 1
+    if len(parts) == 2 and parts[0].isdecimal() and int(parts[0]) > 0:
+        number, unit = int(parts[0]), parts[1]
+        if unit == "W":
+            return "D", 7 * number
+        if unit in ("S", "M", "H", "D"):
+            return unit, number
+    raise ConfigError(
+        f"log rotation {text!r} is not understood; write a number and a unit such as '1 H' "
+        "(S, M, H, D or W), or 'midnight'"
+    )
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+def _traceback(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+    if record.exc_info and not record.exc_text:
+        record.exc_text = formatter.formatException(record.exc_info)
+    return record.exc_text or ""
+
+
+def _printable(text: str) -> str:
+    return (
+        text
+        if text.isprintable()
+        else "".join(
+            char if char.isprintable() or char == "\t" else f"\\x{ord(char):02x}" for char in text
+        )
+    )

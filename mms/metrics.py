@@ -1,0 +1,279 @@
+"""Counters and histograms of the server, and their rendering for Prometheus at scrape.
+
+On the hot path a metric is a plain integer or list of integers in this process: about 2 µs per
+request against 6 to 12 for the client library's objects. `Exporter` turns them into the library's
+families when somebody asks.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from mms.protocol import Stage
+from mms.version import __version__
+
+#: From an answer without a model to a large network on a slow machine (seconds).
+DURATION_BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
+)  # fmt: skip
+#: Stages are shorter than requests (seconds).
+STAGE_BUCKETS = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 10.0,
+)  # fmt: skip
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+#: From an empty answer to a large tensor (bytes).
+SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+
+
+class Histogram:
+    """Counts of values by bucket, and their sum. A value on a bound belongs below it."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Give (upper bound, values up to it) as Prometheus counts them."""
+        rows = []
+        count = 0
+        for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            count += number
+            rows.append(("+Inf" if bound == float("inf") else str(float(bound)), float(count)))
+        return rows
+
+
+class ServableMetrics:
+    """What is counted for one version of one model."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.model = model
+        self.version = version
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.duration = Histogram(DURATION_BUCKETS)
+        self.queue_wait = Histogram(DURATION_BUCKETS)
+        self.stages = {stage: Histogram(STAGE_BUCKETS) for stage in Stage}
+        self.batch_size = Histogram(BATCH_BUCKETS)
+        self.releases: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.restarts: Counter[str] = Counter()
+        self.request_bytes = Histogram(SIZE_BUCKETS)
+        self.response_bytes = Histogram(SIZE_BUCKETS)
+        self.load_seconds = 0.0
+
+
+@dataclass
+class ServerMetrics:
+    """What is counted for requests that belong to no model, by (route, status)."""
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class ServableSnapshot:
+    """The gauges of one servable at this moment.
+
+    Attributes:
+        metrics: Its counters.
+        state: Name of its state.
+        states: Names of all states there are.
+        queue_depth: Requests waiting.
+        queue_limit: Most that may wait.
+        in_flight: Requests in workers.
+        workers: Number of workers by name of their state.
+        worker_memory: (pid, resident bytes) of each worker.
+    """
+
+    metrics: ServableMetrics
+    state: str
+    states: Sequence[str]
+    queue_depth: int
+    queue_limit: int
+    in_flight: int
+    workers: dict[str, int]
+    worker_memory: Sequence[tuple[int, int]]
+
+
+class Source(Protocol):
+    """Where the exporter gets its numbers."""
+
+    def snapshots(self) -> Iterable[ServableSnapshot]:
+        """Give the state of each servable."""
+
+
+class Exporter:
+    """Renders everything for one scrape."""
+
+    def __init__(self, source: Source, server: ServerMetrics) -> None:
+        self._source = source
+        self._server = server
+        self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self)
+
+    def render(self) -> bytes:
+        """Give the text exposition format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """prometheus_client: give every metric family."""
+        snapshots = list(self._source.snapshots())
+        yield from self._request_metrics(snapshots)
+        yield from _histograms(snapshots)
+        yield from _gauges(snapshots)
+        build = GaugeMetricFamily(
+            "mms_build_info", "Always 1.", labels=["version", "python_version"]
+        )
+        build.add_metric([__version__, platform.python_version()], 1)
+        yield build
+
+    def _request_metrics(self, snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "mms_requests_total",
+            "Requests answered; those for no model have an empty model label.",
+            labels=["model", "version", "route", "code"],
+        )
+        rejected = CounterMetricFamily(
+            "mms_requests_rejected_total",
+            "Requests that never reached a worker, by reason.",
+            labels=["model", "version", "reason"],
+        )
+        for (route, code), count in self._server.requests.items():
+            requests.add_metric(["", "", route, str(code)], count)
+        for reason, count in self._server.rejected.items():
+            rejected.add_metric(["", "", reason], count)
+        for snapshot in snapshots:
+            m = snapshot.metrics
+            for (route, code), count in m.requests.items():
+                requests.add_metric([m.model, m.version, route, str(code)], count)
+            for reason, count in m.rejected.items():
+                rejected.add_metric([m.model, m.version, reason], count)
+        yield requests
+        yield rejected
+        yield _counters(
+            snapshots,
+            "mms_batch_release_total",
+            "Batches sent to workers, by why they were sent then.",
+            "reason",
+            lambda m: m.releases,
+        )
+        yield _counters(
+            snapshots,
+            "mms_worker_restarts_total",
+            "Workers replaced, by what ended them.",
+            "reason",
+            lambda m: m.restarts,
+        )
+
+
+def _counters(
+    snapshots: Sequence[ServableSnapshot],
+    name: str,
+    help_: str,
+    label: str,
+    get: Callable[[ServableMetrics], Counter[str]],
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_, labels=["model", "version", label])
+    for snapshot in snapshots:
+        m = snapshot.metrics
+        for value, count in get(m).items():
+            family.add_metric([m.model, m.version, value], count)
+    return family
+
+
+def _histograms(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
+    described: list[tuple[str, str, Callable[[ServableMetrics], Histogram]]] = [
+        (
+            "mms_request_duration_seconds",
+            "From the request's head to its answer.",
+            lambda m: m.duration,
+        ),
+        (
+            "mms_queue_wait_seconds",
+            "From a request's arrival in the queue to its batch's departure.",
+            lambda m: m.queue_wait,
+        ),
+        ("mms_batch_size", "Requests per frame sent to a worker.", lambda m: m.batch_size),
+        ("mms_request_bytes", "Length of request bodies.", lambda m: m.request_bytes),
+        ("mms_response_bytes", "Length of answers.", lambda m: m.response_bytes),
+    ]
+    for name, help_, get in described:
+        family = HistogramMetricFamily(name, help_, labels=["model", "version"])
+        for snapshot in snapshots:
+            m = snapshot.metrics
+            family.add_metric([m.model, m.version], get(m).cumulative(), get(m).total)
+        yield family
+    stages = HistogramMetricFamily(
+        "mms_stage_duration_seconds",
+        "Time a batch spent in each stage of the worker.",
+        labels=["model", "version", "stage"],
+    )
+    for snapshot in snapshots:
+        m = snapshot.metrics
+        for stage, histogram in m.stages.items():
+            stages.add_metric(
+                [m.model, m.version, stage.name.lower()], histogram.cumulative(), histogram.total
+            )
+    yield stages
+
+
+def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
+    described: list[tuple[str, str, Callable[[ServableSnapshot], float]]] = [
+        ("mms_queue_depth", "Requests waiting.", lambda s: s.queue_depth),
+        ("mms_queue_limit", "Most requests that may wait.", lambda s: s.queue_limit),
+        ("mms_in_flight", "Requests in workers.", lambda s: s.in_flight),
+        (
+            "mms_model_load_seconds",
+            "What loading the model took.",
+            lambda s: s.metrics.load_seconds,
+        ),
+    ]
+    for name, help_, get in described:
+        family = GaugeMetricFamily(name, help_, labels=["model", "version"])
+        for snapshot in snapshots:
+            family.add_metric([snapshot.metrics.model, snapshot.metrics.version], get(snapshot))
+        yield family
+    state = GaugeMetricFamily(
+        "mms_model_state", "1 for the state the model is in.", labels=["model", "version", "state"]
+    )
+    workers = GaugeMetricFamily(
+        "mms_workers", "Workers by state.", labels=["model", "version", "state"]
+    )
+    memory = GaugeMetricFamily(
+        "mms_worker_memory_bytes",
+        "Resident memory of each worker; pages shared with its loader count in full.",
+        labels=["model", "version", "pid"],
+    )
+    for snapshot in snapshots:
+        labels = [snapshot.metrics.model, snapshot.metrics.version]
+        for name in snapshot.states:
+            state.add_metric([*labels, name], float(name == snapshot.state))
+        for name, count in snapshot.workers.items():
+            workers.add_metric([*labels, name], count)
+        for pid, resident in snapshot.worker_memory:
+            memory.add_metric([*labels, str(pid)], resident)
+    yield state
+    yield workers
+    yield memory

@@ -1,0 +1,108 @@
+"""PUBLIC: the base classes of all v0.4 services. Imports neither mxnet nor numpy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+URL_PREFIX = ("http://", "https://", "s3://")
+
+
+class ModelService:
+    """One model behind one service; made once per worker process.
+
+    Args:
+        model_name: Name in the archive's manifest.
+        model_dir: Folder of the unpacked archive.
+        manifest: MANIFEST.json as a dict.
+        gpu: Number of the GPU to run on; None is the CPU.
+    """
+
+    def __init__(
+        self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
+    ) -> None:
+        self.ctx: Any = None
+
+    def inference(self, data: list[Any]) -> Any:
+        """Answer one request.
+
+        Args:
+            data: One entry per input of the signature: parsed JSON, or the bytes of an image.
+
+        Returns:
+            What the client gets: anything that JSON can hold, NDArrays and NumPy values too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define inference(self, data)")
+
+    def ping(self) -> Any:
+        """Raise if the service cannot serve."""
+        return "healthy!"
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """signature.json as a dict; a subclass that reads one overrides this."""
+        return {}
+
+
+class SingleNodeService(ModelService):
+    """A service in three stages, each of which a subclass may override.
+
+    Requests are answered by ``_postprocess(_inference(_preprocess(data)))``. With a batch size
+    above 1 the server runs ``_preprocess`` and ``_postprocess`` once per request, each pair on a
+    shallow copy of the service, and ``_inference`` once for the batch, its arrays joined along
+    axis 0 and its outputs split again. A service that overrides `inference` is never batched.
+    """
+
+    def inference(self, data: list[Any]) -> Any:
+        """Run the three stages."""
+        return self._postprocess(self._inference(self._preprocess(data)))
+
+    def _inference(self, data: Any) -> Any:
+        """Run the network: preprocessed arrays in, output arrays out."""
+        return data
+
+    def _preprocess(self, data: list[Any]) -> Any:
+        """Turn a request's inputs into arrays with a leading batch axis."""
+        return data
+
+    def _postprocess(self, data: Any) -> Any:
+        """Turn the network's outputs into the answer."""
+        return data
+
+
+def load_service(path: str, name: str | None = None) -> ModuleType:
+    """Import a service file as a module.
+
+    Args:
+        path: The ``.py`` file. Its folder is put on ``sys.path``, so that it can import its
+            neighbours.
+        name: Name for the module; the file's own by default.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Exception: Whatever the file itself raises.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"service file {path} does not exist")
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = name or os.path.splitext(os.path.basename(path))[0]
+    if name in sys.modules:
+        # A service called random.py must not become everybody's `random`.
+        name = f"mms_service_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs: dataclasses and pickle look their module up by name.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

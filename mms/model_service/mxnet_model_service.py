@@ -1,0 +1,315 @@
+"""PUBLIC: services for MXNet symbols and Gluon networks, under v0.4's names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
+from mms.model_service.model_service import SingleNodeService
+from mms.worker.engine import import_mxnet
+
+mx = import_mxnet()
+
+
+def check_input_shape(inputs: Any, signature: dict[str, Any]) -> None:
+    """Check arrays against a signature.
+
+    Args:
+        inputs: NDArrays, one per input; axis 0 is the batch and may have any size.
+        signature: signature.json as a dict; a 0 in ``data_shape`` allows any size.
+
+    Raises:
+        InvalidInputShape: Naming the input, what was expected and what came.
+    """
+    if not isinstance(inputs, (list, tuple)):
+        raise InvalidInputShape(f"inputs must be a list of NDArrays, got {type(inputs).__name__}")
+    if len(inputs) != len(signature["inputs"]):
+        raise InvalidInputShape(
+            f"the model takes {len(signature['inputs'])} inputs, got {len(inputs)}"
+        )
+    for array, spec in zip(inputs, signature["inputs"], strict=True):
+        name, expected = spec["data_name"], tuple(spec["data_shape"])
+        shape = getattr(array, "shape", None)
+        if shape is None:
+            raise InvalidInputShape(
+                f"input {name!r} must be an NDArray, got {type(array).__name__}"
+            )
+        fits = len(shape) == len(expected) and all(
+            size in (0, got) for size, got in zip(expected[1:], shape[1:], strict=True)
+        )
+        if not fits:
+            raise InvalidInputShape(
+                f"input {name!r} has shape {_shape(shape)}, expected {_shape(expected)} "
+                "(axis 0 is the batch; ? is any size)"
+            )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "(" + ", ".join("?" if size == 0 else str(size) for size in sizes) + ")"
+
+
+class _ArchiveService(SingleNodeService):
+    """What both kinds of MXNet service share: device, signature, labels, ping."""
+
+    def __init__(
+        self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
+    ) -> None:
+        super().__init__(model_name, model_dir, manifest, gpu)
+        self.model_name = model_name
+        self.ctx = _device(gpu)
+        self.param_filename = manifest["Model"].get("Parameters") or None
+        self._signature = _read_signature(model_dir, manifest)
+        synset = os.path.join(model_dir, "synset.txt")
+        if os.path.isfile(synset):
+            with open(synset, encoding="utf-8") as file:
+                self.labels = [line.strip() for line in file]
+
+    def ping(self) -> str:
+        """Give MXNet's version."""
+        return str(mx.__version__)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """signature.json as a dict."""
+        return self._signature
+
+
+class MXNetBaseService(_ArchiveService):
+    """Serves an MXNet symbol with its parameters.
+
+    Attributes:
+        mx_model: The network, a `SymbolModel`.
+        ctx: The device it lies on.
+        labels: Lines of synset.txt; absent if the archive has none.
+    """
+
+    def __init__(
+        self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
+    ) -> None:
+        super().__init__(model_name, model_dir, manifest, gpu)
+        symbol = manifest["Model"].get("Symbol")
+        if not symbol or not self.param_filename:
+            raise ModelLoadFailed(
+                "MXNetBaseService needs a symbol and a parameter file in the archive; "
+                "for a Gluon network derive the service from GluonImperativeBaseService"
+            )
+        self.mx_model = SymbolModel(
+            os.path.join(model_dir, symbol),
+            os.path.join(model_dir, self.param_filename),
+            [spec["data_name"] for spec in self._signature["inputs"]],
+            self.ctx,
+        )
+
+    def _preprocess(self, data: list[Any]) -> list[Any]:
+        """Give each input, a nested list or an array, as a float32 NDArray of its shape."""
+        arrays = []
+        for value, spec in zip(data, self.signature["inputs"], strict=True):
+            try:
+                arrays.append(mx.nd.array(value))
+            except (TypeError, ValueError) as error:
+                raise InvalidRequest(
+                    f"input {spec['data_name']!r} is not an array of numbers of shape "
+                    f"{_shape(spec['data_shape'])}: {error}"
+                ) from error
+        return arrays
+
+    def _inference(self, data: list[Any]) -> list[Any]:
+        """Check the shapes and run the network.
+
+        Args:
+            data: NDArrays, one per input.
+
+        Returns:
+            The symbol's outputs, NDArrays on `ctx`.
+        """
+        check_input_shape(data, self.signature)
+        outputs: list[Any] = self.mx_model(*[array.as_in_context(self.ctx) for array in data])
+        return outputs
+
+    def _postprocess(self, data: list[Any]) -> list[str]:
+        """Give each output as the text of its nested list, as v0.4 did."""
+        return [str(array.asnumpy().tolist()) for array in data]
+
+
+class GluonImperativeBaseService(_ArchiveService):
+    """Serves a Gluon network.
+
+    A subclass makes the network and passes it on; the archive's parameter file is then loaded
+    onto the device and a HybridBlock is hybridized. Without a parameter file in the archive the
+    subclass initialises the network itself.
+
+    Attributes:
+        net: The network.
+        ctx: The device it lies on.
+        labels: Lines of synset.txt; absent if the archive has none.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        model_dir: str,
+        manifest: dict[str, Any],
+        net: Any = None,
+        gpu: int | None = None,
+    ) -> None:
+        super().__init__(model_name, model_dir, manifest, gpu)
+        self.net = net
+        if net is None:
+            return
+        if self.param_filename:
+            _load_parameters(net, os.path.join(model_dir, self.param_filename), self.ctx)
+        if isinstance(net, mx.gluon.HybridBlock):
+            # Not static_shape: batch sizes vary, and each change would plan memory anew.
+            net.hybridize(static_alloc=True)
+
+    def _preprocess(self, data: list[Any]) -> Any:
+        """Give each input as a float32 NDArray."""
+        return [mx.nd.array(value, ctx=self.ctx) for value in data]
+
+    def _inference(self, data: Any) -> Any:
+        """Check the shapes, then run the network on the inputs."""
+        check_input_shape(data, self.signature)
+        return None if self.net is None else self.net(*data)
+
+
+class SymbolModel:
+    """An MXNet symbol with parameters, callable with any batch size.
+
+    Built on SymbolBlock, which is faster than Module and needs no re-binding when the batch
+    size changes; `forward` and `get_outputs` keep services that call the Module running.
+
+    Args:
+        symbol_file: Path of ``...-symbol.json``.
+        param_file: Path of ``...-NNNN.params``.
+        data_names: Names of the symbol's inputs, in the order of the signature.
+        ctx: Device to load onto.
+
+    Raises:
+        ModelLoadFailed: The symbol lacks an input, or the parameters do not fit the symbol.
+    """
+
+    def __init__(
+        self, symbol_file: str, param_file: str, data_names: Sequence[str], ctx: Any
+    ) -> None:
+        self.symbol = mx.sym.load(symbol_file)
+        self._ctx = ctx
+        self._data_names = list(data_names)
+        self._outputs: list[Any] = []
+        parameters = {_bare_name(name) for name in mx.nd.load(param_file)}
+        arguments = self.symbol.list_arguments()
+        free = [name for name in arguments if name not in parameters]
+        for name in self._data_names:
+            if name not in free:
+                raise ModelLoadFailed(
+                    f"the signature's input {name!r} is none of the symbol's inputs: "
+                    f"{', '.join(free) or 'none'}"
+                )
+        # What is neither input nor parameter feeds a training output such as SoftmaxOutput.
+        self._label_names = [name for name in free if name not in self._data_names]
+        for name in self._label_names:
+            if not name.endswith("label"):
+                raise ModelLoadFailed(
+                    f"parameter {name!r} of the symbol is missing in {os.path.basename(param_file)}"
+                )
+        inputs = self._data_names + self._label_names
+        self._block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
+        self._block.collect_params().load(
+            param_file, ctx=ctx, ignore_extra=True, cast_dtype=True, dtype_source="saved"
+        )
+        self._block.hybridize(static_alloc=True)
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Run the network.
+
+        Args:
+            inputs: NDArrays in the order of `data_names`, on the model's device. Like Module,
+                it runs on float32: pixels may come as uint8.
+
+        Returns:
+            The outputs, one NDArray each.
+        """
+        floats = [array.astype("float32", copy=False) for array in inputs]
+        outputs = self._block(*floats, *self._labels(floats))
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def forward(self, data_batch: Any, is_train: bool | None = None) -> None:
+        """Run ``data_batch.data``, as Module.forward does; training is not supported."""
+        arrays = [array.as_in_context(self._ctx) for array in data_batch.data]
+        self._outputs = self(*arrays)
+
+    def get_outputs(self, *_: Any, **__: Any) -> list[Any]:
+        """Give the outputs of the last `forward`."""
+        return self._outputs
+
+    @property
+    def data_names(self) -> list[str]:
+        """Names of the inputs."""
+        return list(self._data_names)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs."""
+        return list(self.symbol.list_outputs())
+
+    def get_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Give (arguments, auxiliary states), NDArrays by name, as Module.get_params does."""
+        auxiliary = set(self.symbol.list_auxiliary_states())
+        values = {name: p.data() for name, p in self._block.collect_params().items()}
+        return (
+            {name: value for name, value in values.items() if name not in auxiliary},
+            {name: value for name, value in values.items() if name in auxiliary},
+        )
+
+    def _labels(self, inputs: Sequence[Any]) -> list[Any]:
+        """Give zeros for inputs that only training reads."""
+        if not self._label_names:
+            return []
+        known = {name: array.shape for name, array in zip(self._data_names, inputs, strict=True)}
+        shapes, _, _ = self.symbol.infer_shape(**known)
+        by_name = dict(zip(self.symbol.list_arguments(), shapes, strict=True))
+        return [mx.nd.zeros(by_name[name], ctx=self._ctx) for name in self._label_names]
+
+
+def _bare_name(name: str) -> str:
+    """Drop the ``arg:`` or ``aux:`` that save_checkpoint puts before a parameter's name."""
+    return name.split(":", 1)[1] if name.startswith(("arg:", "aux:")) else name
+
+
+def _device(gpu: int | None) -> Any:
+    if gpu is None:
+        return mx.cpu()
+    count = mx.context.num_gpus()
+    if int(gpu) >= count:
+        # mx.gpu(0) itself succeeds without a GPU; only the first operation on it fails.
+        raise ModelLoadFailed(
+            f"GPU {gpu} was asked for but MXNet sees {count}; is this a CUDA build of mxnet?"
+        )
+    return mx.gpu(int(gpu))
+
+
+def _read_signature(model_dir: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    path = os.path.join(model_dir, manifest["Model"]["Signature"])
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            document: dict[str, Any] = json.load(file)
+    except OSError as error:
+        raise ModelLoadFailed(f"signature file {path} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ModelLoadFailed(f"signature file {path} is not valid JSON: {error}") from error
+    return document
+
+
+def _load_parameters(net: Any, path: str, ctx: Any) -> None:
+    """Load, and say in one line which parameter does not fit; never serve a random network."""
+    try:
+        net.load_parameters(path, ctx=ctx)
+    except (AssertionError, ValueError, RuntimeError, mx.base.MXNetError) as error:
+        # MXNet appends every name that the file holds.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[0][:300] if lines else type(error).__name__
+        raise ModelLoadFailed(
+            f"parameter file {os.path.basename(path)} does not fit {type(net).__name__}: {reason}"
+        ) from error

@@ -1,0 +1,5 @@
+"""The server process below HTTP: registry, servables, queues and worker pools.
+
+Never imports mxnet, numpy or user code. `lifecycle` and `dispatcher` are pure: events and times
+in, decisions out, so that races are tested without processes.
+"""

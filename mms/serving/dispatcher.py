@@ -1,0 +1,317 @@
+"""One servable's bounded queue, and who runs what next. Pure: events and times in, batches out.
+
+Greedy: whatever waits when a worker is free becomes its batch, up to the limits, so nothing ever
+waits for company (`max_batch_delay_s` exists for compatibility and is 0). One batch is in flight
+per worker; everything else stays here, where it can still be cancelled, expire, or go to another
+worker.
+
+A frame may carry more requests than one forward pass joins: of a model that answers within
+microseconds, as many as it can run in about a millisecond. Otherwise the cost of a frame, not the
+model, would set the pace.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
+
+#: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
+#: frame (about 20 µs on both sides), short against anything a client notices.
+FRAME_TIME_S = 0.001
+MAX_FRAME_REQUESTS = 64
+#: Bodies in one frame: bounds how long a large batch holds up the event loop.
+MAX_FRAME_BYTES = 64 << 20
+#: Bodies from this size on go last in a frame, so that small neighbours are not behind them.
+LARGE_BODY_BYTES = 256 << 10
+#: Weight of the newest batch in the running means of service time.
+_SMOOTHING = 0.2
+_MAX_RETRY_AFTER_S = 60.0
+
+
+class Job(Protocol):
+    """What the dispatcher must know of a request, and how it is ended."""
+
+    enqueued_at: float
+    deadline: float
+    size: int
+    deaths: int
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+    def fail(self, error: MMSError) -> None:
+        """End it with an error, unless it is abandoned."""
+
+
+class Release(enum.Enum):
+    """Why a batch was sent when it was."""
+
+    FULL = "full"
+    DRAINED = "drained"
+    DELAY = "delay"
+    RETRY = "retry"
+
+
+@dataclass(slots=True)
+class Limits:
+    """Settings of one servable's queue; may be changed while it runs.
+
+    Attributes:
+        batch_size: Most requests joined in one forward pass.
+        queue_size: Most requests that wait.
+        max_batch_delay_s: How long the oldest request waits for a batch to fill.
+        response_timeout_s: Longest a batch may run before its worker counts as hung.
+        retry_on_crash: Whether the requests of a dead worker are run again, one by one, once.
+    """
+
+    batch_size: int = 1
+    queue_size: int = 100
+    max_batch_delay_s: float = 0.0
+    response_timeout_s: float = 120.0
+    retry_on_crash: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests on their trip through one worker.
+
+    Attributes:
+        id: Unique within the servable.
+        worker: Who runs it.
+        jobs: Its requests, in the order of the frame; empty once it is doomed.
+        sent_at: Monotonic time.
+        release: Why it was sent then.
+        is_doomed: Its requests are answered and its worker is about to be killed.
+    """
+
+    id: int
+    worker: int
+    jobs: list[Job]
+    sent_at: float
+    release: Release
+    is_doomed: bool = False
+
+
+class Dispatcher:
+    """The queue of one servable and the batches in flight."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._queue: deque[Job] = deque()
+        self._retries: deque[Job] = deque()
+        self._idle: deque[int] = deque()
+        self._in_flight: dict[int, Batch] = {}
+        self._ids = itertools.count(1)
+        self._request_time_s = math.inf
+        self._drain_rate = 0.0
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting."""
+        return len(self._queue) + len(self._retries)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in workers."""
+        return sum(len(batch.jobs) for batch in self._in_flight.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not (self._queue or self._retries or self._in_flight)
+
+    def submit(self, job: Job) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: As many wait as may.
+        """
+        if self.depth >= self.limits.queue_size:
+            raise QueueFull(
+                f"{self.depth} requests are waiting, as many as queue_size allows",
+                self.retry_after_s(),
+            )
+        self._queue.append(job)
+
+    def cancel(self, job: Job) -> bool:
+        """Drop a request from the queue; False if it is not there (any more)."""
+        for queue in (self._queue, self._retries):
+            try:
+                queue.remove(job)
+            except ValueError:
+                continue
+            return True
+        return False
+
+    def worker_ready(self, worker: int) -> None:
+        """Take note that a worker can take a batch."""
+        self._idle.append(worker)
+
+    def dispatch(self, now: float) -> list[Batch]:
+        """Give the batches to send now, one per worker at most."""
+        batches = []
+        while self._idle and (self._queue or self._retries):
+            if self._waits_for_company(now):
+                break
+            jobs, release = self._take(now)
+            if not jobs:
+                continue
+            worker = self._idle.popleft()
+            batch = Batch(next(self._ids), worker, jobs, now, release)
+            self._in_flight[worker] = batch
+            batches.append(batch)
+        return batches
+
+    def finish(self, worker: int, now: float, busy_s: float) -> Batch:
+        """Take a worker's batch back and its worker as idle.
+
+        Args:
+            worker: Whose result came.
+            now: Monotonic time.
+            busy_s: Seconds the worker itself spent on the batch.
+        """
+        batch = self._in_flight.pop(worker)
+        self._idle.append(worker)
+        count = len(batch.jobs)
+        if count == 0:
+            return batch
+        per_request = busy_s / count
+        if math.isinf(self._request_time_s):
+            self._request_time_s = per_request
+        self._request_time_s += _SMOOTHING * (per_request - self._request_time_s)
+        rate = count / max(now - batch.sent_at, 1e-6)
+        self._drain_rate += _SMOOTHING * (rate - self._drain_rate)
+        return batch
+
+    def worker_lost(self, worker: int, reason: str) -> Batch | None:
+        """Take a dead worker out; its requests are queued again, alone, or failed.
+
+        Args:
+            worker: Which.
+            reason: What ended it, for the message.
+
+        Returns:
+            The batch that was in it, if any.
+        """
+        if worker in self._idle:
+            self._idle.remove(worker)
+        batch = self._in_flight.pop(worker, None)
+        for job in batch.jobs if batch else ():
+            job.deaths += 1
+            if job.is_abandoned():
+                continue
+            if job.deaths > 1 or not self.limits.retry_on_crash:
+                job.fail(WorkerDied(f"the worker died while it ran this request: {reason}"))
+            else:
+                self._retries.append(job)
+        return batch
+
+    def fail_batch(self, worker: int, error: MMSError) -> None:
+        """End the requests of a worker that is about to be killed; it stays in flight, empty."""
+        batch = self._in_flight.get(worker)
+        if batch:
+            for job in batch.jobs:
+                job.fail(error)
+            batch.jobs = []
+            batch.is_doomed = True
+
+    def expire(self, now: float) -> list[int]:
+        """Fail what is past its deadline; give the workers whose batch runs too long."""
+        for queue in (self._queue, self._retries):
+            expired = [job for job in queue if job.deadline <= now]
+            for job in expired:
+                queue.remove(job)
+                job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
+        for batch in self._in_flight.values():
+            for job in batch.jobs:
+                if job.deadline <= now:
+                    job.fail(DeadlineExceeded("the model did not answer before the deadline"))
+        return [worker for worker, batch in self._in_flight.items() if self._hung_at(batch) <= now]
+
+    def wake_at(self) -> float:
+        """Give the next time at which `expire` or `dispatch` has something to do."""
+        waiting = [job.deadline for job in itertools.chain(self._queue, self._retries)]
+        running = [
+            job.deadline
+            for batch in self._in_flight.values()
+            for job in batch.jobs
+            if not job.is_abandoned()
+        ]
+        hung = [self._hung_at(batch) for batch in self._in_flight.values()]
+        filling = []
+        if self.limits.max_batch_delay_s > 0 and self._queue and self._idle:
+            filling = [self._queue[0].enqueued_at + self.limits.max_batch_delay_s]
+        return min(itertools.chain(waiting, running, hung, filling), default=math.inf)
+
+    def fail_all(self, error: MMSError) -> None:
+        """End every request, waiting or running."""
+        for job in [*self._queue, *self._retries]:
+            job.fail(error)
+        self._queue.clear()
+        self._retries.clear()
+        for worker in list(self._in_flight):
+            self.fail_batch(worker, error)
+
+    def retry_after_s(self) -> float:
+        """Estimate when the queue will have room: its length over the measured drain rate."""
+        workers = max(len(self._in_flight), 1)
+        if self._drain_rate <= 0:
+            return 1.0
+        return min(max(self.depth / (self._drain_rate * workers), 1.0), _MAX_RETRY_AFTER_S)
+
+    def _hung_at(self, batch: Batch) -> float:
+        return math.inf if batch.is_doomed else batch.sent_at + self.limits.response_timeout_s
+
+    def _waits_for_company(self, now: float) -> bool:
+        delay = self.limits.max_batch_delay_s
+        return (
+            delay > 0
+            and not self._retries
+            and 0 < len(self._queue) < self.limits.batch_size
+            and now < self._queue[0].enqueued_at + delay
+        )
+
+    def _take(self, now: float) -> tuple[list[Job], Release]:
+        """Take the next batch off the queue; empty if all that waited was not worth running."""
+        while self._retries:
+            job = self._retries.popleft()
+            if self._is_wanted(job, now):
+                return [job], Release.RETRY
+        # A share each when several workers idle: two half batches beat one full one.
+        share = math.ceil(len(self._queue) / len(self._idle))
+        limit = min(self._frame_limit(), max(share, 1))
+        jobs: list[Job] = []
+        size = 0
+        while self._queue and len(jobs) < limit:
+            if jobs and size + self._queue[0].size > MAX_FRAME_BYTES:
+                break
+            job = self._queue.popleft()
+            if self._is_wanted(job, now):
+                jobs.append(job)
+                size += job.size
+        if len(jobs) > 1 and size > LARGE_BODY_BYTES:
+            jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
+        return jobs, self._release(len(jobs), limit)
+
+    def _release(self, count: int, limit: int) -> Release:
+        if count >= limit:
+            return Release.FULL
+        return Release.DELAY if self.limits.max_batch_delay_s > 0 else Release.DRAINED
+
+    def _frame_limit(self) -> int:
+        affordable = int(FRAME_TIME_S / max(self._request_time_s, 1e-7))
+        return max(self.limits.batch_size, min(affordable, MAX_FRAME_REQUESTS))
+
+    def _is_wanted(self, job: Job, now: float) -> bool:
+        if job.is_abandoned():
+            return False
+        if job.deadline <= now:
+            job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
+            return False
+        return True

@@ -1,0 +1,196 @@
+"""Child processes of the server: start them, know when and how they end, read what they print."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mms.log import emit_worker_line
+from mms.protocol import SOCKET_BUFFER_BYTES
+
+_PR_SET_CHILD_SUBREAPER = 36
+#: The socket's number in the child.
+_CHILD_FD = 3
+_READ_BYTES = 64 << 10
+#: A line is passed on in pieces of this size: a model may print without ever ending a line.
+_MAX_LINE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: its exit code, or the signal that killed it."""
+
+    code: int | None
+    signal: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            # MXNet's own handler turns a crash into this code where ours is not first.
+            hint = " (a crash in native code?)" if self.code == 255 else ""
+            return f"exited with code {self.code}{hint}"
+        name = signal.Signals(self.signal).name
+        hint = " (out of memory?)" if self.signal == signal.SIGKILL else ""
+        return f"was killed by {name}{hint}"
+
+
+class Child:
+    """A process whose end is watched through its pidfd, so that no other wait can take it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[ExitStatus] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return not self._exited.done()
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end; may be called any number of times."""
+        return await asyncio.shield(self._exited)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _on_exit(self) -> None:
+        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        if result is None:
+            return
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if result.si_code == os.CLD_EXITED:
+            self._exited.set_result(ExitStatus(result.si_status, None))
+        else:
+            self._exited.set_result(ExitStatus(None, result.si_status))
+
+
+class OutputReader:
+    """Passes on, line by line, what a process and everything forked from it prints.
+
+    Ends by itself when the last of them has.
+    """
+
+    def __init__(self, descriptor: int, model: str) -> None:
+        self._descriptor = descriptor
+        self._model = model
+        self._rest = b""
+        self.is_open = True
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._on_readable)
+
+    def close(self) -> None:
+        """Read what is there, and stop."""
+        if not self.is_open:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while self.is_open and self._read():
+                pass
+        self._close()
+
+    def _on_readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not self._read():
+                self._close()
+
+    def _read(self) -> bool:
+        data = os.read(self._descriptor, _READ_BYTES)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _MAX_LINE_BYTES:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            emit_worker_line(line, self._model)
+        return bool(data)
+
+    def _close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            if self._rest:
+                emit_worker_line(self._rest, self._model)
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+
+def become_subreaper() -> None:
+    """Have the kernel hand workers to this process when the loader's helper between them exits."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Give two connected stream sockets with large buffers."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    return pair
+
+
+def spawn(environment: Mapping[str, str], model: str) -> tuple[Child, socket.socket, OutputReader]:
+    """Start ``python -m mms.worker`` with nothing of ours but one end of a socket pair.
+
+    Raises:
+        OSError: The system refuses another process or file.
+    """
+    ours, theirs = socket_pair()
+    read_end, write_end = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "mms.worker", str(_CHILD_FD)],
+            dict(environment),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, write_end, 1),
+                (os.POSIX_SPAWN_DUP2, write_end, 2),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHILD_FD),
+            ],
+            setsigmask=(),
+        )
+    except OSError:
+        ours.close()
+        os.close(read_end)
+        raise
+    finally:
+        theirs.close()
+        os.close(write_end)
+    return Child(pid), ours, OutputReader(read_end, model)
+
+
+def worker_environment(
+    base: Mapping[str, str], threads: int, is_hidden: Callable[[str], bool]
+) -> dict[str, str]:
+    """Give the environment of a worker.
+
+    Args:
+        base: The server's own.
+        threads: Compute threads; libraries read these variables once, when they are imported.
+        is_hidden: Whether a variable must not reach user code.
+    """
+    environment = {name: value for name, value in base.items() if not is_hidden(name)}
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    ):
+        environment[name] = str(threads)
+    # The folder the server was started in must not shadow installed modules.
+    environment["PYTHONSAFEPATH"] = "1"
+    # Prints of a service appear when they happen, not when a buffer is full.
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment

@@ -1,0 +1,230 @@
+"""The server's view of one child process: its socket, its frames, its end.
+
+`WorkerProcess` is one process life. It knows nothing of queues or of why it was started; its
+owner hears of it through `WorkerEvents`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
+from mms.protocol import (
+    Buffer,
+    Frame,
+    FrameDecoder,
+    FrameType,
+    LoadSpec,
+    Ready,
+    decode_control,
+    decode_ready,
+    encode_control,
+    error_from_document,
+)
+from mms.serving.lifecycle import WorkerState, move_worker
+from mms.serving.processes import Child, ExitStatus, socket_pair
+
+#: From the fork of a loaded process to its READY frame, seconds; measured: 0.03.
+FORK_TIMEOUT_S = 10.0
+#: What a process gets to exit by itself after STOP, seconds.
+STOP_TIMEOUT_S = 2.0
+
+
+class WorkerEvents(Protocol):
+    """What the owner of a worker hears."""
+
+    def on_result(self, worker: WorkerProcess, frame: Frame) -> None:
+        """A RESULT frame came."""
+
+    def on_lost(self, worker: WorkerProcess) -> None:
+        """The socket closed, or said something impossible: the process is gone or useless."""
+
+
+class WorkerProcess(asyncio.Protocol):
+    """One life of one child process.
+
+    Attributes:
+        id: Unique within its servable.
+        child: The process.
+        state: What it is doing.
+        ready: What it said when it was ready; None before.
+        batches: Batches it has finished.
+        requests: Requests it has finished.
+        ready_at: Monotonic time at which it became ready; 0 before.
+        kill_reason: Why the server killed it, or "".
+    """
+
+    def __init__(self, id_: int, child: Child, events: WorkerEvents) -> None:
+        self.id = id_
+        self.child = child
+        self.state = WorkerState.STARTING
+        self.ready: Ready | None = None
+        self.batches = 0
+        self.requests = 0
+        self.ready_at = 0.0
+        self.kill_reason = ""
+        self._events = events
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._sock: socket.socket | None = None
+        # Open from the start: a forked process may say READY before anybody asks.
+        self._reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Take over our end of the process's socket."""
+        sock.setblocking(False)
+        # Kept to pass descriptors along, which transports cannot; never read from here.
+        self._sock = sock.dup()
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=sock)
+
+    async def load(self, spec: LoadSpec, timeout_s: float) -> Ready:
+        """Have the process load a model, and wait until it has.
+
+        Raises:
+            MMSError: What the process reported, or that it died or took too long.
+        """
+        self.send([encode_control(FrameType.LOAD, spec)])
+        return await self._await_ready(timeout_s, "load the model")
+
+    async def await_forked(self) -> Ready:
+        """Wait until a forked process says it is ready.
+
+        Raises:
+            MMSError: It died or took too long.
+        """
+        return await self._await_ready(FORK_TIMEOUT_S, "start after a fork")
+
+    async def fork(self) -> tuple[int, socket.socket]:
+        """Have this loaded process fork a worker.
+
+        Returns:
+            The worker's pid and our end of its socket.
+
+        Raises:
+            MMSError: It could not be forked, or this process died or hangs.
+        """
+        ours, theirs = socket_pair()
+        try:
+            if self._sock is None or self._transport is None:
+                raise WorkerDied("the loader is gone")
+            self._reply = asyncio.get_running_loop().create_future()
+            try:
+                socket.send_fds(self._sock, [encode_control(FrameType.FORK)], [theirs.fileno()])
+            except OSError as error:
+                raise WorkerDied(f"the loader is gone: {error.strerror}") from None
+            frame = await self._await_reply(FORK_TIMEOUT_S, "fork a worker")
+            pid = decode_control(frame)
+            if frame.type is not FrameType.FORKED or not isinstance(pid, int):
+                raise ProtocolError(f"the loader answered {frame.type.name} to FORK")
+            return pid, ours
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Write a frame; lost if the process is."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(buffers)
+
+    def move(self, state: WorkerState) -> None:
+        """Go to another state."""
+        self.state = move_worker(self.state, state)
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; `on_lost` follows."""
+        self.kill_reason = self.kill_reason or reason
+        self.child.kill()
+
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> ExitStatus:
+        """Ask the process to exit, kill it if it does not in time, and wait for its end."""
+        if self.state not in (WorkerState.STOPPING, WorkerState.DEAD):
+            self.move(WorkerState.STOPPING)
+        self.send([encode_control(FrameType.STOP)])
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.child.wait(), timeout_s)
+        self.kill("stopped")
+        status = await self.child.wait()
+        self.close()
+        return status
+
+    def close(self) -> None:
+        """Release the socket."""
+        if self._transport is not None:
+            self._transport.abort()
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the socket is ours."""
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: the process wrote something."""
+        try:
+            frames = self._decoder.feed(data)
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        for frame in frames:
+            if frame.type is FrameType.RESULT:
+                self._events.on_result(self, frame)
+            elif not self._reply.done():
+                self._settle(frame)
+            else:
+                self._lose(ProtocolError(f"an unexpected {frame.type.name} frame came"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the process closed its end, which its death does too."""
+        self._transport = None
+        self._fail_reply(WorkerDied("the process died"))
+        self._events.on_lost(self)
+
+    def _lose(self, error: MMSError) -> None:
+        """Give up on a process that does not speak our language: user code wrote to its socket."""
+        self._fail_reply(error)
+        self.kill(str(error))
+
+    def _settle(self, frame: Frame) -> None:
+        if frame.type is not FrameType.FAILED:
+            self._reply.set_result(frame)
+            return
+        try:
+            self._reply.set_exception(error_from_document(decode_control(frame)))
+        except ProtocolError as error:
+            self._lose(error)
+
+    def _fail_reply(self, error: MMSError) -> None:
+        if not self._reply.done():
+            self._reply.set_exception(error)
+            # Nobody may be waiting any more; that is no reason to warn at exit.
+            self._reply.exception()
+
+    async def _await_reply(self, timeout_s: float, what: str) -> Frame:
+        try:
+            return await asyncio.wait_for(self._reply, timeout_s)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(
+                f"the worker did not {what} within {timeout_s:g} seconds"
+            ) from None
+
+    async def _await_ready(self, timeout_s: float, what: str) -> Ready:
+        frame = await self._await_reply(timeout_s, what)
+        if frame.type is not FrameType.READY:
+            raise ProtocolError(f"the worker answered {frame.type.name}, not READY")
+        self.ready = decode_ready(frame)
+        self.ready_at = time.monotonic()
+        return self.ready
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the management API shows of a worker."""
+        return {"id": self.id, "pid": self.child.pid, "state": self.state.value}

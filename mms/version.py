@@ -1,0 +1,3 @@
+"""The one place the version lives."""
+
+__version__ = "2.0.0"

@@ -1,0 +1,137 @@
+"""Entry of the child process: ``python -m mms.worker FD``.
+
+Reads its LoadSpec, loads the model and answers READY or FAILED. From then on it does what the
+frames say: run a BATCH, FORK a worker onto the socket that comes along, STOP. A loader is only
+ever sent FORK, a worker only BATCH; both are the same loop.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from mms import log
+from mms.errors import EngineMissing, MMSError, ProtocolError
+from mms.protocol import (
+    FrameType,
+    LoadSpec,
+    Ready,
+    Request,
+    Result,
+    decode_batch,
+    decode_load,
+    encode_control,
+    encode_result,
+    error_document,
+)
+from mms.worker.channel import Channel
+from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork
+
+Run = Callable[[list[Request]], Result]
+
+
+def main() -> None:
+    """Run the process until the server stops it or goes away."""
+    # Before mxnet is imported: its own handler exits with 255 and says nothing.
+    faulthandler.enable()
+    ignore_stop_signals()
+    os.environ.pop("PYTHONSAFEPATH", None)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    frame = channel.receive()
+    if frame is None:
+        return
+    if frame.type is not FrameType.LOAD:
+        raise ProtocolError(f"the first frame is {frame.type.name}, not LOAD")
+    spec = decode_load(frame)
+    die_with(spec.server_pid)
+    log.configure_worker_logging(spec.log_level)
+    started = time.perf_counter()
+    try:
+        run, ready = _load(spec, started)
+    except MMSError as error:
+        channel.send([encode_control(FrameType.FAILED, error_document(error))])
+        return
+    channel.send([encode_control(FrameType.READY, ready)])
+    _serve(channel, run, spec, ready)
+
+
+def _load(spec: LoadSpec, started: float) -> tuple[Run, Ready]:
+    try:
+        from mms.worker.engine import import_mxnet
+
+        engine = f"mxnet {import_mxnet().__version__}"
+    except EngineMissing as error:
+        raise error from None
+    from mms.worker.failure import load_failure
+    from mms.worker.loader import load
+
+    try:
+        runner, service = load(spec)
+    except (Exception, SystemExit) as error:
+        raise load_failure(error, spec.folder) from error
+    can_fork = may_fork(spec)
+    if can_fork:
+        # Objects of the collector's permanent generation are not touched by its runs, so the
+        # pages that hold them stay shared with the forked workers.
+        gc.collect()
+        gc.freeze()
+    ready = Ready(
+        pid=os.getpid(),
+        can_fork=can_fork,
+        engine=engine,
+        service=service,
+        is_batchable=runner.is_batchable,
+        load_seconds=time.perf_counter() - started,
+    )
+    return runner.run, ready
+
+
+def _serve(channel: Channel, run: Run, spec: LoadSpec, ready: Ready) -> None:
+    while (frame := channel.receive()) is not None:
+        if frame.type is FrameType.BATCH:
+            result = run(decode_batch(frame))
+            channel.send(encode_result(frame.batch_id, result))
+        elif frame.type is FrameType.FORK:
+            channel = _fork(channel, spec, ready)
+        elif frame.type is FrameType.STOP:
+            return
+        else:
+            raise ProtocolError(f"the server sent a {frame.type.name} frame")
+
+
+def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
+    """Fork a worker; give the channel to go on with, which differs on the two sides."""
+    descriptor = channel.take_descriptor()
+    try:
+        pid = fork_worker(spec.server_pid)
+    except OSError as error:
+        os.close(descriptor)
+        failure = MMSError(f"a worker could not be forked: {error.strerror or error}")
+        channel.send([encode_control(FrameType.FAILED, error_document(failure))])
+        return channel
+    if pid:
+        os.close(descriptor)
+        channel.send([encode_control(FrameType.FORKED, pid)])
+        return channel
+    channel.close()
+    own = Channel(socket.socket(fileno=descriptor))
+    forked = Ready(
+        os.getpid(), False, ready.engine, ready.service, ready.is_batchable, ready.load_seconds
+    )
+    own.send([encode_control(FrameType.READY, forked)])
+    return own
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Skips MXNet's tear-down, which can take a third of a second or hang.
+    os._exit(0)

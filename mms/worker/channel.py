@@ -1,0 +1,75 @@
+"""The worker's end of its socket: blocking reads and writes of whole frames."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from mms.errors import ProtocolError
+from mms.protocol import HEADER, SOCKET_BUFFER_BYTES, Buffer, Frame, read_header
+
+#: Buffers one sendmsg takes; the kernel's IOV_MAX is 1024.
+_MAX_BUFFERS = 512
+
+
+class Channel:
+    """Frames over a stream socket that this process owns."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._passed: list[int] = []
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+
+    def receive(self) -> Frame | None:
+        """Wait for the next frame; None when the server has closed its end.
+
+        A file descriptor sent along with the frame waits in `take_descriptor`.
+
+        Raises:
+            ProtocolError: The stream ends inside a frame, or is no frame.
+        """
+        header = bytearray(HEADER.size)
+        first, descriptors, _, _ = socket.recv_fds(self._sock, HEADER.size, 1)
+        self._passed.extend(descriptors)
+        if not first:
+            return None
+        header[: len(first)] = first
+        self._fill(memoryview(header)[len(first) :])
+        type_, count, batch_id, length = read_header(header)
+        # One buffer per frame, never reused: request bodies are views of it.
+        payload = memoryview(bytearray(length))
+        self._fill(payload)
+        return Frame(type_, count, batch_id, payload)
+
+    def take_descriptor(self) -> int:
+        """Give the file descriptor that came with the last frame.
+
+        Raises:
+            ProtocolError: None came.
+        """
+        if not self._passed:
+            raise ProtocolError("a frame that should bring a socket along brings none")
+        return self._passed.pop()
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Write a frame, given as the buffers it consists of."""
+        pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        while pending:
+            sent = self._sock.sendmsg(pending[:_MAX_BUFFERS])
+            while pending and sent >= len(pending[0]):
+                sent -= len(pending.pop(0))
+            if sent:
+                pending[0] = pending[0][sent:]
+
+    def close(self) -> None:
+        """Close the socket in this process."""
+        self._sock.close()
+
+    def _fill(self, view: memoryview) -> None:
+        while view:
+            received = self._sock.recv_into(view)
+            if received == 0:
+                raise ProtocolError("the stream ends inside a frame")
+            view = view[received:]

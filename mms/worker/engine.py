@@ -1,0 +1,82 @@
+"""Import MXNet 1.9.1 on today's NumPy and Python, or say what is missing.
+
+Only worker processes, the exporter's check and the model code itself may come here.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+
+import numpy as np
+
+from mms.errors import EngineMissing
+
+#: MXNet 1.9.1 uses these at import and in its operators; NumPy dropped them in 1.24.
+_DROPPED_NAMES = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "object": object,
+    "str": str,
+}
+#: Shared libraries the MXNet wheel links but does not bundle, and Debian's packages for them.
+_SYSTEM_LIBRARIES = {"gomp": "libgomp1", "quadmath": "libquadmath0"}
+
+
+def import_mxnet() -> ModuleType:
+    """Give the mxnet module, importing it the first time.
+
+    Raises:
+        EngineMissing: With the command that installs what is missing.
+    """
+    if "mxnet" in sys.modules:
+        return sys.modules["mxnet"]
+    restore_numpy_names()
+    if importlib.util.find_spec("mxnet") is None:
+        raise EngineMissing("MXNet is not installed; run: pip install mxnet==1.9.1")
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("setuptools") is None:
+        raise EngineMissing(
+            "MXNet needs distutils, which Python 3.12 dropped; run: pip install setuptools"
+        )
+    try:
+        with warnings.catch_warnings():
+            # Deprecations inside mxnet that its users cannot mend.
+            warnings.simplefilter("ignore")
+            import mxnet
+    except OSError as error:
+        raise EngineMissing(_missing_libraries(error)) from error
+    return mxnet  # type: ignore[no-any-return]
+
+
+def restore_numpy_names() -> None:
+    """Put back the aliases that NumPy 1.24 removed, unless they are there."""
+    for name, value in _DROPPED_NAMES.items():
+        if name not in np.__dict__:
+            setattr(np, name, value)
+
+
+def _missing_libraries(error: OSError) -> str:
+    missing = [
+        package
+        for library, package in _SYSTEM_LIBRARIES.items()
+        if ctypes.util.find_library(library) is None
+    ]
+    if not missing:
+        return f"MXNet cannot be loaded: {error}"
+    return (
+        f"MXNet cannot be loaded ({error}); it needs system libraries: "
+        f"run: apt-get install -y {' '.join(missing)}"
+    )
+
+
+if __name__ == "__main__":
+    # `make setup` runs this, so that a missing library is told where it can be mended.
+    try:
+        import_mxnet()
+    except EngineMissing as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,118 @@
+"""Turn what user code raises into our errors, cut to what the user can act on."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import traceback
+from types import TracebackType
+
+from mms.errors import (
+    ErrorDetail,
+    InferenceFailed,
+    MMSError,
+    ModelLoadFailed,
+    OutOfMemory,
+    RejectedByService,
+)
+from mms.service import PredictionException
+
+_OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
+#: What MXNet and CUDA say when memory is gone; there is no exception class for it.
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "cudamalloc failed", "failed to allocate")
+
+
+def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
+    """Give the error to answer with for an exception out of a service.
+
+    Args:
+        error: As raised.
+        stage: decode, preprocess, inference, postprocess or encode.
+        model_dir: Folder of the service's own code.
+    """
+    detail = describe(error, stage, model_dir)
+    if isinstance(error, MMSError):
+        error.detail = error.detail or detail
+        return error
+    if isinstance(error, PredictionException):
+        return RejectedByService(str(error.message), _error_status(error.error_code), detail)
+    if is_out_of_memory(error):
+        return OutOfMemory(f"out of memory in {stage}", detail)
+    return InferenceFailed(f"the service raised an exception in {stage}", detail)
+
+
+def load_failure(error: BaseException, model_dir: str) -> MMSError:
+    """Give the error to report for an exception while the model was loaded."""
+    detail = describe(error, "load", model_dir)
+    if isinstance(error, MMSError):
+        error.detail = error.detail or detail
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemory("out of memory while the model was loaded", detail)
+    return ModelLoadFailed(f"{detail.type}: {_first_line(error)}", detail)
+
+
+def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
+    """Give type, place and traceback of an exception, cut to the user's own frames."""
+    frames = list(_frames(error.__traceback__))
+    own = [frame for frame in frames if _is_own(frame.filename, model_dir)]
+    where = ""
+    if own:
+        where = f"{os.path.relpath(own[-1].filename, model_dir)}:{own[-1].lineno}"
+    elif isinstance(error, SyntaxError) and error.filename:
+        where = f"{os.path.basename(error.filename)}:{error.lineno}"
+    return ErrorDetail(stage, type(error).__name__, where, _format(error, model_dir))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return any(phrase in text for phrase in _OUT_OF_MEMORY_TEXTS)
+
+
+def _format(error: BaseException, model_dir: str) -> str:
+    """Format the traceback without the frames above the user's outermost one.
+
+    What lies below it, inside a library the user called, often says why, and stays.
+    """
+    summary = traceback.TracebackException.from_exception(error)
+    frames = list(summary.stack)
+    outermost = next(
+        (i for i, frame in enumerate(frames) if _is_own(frame.filename, model_dir)), None
+    )
+    if outermost is not None:
+        summary.stack = traceback.StackSummary.from_list(frames[outermost:])
+    elif isinstance(error, (SyntaxError, MMSError)):
+        summary.stack = traceback.StackSummary.from_list([])
+    linecache.checkcache()
+    return "".join(summary.format()).rstrip()
+
+
+def _frames(tb: TracebackType | None) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(tb))
+
+
+def _is_own(filename: str, model_dir: str) -> bool:
+    """Whether a frame is the user's: from the archive, or from neither us nor a library."""
+    path = os.path.abspath(filename)
+    if path.startswith(os.path.abspath(model_dir) + os.sep):
+        return True
+    return not (
+        path.startswith(_OUR_FOLDER + os.sep)
+        or path.startswith(_LIBRARY_FOLDERS)
+        or filename.startswith("<")
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else "(no message)"
+
+
+def _error_status(code: object) -> int:
+    """Keep the service's status if it is one for errors: a 200 would hide the failure."""
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500

@@ -1,0 +1,121 @@
+"""Load one servable: the archive's service class, its parameters, its warm-up request."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mms.archive.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from mms.archive.signature import parse_signature
+from mms.errors import MMSError, ModelLoadFailed
+from mms.model_service.model_service import ModelService, SingleNodeService, load_service
+from mms.protocol import LoadSpec, Request, RequestMeta
+from mms.worker.runner import ServiceRunner
+
+logger = logging.getLogger("mms.worker")
+
+#: Classes that v0.4's exporter copied into archives as whole files. A class of this name inside
+#: an archive is such a copy, and the maintained one is used in its place.
+_DEFAULT_SERVICES = {
+    "MXNetBaseService": "mms.model_service.mxnet_model_service",
+    "MXNetVisionService": "mms.model_service.mxnet_vision_service",
+    "GluonVisionService": "mms.model_service.gluon_vision_service",
+}
+
+
+def load(spec: LoadSpec) -> tuple[ServiceRunner, str]:
+    """Load the service and warm it up.
+
+    Returns:
+        What runs its batches, and the name of its class.
+
+    Raises:
+        MMSError: The archive's service is not one, or its warm-up request failed.
+        Exception: Whatever the service itself raises.
+    """
+    folder = Path(spec.folder)
+    document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
+    manifest = parse_manifest(document)
+    signature_text = (folder / manifest.signature).read_text(encoding="utf-8-sig")
+    signature = parse_signature(json.loads(signature_text), manifest.signature)
+    path = spec.service_file or str(folder / manifest.service)
+    service_class = find_service_class(load_service(path), path)
+    service = service_class(manifest.model_name, spec.folder, document, spec.gpu)
+    runner = ServiceRunner(
+        service, signature, spec.folder, spec.batch_size, spec.max_response_bytes
+    )
+    _warm_up(runner, folder, manifest)
+    return runner, service_class.__name__
+
+
+def find_service_class(module: ModuleType, path: str) -> type[Any]:
+    """Give the one service class of a module.
+
+    Classes defined in the module come before imported ones, and a class that another one derives
+    from is no candidate.
+
+    Raises:
+        ModelLoadFailed: There is none, or there are several.
+    """
+    classes = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, ModelService) and cls not in (ModelService, SingleNodeService)
+    ]
+    own = [cls for cls in classes if cls.__module__ == module.__name__]
+    candidates = _leaves(own) or _leaves(classes)
+    copies = [cls for cls in own if cls.__name__ in _DEFAULT_SERVICES]
+    if copies and set(_leaves(own)) <= {*copies} | _named(own, "GluonImperativeBaseService"):
+        name = _leaves(copies)[0].__name__
+        return getattr(__import__(_DEFAULT_SERVICES[name], fromlist=[name]), name)  # type: ignore[no-any-return]
+    name = os.path.basename(path)
+    if not candidates:
+        raise ModelLoadFailed(
+            f"{name} defines no service class; derive one from GluonImperativeBaseService or "
+            "MXNetBaseService (mms.model_service.mxnet_model_service)"
+        )
+    if len(candidates) > 1:
+        names = ", ".join(cls.__name__ for cls in candidates)
+        raise ModelLoadFailed(
+            f"{name} defines several service classes ({names}); keep one per service file"
+        )
+    return candidates[0]
+
+
+def _leaves(classes: list[type[Any]]) -> list[type[Any]]:
+    return [
+        cls
+        for cls in classes
+        if not any(other is not cls and issubclass(other, cls) for other in classes)
+    ]
+
+
+def _named(classes: list[type[Any]], name: str) -> set[type[Any]]:
+    return {cls for cls in classes if cls.__name__ == name}
+
+
+def _warm_up(runner: ServiceRunner, folder: Path, manifest: Manifest) -> None:
+    """Answer the archive's sample request once: the first forward plans memory and is slow."""
+    sample = manifest.serving.sample
+    if sample is None:
+        return
+    answer = run_sample(runner, folder, manifest)
+    if isinstance(answer, MMSError):
+        raise ModelLoadFailed(
+            f"the archive's sample request {sample.file!r} failed: {answer}", answer.detail
+        ) from answer
+
+
+def run_sample(runner: ServiceRunner, folder: Path, manifest: Manifest) -> Any:
+    """Give the Answer or error to the archive's sample request; None if it has none."""
+    sample = manifest.serving.sample
+    if sample is None:
+        return None
+    body = (folder / sample.file).read_bytes()
+    meta = RequestMeta("sample", "predictions", sample.content_type, "")
+    return runner.run([Request(meta, memoryview(body))]).answers[0]
