@@ -4,6 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 BUILD ?= build
 PORT ?= 8080
+
+CREPE_SOURCE = examples/gluon_character_cnn
+CREPE_SOURCES = $(addprefix $(CREPE_SOURCE)/,train.py corpus.py character_cnn_service.py \
+  signature.json synset.txt sample.json)
+CREPE_FOLDER = $(BUILD)/character_cnn
 CREPE = $(BUILD)/character_cnn.model
 
 .DEFAULT_GOAL := help
@@ -12,7 +17,7 @@ CREPE = $(BUILD)/character_cnn.model
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(BIN)/.installed ## Build the virtual environment with everything in it
+setup: $(BIN)/.installed  ## Build the virtual environment with everything in it
 
 # Stamped by the project file: a changed dependency installs again.
 $(BIN)/.installed: pyproject.toml
@@ -23,8 +28,19 @@ $(BIN)/.installed: pyproject.toml
 	@$(BIN)/python -m mms.worker.engine
 	@touch $@
 
-serve: $(CREPE) ## Build the example model if needed, and serve it on port 8080
+serve: setup $(CREPE) ## Build the example model if needed, and serve it on port 8080
 	$(BIN)/mxnet-model-server --models crepe=$(CREPE) --port $(PORT)
+
+# Training happens once; the parameters stay in build/ until what they are made from changes.
+$(CREPE_FOLDER)/character_cnn-0000.params: $(CREPE_SOURCES) | setup
+	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
+
+$(CREPE): $(CREPE_FOLDER)/character_cnn-0000.params
+	$(BIN)/mxnet-model-export --model-name character_cnn --model-path $(CREPE_FOLDER) \
+	  --service-file-path $(CREPE_FOLDER)/character_cnn_service.py --export-path $(BUILD) --force
+
+train: setup ## Train the example model again
+	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
 
 test: setup $(CREPE) ## Run every test
 	$(BIN)/pytest
@@ -38,6 +54,12 @@ lint: setup ## Check style and formatting
 
 type: setup ## Check types
 	$(BIN)/mypy
+
+docs: setup ## Write docs/reference.md from the code
+	$(BIN)/python docs/generate.py
+
+bench: setup $(CREPE) ## Measure the server against the bare handler and the bare model
+	$(BIN)/python -m benchmarks.bench $(CREPE)
 
 check: lint type test ## Everything that CI runs
 

@@ -21,8 +21,11 @@ import yaml
 
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
+from mms.protocol import MAX_PAYLOAD_BYTES
 
 ENV_PREFIX = "MMS_"
+#: Half of what a frame between our processes holds.
+MAX_BODY_BYTES = MAX_PAYLOAD_BYTES // 2
 #: Environment variables with this prefix that are not settings.
 _OTHER_VARIABLES = {"MMS_CONFIG", "MMS_MANAGEMENT_TOKEN"}
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -30,12 +33,17 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 T = TypeVar("T")
 
 
-def setting(default: Any, help_: str, *, minimum: float | None = None, choices: Any = None) -> Any:
+def setting(
+    default: Any,
+    help_: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
     """Declare a setting: its default, what it does, and which values it may have."""
-    metadata = {"help": help_, "minimum": minimum, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default.copy(), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    rules = {"help": help_, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,12 @@ class ServerSettings:
 
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8080, "Port of the inference API; 0 takes a free one.", minimum=0)
-    max_request_bytes: int = setting(64 << 20, "Longest request body.", minimum=1)
-    max_response_bytes: int = setting(256 << 20, "Longest answer of a model.", minimum=1)
+    max_request_bytes: int = setting(
+        64 << 20, "Longest request body.", minimum=1, maximum=MAX_BODY_BYTES
+    )
+    max_response_bytes: int = setting(
+        256 << 20, "Longest answer of a model.", minimum=1, maximum=MAX_BODY_BYTES
+    )
     body_timeout: float = setting(
         60.0, "Seconds a client may take to send a request's body.", minimum=0.001
     )
@@ -215,7 +227,8 @@ def read_file(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or a date that there is not, such as 2020-13-45.
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if document is None:
         return {}
@@ -265,13 +278,29 @@ def with_archive_defaults(
     settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str], name: str
 ) -> ModelSettings:
     """Fill in what the archive's ``Serving`` sets and nothing stronger does."""
-    changes = {
+    offered = {
+        "workers": serving.workers,
+        "batch_size": serving.batch_size,
+        "max_batch_delay": serving.max_batch_delay,
+        "response_timeout": serving.response_timeout,
+        "gpu": _gpu_of_device(serving.device),
+    }
+    changes: dict[str, Any] = {
         key: value
-        for key in ("workers", "batch_size", "max_batch_delay", "response_timeout")
-        if (value := getattr(serving, key)) is not None
-        and origins.get(f"models.{name}.{key}", "default") == "default"
+        for key, value in offered.items()
+        if value is not None and origins.get(f"models.{name}.{key}", "default") == "default"
     }
     return dataclasses.replace(settings, **changes)
+
+
+def _gpu_of_device(device: str | None) -> str | None:
+    """Give the ``gpu`` setting for an archive's ``device``: cpu, gpu, or gpu:1."""
+    if device is None or device == "cpu":
+        return None
+    kind, _, number = device.partition(":")
+    if kind != "gpu" or not (number or "0").isdecimal():
+        raise ConfigError(f"the archive's Serving.device must be cpu, gpu or gpu:N, got {device!r}")
+    return number or "0"
 
 
 def usable_cores() -> int:
@@ -313,13 +342,18 @@ def _check_model_name(name: str) -> None:
 
 
 def _convert(value: Any, kind: Any, rules: Mapping[str, Any], where: str) -> Any:
+    minimum, maximum, choices = rules["minimum"], rules["maximum"], rules["choices"]
+    if isinstance(value, bool) and choices and "on" in choices:
+        # YAML reads a bare on or off as a boolean.
+        value = "on" if value else "off"
     try:
         converted = _CONVERTERS[kind](value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{where}: expected {_KINDS[kind]}, got {value!r}") from None
-    minimum, choices = rules["minimum"], rules["choices"]
     if minimum is not None and not converted >= minimum:
         raise ConfigError(f"{where}: must be at least {minimum}, got {value!r}")
+    if maximum is not None and converted > maximum:
+        raise ConfigError(f"{where}: must be at most {maximum}, got {value!r}")
     if choices:
         for choice in choices:
             if str(converted).lower() == choice.lower():

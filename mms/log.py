@@ -23,6 +23,9 @@ from mms.errors import ConfigError
 #: Marks a line on a worker's standard error as a log record: ASCII record separator.
 RECORD_MARK = b"\x1e"
 
+#: What fits a date of four digits (2**37 is the year 6325). A print may look like a record.
+_MAX_TIMESTAMP = 2.0**37
+
 #: Id of the request that this task (server) or this stage (worker) works for.
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
@@ -75,7 +78,7 @@ class JsonFormatter(logging.Formatter):
         traceback = _traceback(record, self)
         if traceback:
             document["traceback"] = traceback
-        return orjson.dumps(document, default=str).decode()
+        return _dump(document).decode()
 
 
 class WorkerHandler(logging.Handler):
@@ -93,7 +96,7 @@ class WorkerHandler(logging.Handler):
                 "traceback": vars(record).get("traceback")
                 or _traceback(record, logging.Formatter()),
             }
-            line = RECORD_MARK + orjson.dumps(document, default=str) + b"\n"
+            line = RECORD_MARK + _dump(document) + b"\n"
             sys.stderr.flush()
             sys.stderr.buffer.write(line)
             sys.stderr.buffer.flush()
@@ -128,7 +131,7 @@ def emit_worker_line(line: bytes, model: str) -> None:
         logger.name, level, "", 0, "%s", (document.get("message", ""),), None
     )
     created = document.get("created")
-    if isinstance(created, float):
+    if isinstance(created, float) and 0.0 <= created < _MAX_TIMESTAMP:
         record.created = created
         record.msecs = (created % 1) * 1000
     record.model = model
@@ -210,6 +213,20 @@ def _parse_rotation(text: str) -> tuple[str, int]:
         f"log rotation {text!r} is not understood; write a number and a unit such as '1 H' "
         "(S, M, H, D or W), or 'midnight'"
     )
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document, default=str)
+    except TypeError:
+        # Half a surrogate pair (in a file's name, say), which UTF-8 cannot hold, or a number
+        # that JSON cannot.
+        texts = {
+            key: str(value).encode(errors="backslashreplace").decode()
+            for key, value in document.items()
+            if key not in ("level", "created")
+        }
+        return orjson.dumps(document | texts, default=str)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -17,6 +17,7 @@ Imports nothing of ours but errors.
 from __future__ import annotations
 
 import enum
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -35,6 +36,8 @@ STAGE_TIMES = struct.Struct("<5d")
 
 #: Bounds what a broken or hostile peer can make us allocate. Batches stay far below it.
 MAX_PAYLOAD_BYTES = 1 << 30
+#: Requests in one frame, by the width of the header's field.
+MAX_COUNT = 0xFFFF
 #: Both ends ask for this much socket buffer: with the default, a 1 MB body takes a third longer.
 SOCKET_BUFFER_BYTES = 2 << 20
 #: "No deadline" and the most that fits the field: 49 days.
@@ -150,7 +153,7 @@ class RequestMeta:
 
     def encode(self) -> bytes:
         """Serialise to what `decode` reads."""
-        return orjson.dumps((self.request_id, self.route, self.content_type, self.accept))
+        return _dump_json((self.request_id, self.route, self.content_type, self.accept))
 
     @classmethod
     def decode(cls, data: Buffer) -> RequestMeta:
@@ -208,7 +211,7 @@ class Result:
 
 def encode_control(type_: FrameType, document: Any = None) -> bytes:
     """Build a frame whose payload is one JSON document; dataclasses become objects."""
-    payload = orjson.dumps(document)
+    payload = _dump_json(document)
     return HEADER.pack(len(payload), type_, 0, 0, 0) + payload
 
 
@@ -269,6 +272,8 @@ def encode_batch(
     payload_length = len(head) - HEADER.size + length
     if payload_length > MAX_PAYLOAD_BYTES:
         raise ProtocolError(f"a batch of {payload_length} bytes does not fit a frame")
+    if len(items) > MAX_COUNT:
+        raise ProtocolError(f"a batch of {len(items)} requests does not fit a frame")
     HEADER.pack_into(head, 0, payload_length, FrameType.BATCH, 0, len(items), batch_id)
     return [b"".join((head, *metas)), *chunks]
 
@@ -327,6 +332,9 @@ def decode_result(frame: Frame) -> Result:
     if table_end > len(payload):
         raise ProtocolError("a result is shorter than its table")
     stage_seconds = STAGE_TIMES.unpack_from(payload)
+    # A NaN would spread through every mean that it enters.
+    if not all(0.0 <= seconds < math.inf for seconds in stage_seconds):
+        raise ProtocolError(f"a result has impossible stage times: {stage_seconds}")
     table = list(ANSWER_ITEM.iter_unpack(payload[STAGE_TIMES.size : table_end]))
     meta_at = table_end
     body_at = meta_at + sum(item[3] for item in table)
@@ -437,10 +445,10 @@ def error_from_document(document: Any, status: int = 0) -> MMSError:
 def _encode_answer(answer: Answer | MMSError) -> tuple[int, int, bytes, Buffer]:
     if isinstance(answer, MMSError):
         status = answer.status if isinstance(answer, RejectedByService) else 0
-        return AnswerKind.ERROR, status, orjson.dumps(error_document(answer)), b""
+        return AnswerKind.ERROR, status, _dump_json(error_document(answer)), b""
     if answer.is_plain:
         return AnswerKind.JSON, 200, b"", answer.body
-    meta = orjson.dumps((answer.content_type, answer.headers))
+    meta = _dump_json((answer.content_type, answer.headers))
     return AnswerKind.CUSTOM, answer.status, meta, answer.body
 
 
@@ -453,7 +461,11 @@ def _decode_answer(kind: int, status: int, meta: Buffer, body: Buffer) -> Answer
     if not isinstance(document, list) or len(document) != 2:
         raise ProtocolError("an answer's meta is not content type and headers")
     content_type, headers = document
-    if not isinstance(content_type, str) or not isinstance(headers, dict):
+    if (
+        not isinstance(content_type, str)
+        or not isinstance(headers, dict)
+        or not all(isinstance(value, str) for value in headers.values())
+    ):
         raise ProtocolError("an answer's meta is not content type and headers")
     return Answer(body, content_type, status, headers)
 
@@ -463,6 +475,27 @@ def _frame_type(value: int) -> FrameType:
         return FrameType(value)
     except ValueError:
         raise ProtocolError(f"a frame has the unknown type {value}") from None
+
+
+def _dump_json(document: Any) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:
+        # Half a surrogate pair, which UTF-8 cannot hold: clients send them in Python literals and
+        # (as bytes that are no text) in headers, and messages of errors quote both.
+        if isinstance(document, dict):
+            return orjson.dumps({key: _mend(value) for key, value in document.items()})
+        if isinstance(document, (list, tuple)):
+            return orjson.dumps([_mend(value) for value in document])
+        raise
+
+
+def _mend(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    return value
 
 
 def _load_json(data: Buffer) -> Any:

@@ -101,9 +101,9 @@ class Server:
     async def stop(self) -> None:
         """Turn not ready, stop listening, finish what was accepted, stop the workers."""
         settings = self.config.server
-        if self.context.is_started and settings.drain_delay and not self._stop_now.is_set():
-            # Not ready but still serving, until load balancers have noticed.
-            self.context.is_started = False
+        self.context.is_stopping = True
+        if self.context.is_started and settings.drain_delay:
+            # Still serving, until load balancers have noticed that we are not ready.
             await self._sleep_unless_forced(settings.drain_delay)
         self.context.is_draining = True
         if self._site:

@@ -13,17 +13,18 @@ import os
 import platform
 import re
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mms.archive.manifest import (
     MANIFEST_NAME,
     Manifest,
     ModelFormat,
     Sample,
-    ServingDefaults,
     is_model_name,
+    parse_serving,
 )
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
@@ -73,6 +74,7 @@ def export_model(
     service_file: Path | None = None,
     export_path: Path = Path(),
     force: bool = False,
+    serving: Mapping[str, Any] | None = None,
 ) -> Export:
     """Write ``export_path/model_name.model``.
 
@@ -84,6 +86,8 @@ def export_model(
             the folder is taken, or for a symbolic model the default one for its input type.
         export_path: Folder to write to; made if missing.
         force: Replace an existing archive.
+        serving: Defaults for how to serve the model: workers, batch_size, max_batch_delay,
+            response_timeout, device.
 
     Raises:
         ExportError, SignatureError: What is missing or wrong, and how to mend it.
@@ -115,7 +119,9 @@ def export_model(
             "mxnet-model-server": __version__,
             "python": ".".join(platform.python_version_tuple()[:2]),
         },
-        serving=ServingDefaults(sample=_find_sample(list(files))),
+        serving=replace(
+            parse_serving(serving or {}, "--serving"), sample=_find_sample(list(files))
+        ),
     )
     export_path = export_path.expanduser()
     try:

@@ -16,6 +16,8 @@ from mms.errors import ManifestError
 
 MANIFEST_NAME = "MANIFEST.json"
 ARCHIVE_VERSION = 0.2
+#: Keys of ``Serving`` besides its sample.
+SERVING_KEYS = ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -127,10 +129,10 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
         description=_text(model.get("Description") or "", "Model.Description", source),
         archive_version=_number(root.get("Model-Archive-Version", ARCHIVE_VERSION), source),
         model_server=str(root.get("Model-Server", "")),
-        engine=_texts(root.get("Engine", {}), "Engine", source),
-        created_by=_texts(root.get("Created-By", {}), "Created-By", source),
+        engine=_labels(root.get("Engine", {}), "Engine", source),
+        created_by=_labels(root.get("Created-By", {}), "Created-By", source),
         files=_files(root.get("Files", {}), source),
-        serving=_serving(root.get("Serving", {}), source),
+        serving=parse_serving(root.get("Serving", {}), source),
     )
     if model_format is ModelFormat.SYMBOLIC and not (manifest.symbol and manifest.parameters):
         raise ManifestError(
@@ -140,13 +142,20 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
     return manifest
 
 
-def _serving(value: Any, source: str) -> ServingDefaults:
+def parse_serving(value: Any, source: str) -> ServingDefaults:
+    """Check the ``Serving`` part of a manifest and give it typed.
+
+    Raises:
+        ManifestError: Naming the key and what is wrong with it.
+    """
     serving = _object(value, source, "Serving")
     return ServingDefaults(
         workers=_optional_number(serving, "workers", source, int, minimum=1),
         batch_size=_optional_number(serving, "batch_size", source, int, minimum=1),
         max_batch_delay=_optional_number(serving, "max_batch_delay", source, float, minimum=0),
-        response_timeout=_optional_number(serving, "response_timeout", source, float, minimum=0),
+        response_timeout=_optional_number(
+            serving, "response_timeout", source, float, minimum=0.001
+        ),
         device=_optional_text(serving, "device", source),
         sample=_sample(serving.get("sample"), source),
     )
@@ -166,9 +175,7 @@ def _sample(value: Any, source: str) -> Sample | None:
 
 def _serving_document(serving: ServingDefaults) -> dict[str, Any]:
     document: dict[str, Any] = {
-        key: getattr(serving, key)
-        for key in ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
-        if getattr(serving, key) is not None
+        key: getattr(serving, key) for key in SERVING_KEYS if getattr(serving, key) is not None
     }
     if serving.sample:
         document["sample"] = {
@@ -245,6 +252,11 @@ def _texts(value: Any, key: str, source: str) -> dict[str, str]:
         name: _text(text, f"{key}.{name}", source)
         for name, text in _object(value, source, key).items()
     }
+
+
+def _labels(value: Any, key: str, source: str) -> dict[str, str]:
+    """Give versions and the like as texts; archives of 2018 hold ``{"MXNet": 0.12}``."""
+    return {name: str(label) for name, label in _object(value or {}, source, key).items()}
 
 
 def _number(value: Any, source: str) -> float:

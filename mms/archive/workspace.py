@@ -33,8 +33,11 @@ def open_workspace(parent: Path | None = None) -> Iterator[Path]:
     _remove_orphans(root)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     try:
-        with (folder / _LOCK).open("w") as lock:
+        with (folder / f"{_LOCK}.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Under its name only now: a server that starts at the same time takes a lock file
+            # that it can lock for an orphan's.
+            os.rename(lock.name, folder / _LOCK)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mms.archive.export import Export, export_model
+from mms.archive.manifest import SERVING_KEYS
 from mms.archive.reader import open_archive
-from mms.config import ModelSettings
-from mms.errors import ExportError, MMSError, StartupError
+from mms.config import ModelSettings, check_keys
+from mms.errors import ConfigError, ExportError, MMSError, StartupError
 from mms.log import configure_logging
 from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
@@ -47,6 +50,13 @@ def main() -> None:
     default=Path(),
     help="Folder to write the archive to. [default: the current one]",
 )
+@click.option(
+    "--serving",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Default for how to serve the model: workers, batch_size, max_batch_delay, "
+    "response_timeout or device; flags of the server win over it.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing archive.")
 @click.option(
     "--check", is_flag=True, help="Load the archive in a worker and run its sample request."
@@ -62,6 +72,7 @@ def command(
     model_path: Path,
     service_file_path: Path | None,
     export_path: Path,
+    serving: tuple[str, ...],
     force: bool,
     check: bool,
     model_type: str | None,
@@ -72,7 +83,14 @@ def command(
     mxnet-model-export --model-name character_cnn --model-path FOLDER --check
     """
     try:
-        export = export_model(model_name, model_path, service_file_path, export_path, force)
+        export = export_model(
+            model_name,
+            model_path,
+            service_file_path,
+            export_path,
+            force,
+            _parse_serving(serving),
+        )
         _describe(export)
         if check:
             _check(export)
@@ -81,6 +99,20 @@ def command(
             click.echo(f"{error.detail.traceback}\n", err=True)
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_status if isinstance(error, StartupError) else 1)
+
+
+def _parse_serving(pairs: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--serving {pair!r}: expected KEY=VALUE, such as batch_size=8")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    check_keys(values, SERVING_KEYS, "--serving")
+    return values
 
 
 def _describe(export: Export) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 import orjson
+import uvloop
 
 from mms.archive.reader import read_manifest
 from mms.config import (
@@ -123,16 +123,7 @@ def command(
 
 
 def _run(config: Config) -> None:
-    import uvloop
-
-    async def run() -> None:
-        await Server(config, announce=_announce).run()
-
-    if sys.version_info >= (3, 11):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run())
-    else:
-        uvloop.run(run())
+    uvloop.run(Server(config, announce=_announce).run())
 
 
 def _parse_model(text: str) -> tuple[str, str]:

@@ -21,7 +21,8 @@ class Context:
         metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
         is_started: Whether every start-up model has been loaded.
-        is_draining: Whether the server is on its way down.
+        is_stopping: Whether the server is about to stop: not ready, but still serving.
+        is_draining: Whether it accepts no more.
     """
 
     registry: Registry
@@ -29,6 +30,7 @@ class Context:
     metrics: ServerMetrics
     exporter: Exporter
     is_started: bool = False
+    is_stopping: bool = False
     is_draining: bool = False
 
     @property
@@ -36,7 +38,7 @@ class Context:
         """Whether every start-up model can serve now, and the server is not stopping."""
         return (
             self.is_started
-            and not self.is_draining
+            and not self.is_stopping
             and all(servable.is_ready for servable in self.registry.servables())
         )
 

@@ -61,6 +61,9 @@ class FastResponse(web.StreamResponse):
             f"Date: {rfc822_formatted_time()}\r\n{connection}\r\n"
         )
         transport.write(head.encode("latin-1") + self._fast_body)
+        if transport.get_write_buffer_size():
+            # A client that sends requests without reading answers must not fill our memory.
+            await request.writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:

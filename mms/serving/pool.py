@@ -92,6 +92,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         # Workers forked from a loader print into its pipe, and may outlive it.
         self._outputs: list[OutputReader] = []
+        self._gpu_of: dict[int, int] = {}
         self._starting = 0
         self._is_stopping = False
 
@@ -171,6 +172,7 @@ class Pool:
         worker.kill("")
         if worker is self._loader:
             self._loader = None
+        self._gpu_of.pop(worker.id, None)
         serving = self._workers.pop(worker.id, None)
         if serving is not None:
             # At once, before the exit status is known: its requests can run elsewhere.
@@ -308,8 +310,7 @@ class Pool:
             MMSError: It did not load, or died, or took too long.
         """
         id_ = next(self._ids)
-        gpus = self._settings.gpus
-        gpu = gpus[len(self._workers) % len(gpus)] if gpus else None
+        gpu = self._emptiest_gpu()
         try:
             child, sock, output = spawn(self._settings.environment, self._spec.model_name)
         except OSError as error:
@@ -318,6 +319,8 @@ class Pool:
             ) from error
         self._outputs = [*(o for o in self._outputs if o.is_open), output]
         worker = WorkerProcess(id_, child, self)
+        if gpu is not None:
+            self._gpu_of[id_] = gpu
         try:
             await worker.connect(sock)
             spec = replace(self._spec, gpu=gpu, may_fork=may_fork)
@@ -332,6 +335,11 @@ class Pool:
             worker.close()
             raise
         return worker
+
+    def _emptiest_gpu(self) -> int | None:
+        """Give the GPU with the fewest of our workers, the first of several; None for the CPU."""
+        taken = list(self._gpu_of.values())
+        return min(self._settings.gpus, key=taken.count, default=None)
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

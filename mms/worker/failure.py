@@ -37,7 +37,7 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
         error.detail = error.detail or detail
         return error
     if isinstance(error, PredictionException):
-        return RejectedByService(str(error.message), _error_status(error.error_code), detail)
+        return RejectedByService(_text(error.message), _error_status(error.error_code), detail)
     if is_out_of_memory(error):
         return OutOfMemory(f"out of memory in {stage}", detail)
     return InferenceFailed(f"the service raised an exception in {stage}", detail)
@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    text = str(error).lower()
+    text = _text(error).lower()
     return any(phrase in text for phrase in _OUT_OF_MEMORY_TEXTS)
 
 
@@ -108,8 +108,15 @@ def _is_own(filename: str, model_dir: str) -> bool:
     )
 
 
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - user code: its __str__ may raise anything
+        return f"({type(value).__name__} whose text cannot be read)"
+
+
 def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
+    lines = _text(error).splitlines()
     return lines[0] if lines else "(no message)"
 
 

@@ -251,16 +251,20 @@ def _form_fields(
     if media_type == "multipart/form-data":
         return _multipart_fields(body, parameters)
     try:
+        # Latin-1 carries any byte through unchanged, percent-encoded or not; given bytes, parse_qsl
+        # takes ASCII only.
         pairs = parse_qsl(
-            bytes(body),
+            str(body, "latin-1"),
             keep_blank_values=True,
+            encoding="latin-1",
             max_num_fields=MAX_FORM_FIELDS,
         )
     except ValueError:
         raise InvalidRequest(f"the form has more than {MAX_FORM_FIELDS} fields") from None
     fields: dict[str, bytes] = {}
     for key, value in pairs:
-        fields.setdefault(key.decode(errors="replace"), value)
+        name = key.encode("latin-1").decode(errors="replace")
+        fields.setdefault(name, value.encode("latin-1"))
     return fields
 
 
@@ -330,5 +334,8 @@ def _join(names: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

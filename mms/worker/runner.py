@@ -21,7 +21,7 @@ from mms import log
 from mms.archive.signature import Signature
 from mms.errors import InvalidRequest, MMSError, RejectedByService, UndecodableImage
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import Answer, Request, Result, Stage
+from mms.protocol import MAX_PAYLOAD_BYTES, Answer, Request, Result, Stage
 from mms.worker.engine import import_mxnet
 from mms.worker.failure import from_exception
 from mms.worker.request import decode_inputs
@@ -33,6 +33,8 @@ logger = logging.getLogger("mms.worker")
 #: Joint forwards may fail this often in a row, with the requests then succeeding one by one,
 #: before the service is taken for one that cannot be batched.
 _MAX_JOINT_FAILURES = 3
+#: Leaves room in the frame for its table and metas.
+_MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
 
 
 class _Job:
@@ -78,6 +80,7 @@ class ServiceRunner:
         )
         self._joint_failures = 0
         self._seconds = [0.0] * len(Stage)
+        self._room_bytes = _MAX_ANSWERS_BYTES
 
     @property
     def is_batchable(self) -> bool:
@@ -87,6 +90,7 @@ class ServiceRunner:
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
         self._seconds = [0.0] * len(Stage)
+        self._room_bytes = _MAX_ANSWERS_BYTES
         jobs = [_Job(request, self._service) for request in requests]
         for job in jobs:
             self._guard(job, Stage.DECODE, self._decode)
@@ -193,9 +197,10 @@ class ServiceRunner:
         job.value = job.service._postprocess(job.value)
 
     def _encode(self, job: _Job) -> None:
-        job.answer = encode_output(
-            job.value, job.request.meta, self._signature, self._max_response_bytes
-        )
+        # The answers of a batch travel in one frame; alone, each one fits.
+        limit = min(self._max_response_bytes, self._room_bytes)
+        job.answer = encode_output(job.value, job.request.meta, self._signature, limit)
+        self._room_bytes -= len(job.answer.body)
 
     def _blame_image(self, failure: MMSError, job: _Job, stage: Stage) -> MMSError:
         """Tell a bad image from a bad service where the service decodes images itself."""

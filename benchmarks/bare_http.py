@@ -1,0 +1,23 @@
+"""Reference for the noop workload: an aiohttp + uvloop handler that answers a constant.
+
+`python -m benchmarks.bare_http PORT`. No routing by model, no worker, no queue, no metrics.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import uvloop
+from aiohttp import web
+
+
+async def _answer(request: web.Request) -> web.Response:
+    await request.read()
+    return web.Response(body=b'{"ok":true}', content_type="application/json")
+
+
+if __name__ == "__main__":
+    app = web.Application()
+    app.router.add_post("/predictions/noop", _answer)
+    uvloop.install()
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
