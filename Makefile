@@ -12,7 +12,7 @@ CREPE_FOLDER = $(BUILD)/character_cnn
 CREPE = $(BUILD)/character_cnn.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test test-fast lint type bench docs check image-test clean
+.PHONY: help setup serve train test test-fast lint type bench docs chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ docs: setup ## Write docs/reference.md from the code
 
 bench: setup $(CREPE) ## Measure the server against the bare handler and the bare model
 	$(BIN)/python -m benchmarks.bench $(CREPE)
+
+chaos: setup ## Ten minutes of faults under load; fails on any lost or wrong answer
+	$(BIN)/python -m tests.chaos --minutes 10
+
+image-test: ## Build the container image with buildah, run it and check it (root, Debian)
+	PYTHON=$(PYTHON) BUILD=$(BUILD) docker/image-test.sh
 
 check: lint type test ## Everything that CI runs
 

@@ -59,7 +59,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mms.cli.serve", "--port", str(self.port), *args],
+            [
+                *(sys.executable, "-m", "mms.cli.serve"),
+                *("--port", str(self.port), "--management-port", "-1"),
+                *args,
+            ],
             cwd=ROOT,
             stderr=subprocess.DEVNULL,
         )

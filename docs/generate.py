@@ -1,26 +1,32 @@
-"""Write docs/reference.md from the code's own declarations: `make docs`.
+"""Write docs/reference.md and docs/mms.example.yaml from the code's declarations: `make docs`.
 
-A test compares the file with what this gives, so that the reference cannot fall behind.
+A test compares the files with what this gives, so that they cannot fall behind.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from mms.config import ENV_PREFIX, ModelSettings, ServerSettings
+from mms.config import ENV_PREFIX, Config, ModelSettings, ServerSettings
 from mms.errors import StartupError, subclasses
 from mms.http.app import make_app
 from mms.http.context import Context
 from mms.http.errors import status_of
+from mms.http.management import make_management_app
 from mms.metrics import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.lifecycle import ServableState, WorkerState
+from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
+from mms.serving.shadow import Shadows
 
-TARGET = Path(__file__).parent / "reference.md"
+REFERENCE = Path(__file__).parent / "reference.md"
+EXAMPLE = Path(__file__).parent / "mms.example.yaml"
 #: v0.4's metrics, which it wrote to a log or a CSV file, and what says the same now.
 _V04_METRICS = {
     "PredictionTotal": 'sum of `mms_requests_total{model="..."}`',
@@ -46,8 +52,10 @@ def reference() -> str:
         "### Server\n\n" + _settings(ServerSettings),
         "### Models\n\nAs flags and variables they hold for every model; in the file, under "
         "`models.NAME`, for one.\n\n" + _settings(ModelSettings),
-        "### File\n\n```yaml\n" + _example_file() + "```",
-        "## Routes\n\n" + _routes(),
+        "### File\n\n[mms.example.yaml](mms.example.yaml) shows every key with its default.",
+        "## Routes\n\n### Inference\n\n" + _routes(make_app(_context())),
+        "### Management\n\nOn a port of its own; see [management.md](management.md).\n\n"
+        + _routes(_management_app()),
         "## Errors\n\n" + _errors(),
         "## Exit statuses\n\n" + _exit_statuses(),
         "## Metrics\n\n" + _metrics(),
@@ -70,22 +78,52 @@ def _settings(cls: type[Any]) -> str:
     return _table(("flag", "environment", "default", ""), rows)
 
 
-def _example_file() -> str:
-    return (
-        "port: 8080\n"
-        "batch_size: 4            # for every model that does not say otherwise\n"
-        "models:\n"
-        "  crepe: build/character_cnn.model\n"
-        "  resnet:\n"
-        "    path: models/resnet.model\n"
-        "    workers: 2\n"
-        "    batch_size: 16\n"
-    )
+def example() -> str:
+    """Give a configuration file with every key at its default."""
+    lines = [
+        "# Every setting with its default; written from the code by `make docs`.",
+        "# mxnet-model-server --config mms.yaml",
+        "",
+        "# --- The server ---",
+    ]
+    lines += _yaml(ServerSettings, "")
+    lines += ["", "# --- Every model that does not say otherwise ---"]
+    lines += _yaml(ModelSettings, "")
+    lines += [
+        "",
+        "# --- The models: a path, or a path and settings of its own ---",
+        "models:",
+        "  crepe: build/character_cnn.model",
+        "  resnet:",
+        "    path: models/resnet.model",
+        "    workers: 2",
+        "    batch_size: 16",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _routes() -> str:
+def _yaml(cls: type[Any], indent: str) -> list[str]:
+    lines = []
+    for f in dataclasses.fields(cls):
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(f.metadata["help"], 90)]
+        lines.append(f"{indent}{f.name}: {json.dumps(f.default)}")
+    return lines
+
+
+def _context() -> Context:
     registry, metrics = Registry(), ServerMetrics()
-    app = make_app(Context(registry, ServerSettings(), metrics, Exporter(registry, metrics)))
+    exporter = Exporter(registry, metrics)
+    return Context(registry, ServerSettings(), metrics, exporter, Shadows(metrics.shadows))
+
+
+def _management_app() -> web.Application:
+    context = _context()
+    config = Config(ServerSettings(), (), {})
+    manager = ModelManager(config, context.registry, Path(), lambda _: {})
+    return make_management_app(context, manager, "")
+
+
+def _routes(app: web.Application) -> str:
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _first_line(route))
         for route in app.router.routes()
@@ -130,6 +168,7 @@ def _metrics() -> str:
         "mms_requests_rejected": "model, version, reason",
         "mms_batch_release": "model, version, reason",
         "mms_worker_restarts": "model, version, reason",
+        "mms_shadow_requests": "model, version, outcome",
     }
     rows = []
     for family in Exporter(OneModel(), ServerMetrics()).collect():
@@ -152,4 +191,5 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(reference(), encoding="utf-8")
+    REFERENCE.write_text(reference(), encoding="utf-8")
+    EXAMPLE.write_text(example(), encoding="utf-8")

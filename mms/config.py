@@ -21,14 +21,19 @@ import yaml
 
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
-from mms.protocol import MAX_PAYLOAD_BYTES
+from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES
 
 ENV_PREFIX = "MMS_"
 #: Half of what a frame between our processes holds.
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES // 2
 #: Environment variables with this prefix that are not settings.
-_OTHER_VARIABLES = {"MMS_CONFIG", "MMS_MANAGEMENT_TOKEN"}
+TOKEN_VARIABLE = "MMS_MANAGEMENT_TOKEN"
+_OTHER_VARIABLES = {"MMS_CONFIG", TOKEN_VARIABLE}
+#: Second names of settings, in files and calls.
+_ALIASES = {"gpu": "devices"}
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+_SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
 T = TypeVar("T")
 
@@ -52,7 +57,10 @@ class ModelSettings:
 
     workers: int = setting(0, "Worker processes of the model; 0 is one per CPU core.", minimum=0)
     batch_size: int = setting(
-        1, "Most requests joined in one forward pass; 1 turns batching off.", minimum=1
+        1,
+        "Most requests joined in one forward pass; 1 turns batching off.",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     max_batch_delay: float = setting(
         0.0,
@@ -78,8 +86,57 @@ class ModelSettings:
     threads: int = setting(
         0, "Compute threads per worker; 0 is CPU cores divided by workers.", minimum=0
     )
-    gpu: str = setting("", "Number of the GPU to run on, or several: 0,1. Empty is the CPU.")
+    gpu: str = setting(
+        "",
+        "Number of the GPU to run on, or several: 0,1. Empty is the CPU. In files and calls also "
+        "as devices: [0, 1].",
+    )
+    gpu_memory: int = setting(
+        0,
+        "Bytes of a GPU that each worker needs: it goes where it fits best, or nowhere. 0 spreads "
+        "workers evenly.",
+        minimum=0,
+    )
     service: str = setting("", "Service file to use instead of the archive's.")
+    max_workers: int = setting(
+        0,
+        "Workers to grow to while requests wait; 0 keeps their number as it is.",
+        minimum=0,
+    )
+    scale_up_wait: float = setting(
+        100.0, "Milliseconds a request waits until another worker is started.", minimum=1
+    )
+    scale_down_after: float = setting(
+        60.0, "Seconds with idle workers until one of the additional ones is stopped.", minimum=1
+    )
+    max_requests: int = setting(
+        0, "Requests (plus up to a tenth) after which a worker is replaced; 0 is never.", minimum=0
+    )
+    max_worker_age: float = setting(
+        0.0, "Seconds after which a worker is replaced; 0 is never.", minimum=0
+    )
+    max_worker_memory: int = setting(
+        0, "Resident bytes above which a worker is replaced; 0 is never.", minimum=0
+    )
+    cancel_running: str = setting(
+        "never",
+        "What happens to a running batch whose clients have all left: never finishes it, kill "
+        "kills its worker, which is replaced.",
+        choices=("never", "kill"),
+    )
+    load: str = setting(
+        "eager",
+        "When the model is loaded: eager is at start, lazy with its first request.",
+        choices=("eager", "lazy"),
+    )
+    idle_timeout: float = setting(
+        0.0,
+        "Seconds without a request until the model's workers are stopped; 0 is never.",
+        minimum=0,
+    )
+    pinned: bool = setting(
+        False, "Never stop the model's workers to keep within the memory budget."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +144,32 @@ class ServerSettings:
     """The server process itself."""
 
     host: str = setting("127.0.0.1", "Address to listen on.")
-    port: int = setting(8080, "Port of the inference API; 0 takes a free one.", minimum=0)
+    port: int = setting(
+        8080, "Port of the inference API; 0 takes a free one.", minimum=0, maximum=65535
+    )
+    management_host: str = setting("127.0.0.1", "Address of the management API.")
+    management_port: int = setting(
+        8081,
+        "Port of the management API; 0 takes a free one, -1 turns it off.",
+        minimum=-1,
+        maximum=65535,
+    )
+    model_store: str = setting(
+        "", "Folder of the archives that the management API may register; none if empty."
+    )
+    state_file: str = setting(
+        "", "File that keeps what was registered over a restart; nothing is kept if empty."
+    )
+    watch: bool = setting(
+        False, "Reload a model when its archive, or a file of its folder, changes."
+    )
+    watch_interval: float = setting(1.0, "Seconds between looks at watched files.", minimum=0.05)
+    memory_budget: int = setting(
+        0,
+        "Bytes that the workers of all models may use; above it, the model least recently used "
+        "is put to sleep. 0 is no limit.",
+        minimum=0,
+    )
     max_request_bytes: int = setting(
         64 << 20, "Longest request body.", minimum=1, maximum=MAX_BODY_BYTES
     )
@@ -176,6 +258,8 @@ def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T,
         origins[prefix + f.name] = "default"
         for layer in layers:
             value = layer.values.get(f.name)
+            if value is None and f.name in _ALIASES:
+                value = layer.values.get(_ALIASES[f.name])
             if value is not None:
                 where = f"{layer.origin}: {prefix}{f.name}"
                 values[f.name] = _convert(value, hints[f.name], f.metadata, where)
@@ -198,8 +282,9 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> 
 
 
 def keys(cls: type[Any]) -> list[str]:
-    """Give the names of a settings class's fields."""
-    return [f.name for f in dataclasses.fields(cls)]
+    """Give the names by which a settings class's fields can be set."""
+    names = [f.name for f in dataclasses.fields(cls)]
+    return names + [alias for name, alias in _ALIASES.items() if name in names]
 
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:
@@ -211,10 +296,17 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
     values = {
         name[len(ENV_PREFIX) :].lower(): value
         for name, value in environment.items()
-        if name.startswith(ENV_PREFIX) and name not in _OTHER_VARIABLES
+        if name.startswith(ENV_PREFIX)
+        and name not in _OTHER_VARIABLES
+        and not _is_service_link(name, value)
     }
     check_keys(values, keys(ServerSettings) + keys(ModelSettings), "environment (MMS_*)")
     return Layer("environment", values)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set a variable, as it does in every pod beside a Service named ``mms``."""
+    return value.startswith("tcp://") or bool(_SERVICE_LINK.fullmatch(name))
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -262,7 +354,13 @@ def build_config(
     file_models = _file_models(document.pop("models", {}), origin)
     shared = [Layer("flag", flags), environment_layer(environment), Layer(origin, document)]
     server, origins = resolve(ServerSettings, shared)
-    named = dict(models)
+    named: dict[str, str] = {}
+    for name, path in models:
+        if name in named:
+            raise ConfigError(
+                f"--models names {name!r} twice ({named[name]} and {path}); give each its own name"
+            )
+        named[name] = path
     configs = []
     for name, path in {**{n: p for n, (p, _) in file_models.items()}, **named}.items():
         _check_model_name(name)

@@ -19,10 +19,14 @@ goes into ``detail`` and the log.
     ├── InvalidRequest
     │   ├── InvalidInputShape
     │   └── UndecodableImage
+    ├── SlowClient
     ├── PayloadTooLarge
     ├── UnsupportedMedia
     ├── ModelNotFound
     │   └── VersionNotFound
+    ├── Conflict                what is asked for contradicts what is there
+    ├── Forbidden               management: not from there, or not that
+    ├── Unauthorized            management: no token, or a wrong one
     ├── InferenceFailed
     │   └── InvalidServiceOutput
     ├── RejectedByService       the service chose the status itself
@@ -156,6 +160,12 @@ class UndecodableImage(InvalidRequest):
     code = "undecodable_image"
 
 
+class SlowClient(MMSError):
+    """The client took too long to send its request."""
+
+    code = "slow_client"
+
+
 class PayloadTooLarge(MMSError):
     """The body is longer than the server or the model accepts."""
 
@@ -178,6 +188,24 @@ class VersionNotFound(ModelNotFound):
     """The model has no such version."""
 
     code = "version_not_found"
+
+
+class Conflict(MMSError):
+    """What is asked for contradicts what is there."""
+
+    code = "conflict"
+
+
+class Forbidden(MMSError):
+    """The server does not do this, or not for this caller."""
+
+    code = "forbidden"
+
+
+class Unauthorized(MMSError):
+    """The request brings no token, or one that is not valid here."""
+
+    code = "unauthorized"
 
 
 class InferenceFailed(MMSError):

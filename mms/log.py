@@ -26,6 +26,10 @@ RECORD_MARK = b"\x1e"
 #: What fits a date of four digits (2**37 is the year 6325). A print may look like a record.
 _MAX_TIMESTAMP = 2.0**37
 
+_MAX_WORKER_LOGGERS = 1000
+_MAX_LOGGER_NAME = 200
+_worker_loggers: set[str] = set()
+
 #: Id of the request that this task (server) or this stage (worker) works for.
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
@@ -54,11 +58,14 @@ class TextFormatter(logging.Formatter):
         extra = vars(record)
         model = f" [{extra['model']}]" if extra.get("model") else ""
         request = f" (request {extra['request_id']})" if extra.get("request_id") else ""
-        # A client's text must not be able to forge a line of the log.
-        message = _printable(record.getMessage())
-        line = f"{_timestamp(record)} {record.levelname} {record.name}{model} {message}{request}"
+        line = (
+            f"{_timestamp(record)} {record.levelname} {record.name}{model} {record.getMessage()}"
+            f"{request}"
+        )
         traceback = _traceback(record, self)
-        return f"{line}\n{traceback}" if traceback else line
+        # A client's text must not be able to forge a line of the log. A traceback is indented,
+        # since the exception's message may quote a client, line ends included.
+        return "\n  ".join(map(_printable, [line, *traceback.splitlines()]))
 
 
 class JsonFormatter(logging.Formatter):
@@ -122,7 +129,7 @@ def emit_worker_line(line: bytes, model: str) -> None:
         if text.strip():
             logging.getLogger("mms.output").info("%s", text, extra={"model": model})
         return
-    logger = logging.getLogger(str(document.get("logger", "mms.worker")))
+    logger = _worker_logger(str(document.get("logger", "mms.worker")))
     level = document.get("level")
     level = level if isinstance(level, int) else logging.INFO
     if not logger.isEnabledFor(level):
@@ -183,6 +190,15 @@ def configure_worker_logging(level: int) -> None:
         root.removeHandler(old)
     root.addHandler(WorkerHandler())
     root.setLevel(level)
+
+
+def _worker_logger(name: str) -> logging.Logger:
+    """Give a logger by the name that a worker sent; loggers are never freed, so only so many."""
+    if name not in _worker_loggers:
+        if len(_worker_loggers) >= _MAX_WORKER_LOGGERS or len(name) > _MAX_LOGGER_NAME:
+            return logging.getLogger("mms.worker")
+        _worker_loggers.add(name)
+    return logging.getLogger(name)
 
 
 def _handler(file: Path | None, rotation: str | None) -> logging.Handler:

@@ -89,6 +89,7 @@ class ServerMetrics:
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    shadows: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class Exporter:
         )
         rejected = CounterMetricFamily(
             "mms_requests_rejected_total",
-            "Requests that never reached a worker, by reason.",
+            "Requests that got no answer from the model, by reason.",
             labels=["model", "version", "reason"],
         )
         for (route, code), count in self._server.requests.items():
@@ -170,8 +171,16 @@ class Exporter:
                 requests.add_metric([m.model, m.version, route, str(code)], count)
             for reason, count in m.rejected.items():
                 rejected.add_metric([m.model, m.version, reason], count)
+        shadows = CounterMetricFamily(
+            "mms_shadow_requests_total",
+            "Copies of requests sent to a shadow version, by how its answer compared.",
+            labels=["model", "version", "outcome"],
+        )
+        for (name, version, outcome), count in self._server.shadows.items():
+            shadows.add_metric([name, version, outcome], count)
         yield requests
         yield rejected
+        yield shadows
         yield _counters(
             snapshots,
             "mms_batch_release_total",

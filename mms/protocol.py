@@ -51,6 +51,7 @@ class FrameType(enum.IntEnum):
     FORK = 2  # server -> loader: fork a worker onto the socket passed along
     BATCH = 3  # server -> worker
     STOP = 4  # server -> process: finish and exit
+    CONFIGURE = 5  # server -> process: the most requests to join from now on
     READY = 16  # process -> server: loaded, or forked and serving
     FAILED = 17  # process -> server: could not load, with the error
     FORKED = 18  # loader -> server: pid of the new worker
@@ -385,12 +386,14 @@ class FrameDecoder:
                 length, type_, _, count, batch_id = HEADER.unpack_from(view, at)
                 if length > MAX_PAYLOAD_BYTES:
                     raise ProtocolError(f"a frame claims {length} bytes")
+                # Checked before the payload is there: what is no frame must not be waited for.
+                frame_type = _frame_type(type_)
                 end = at + HEADER.size + length
                 if end > len(view):
                     self._needed = end - at
                     break
                 payload = view[at + HEADER.size : end]
-                frames.append(Frame(_frame_type(type_), count, batch_id, payload))
+                frames.append(Frame(frame_type, count, batch_id, payload))
                 at = end
             else:
                 self._needed = HEADER.size

@@ -20,16 +20,17 @@ from pathlib import Path
 
 from aiohttp import web
 
-from mms.archive.reader import open_archive
 from mms.archive.workspace import open_workspace
-from mms.config import Config, ModelConfig, with_archive_defaults
+from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
-from mms.http.app import make_app
+from mms.http.app import is_loopback, make_app
 from mms.http.context import Context
+from mms.http.management import make_management_app
 from mms.metrics import Exporter, ServerMetrics
+from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
-from mms.serving.registry import DEFAULT_VERSION, Registry
-from mms.serving.servable import Servable
+from mms.serving.registry import Registry
+from mms.serving.shadow import Shadows
 
 logger = logging.getLogger("mms.server")
 
@@ -46,14 +47,26 @@ class Server:
     Args:
         config: What to serve and how.
         announce: Called once everything is ready.
+        reread: Gives the configuration as it is now, for SIGHUP.
     """
 
-    def __init__(self, config: Config, announce: Callable[[Server], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        announce: Callable[[Server], None] | None = None,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
         self.config = config
+        self._reread = reread
+        self._reloading: asyncio.Task[None] | None = None
         self.registry = Registry()
         self.metrics = ServerMetrics()
         self.context = Context(
-            self.registry, config.server, self.metrics, Exporter(self.registry, self.metrics)
+            self.registry,
+            config.server,
+            self.metrics,
+            Exporter(self.registry, self.metrics),
+            Shadows(self.metrics.shadows),
         )
         self._announce = announce
         self._stack = contextlib.AsyncExitStack()
@@ -61,6 +74,8 @@ class Server:
         self._stop_now = asyncio.Event()
         self._site: web.SockSite | None = None
         self.port = 0
+        self.management_port = 0
+        self.manager: ModelManager | None = None
         self.workspace = Path()
 
     async def run(self) -> None:
@@ -89,13 +104,15 @@ class Server:
         become_subreaper()
         await self._listen()
         self.workspace = self._make_workspace()
-        loads = [asyncio.create_task(self._load(model)) for model in self.config.models]
-        try:
-            await asyncio.gather(*loads)
-        finally:
-            for load in loads:
-                load.cancel()
-            await asyncio.gather(*loads, return_exceptions=True)
+        self.manager = ModelManager(
+            self.config,
+            self.registry,
+            self.workspace,
+            partial(_worker_environment, self.config.server.blacklist_env_vars),
+        )
+        if self.config.server.management_port >= 0:
+            await self._listen_for_management(self.manager)
+        await self.manager.start()
         self.context.is_started = True
 
     async def stop(self) -> None:
@@ -106,12 +123,16 @@ class Server:
             # Still serving, until load balancers have noticed that we are not ready.
             await self._sleep_unless_forced(settings.drain_delay)
         self.context.is_draining = True
+        if self._is_reloading and self._reloading:
+            self._reloading.cancel()
+            await asyncio.gather(self._reloading, return_exceptions=True)
         if self._site:
-            await self._site.stop()
+            site, self._site = self._site, None
+            await site.stop()
         timeout_s = 0.0 if self._stop_now.is_set() else settings.shutdown_timeout
-        await asyncio.gather(
-            *(servable.unload(timeout_s, self._stop_now) for servable in self.registry.servables())
-        )
+        await self.context.shadows.stop()
+        if self.manager:
+            await self.manager.stop(timeout_s, self._stop_now)
         await self._stack.aclose()
 
     def request_stop(self) -> None:
@@ -119,6 +140,27 @@ class Server:
         if self._stop_requested.is_set():
             self._stop_now.set()
         self._stop_requested.set()
+
+    def request_reload(self) -> None:
+        """Read the configuration file again and bring the start-up models to what it says."""
+        if self._reread and self.context.is_started and not self._is_reloading:
+            self._reloading = asyncio.create_task(self._reload())
+
+    @property
+    def _is_reloading(self) -> bool:
+        return self._reloading is not None and not self._reloading.done()
+
+    async def _reload(self) -> None:
+        try:
+            config = self._reread() if self._reread else self.config
+            done = await self.manager.apply(config) if self.manager else []
+        except MMSError as error:
+            logger.error("the configuration is not applied: %s", error)
+        except Exception:
+            # Whatever it is, serving goes on as it was.
+            logger.exception("the configuration is not applied")
+        else:
+            logger.info("configuration read again: %s", "; ".join(done) or "nothing has changed")
 
     async def _until_stopped(self, task: asyncio.Task[None]) -> None:
         """Wait for a task, but no longer than until the server is to stop."""
@@ -134,11 +176,28 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self.config.server
+        sock = _bind(settings.host, settings.port, "port")
+        self._site = await self._serve(make_app(self.context), sock)
+        self.port = sock.getsockname()[1]
+
+    async def _listen_for_management(self, manager: ModelManager) -> None:
+        settings = self.config.server
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if not token and not is_loopback(settings.management_host):
+            raise ConfigError(
+                f"management_host {settings.management_host} can be reached from elsewhere; set a "
+                f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
+            )
+        sock = _bind(settings.management_host, settings.management_port, "management-port")
+        await self._serve(make_management_app(self.context, manager, token), sock)
+        self.management_port = sock.getsockname()[1]
+
+    async def _serve(self, app: web.Application, sock: socket.socket) -> web.SockSite:
         runner = web.AppRunner(
-            make_app(self.context),
+            app,
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=settings.keepalive_timeout,
+            keepalive_timeout=self.config.server.keepalive_timeout,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             # Requests still running at the end were given their time already.
@@ -146,37 +205,9 @@ class Server:
         )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        sock = _bind(settings.host, settings.port)
-        self._site = web.SockSite(runner, sock, backlog=_BACKLOG)
-        await self._site.start()
-        self.port = sock.getsockname()[1]
-
-    async def _load(self, model: ModelConfig) -> None:
-        archive = await asyncio.to_thread(open_archive, model.path, self.workspace)
-        settings = with_archive_defaults(
-            model.settings, archive.manifest.serving, self.config.origins, model.name
-        )
-        servable = Servable(
-            model.name,
-            DEFAULT_VERSION,
-            archive,
-            settings,
-            self.config.server.max_response_bytes,
-            partial(_worker_environment, self.config.server.blacklist_env_vars),
-        )
-        self.registry.add(servable)
-        logger.info("loading %s", model.path, extra={"model": model.name})
-        try:
-            await servable.load()
-        except MMSError as error:
-            error.args = (f"model {model.name!r} ({model.path}): {error}",)
-            raise
-        logger.info(
-            "ready with %d workers after %.2f s",
-            len(servable.workers),
-            servable.metrics.load_seconds,
-            extra={"model": model.name},
-        )
+        site = web.SockSite(runner, sock, backlog=_BACKLOG)
+        await site.start()
+        return site
 
     def _make_workspace(self) -> Path:
         folder = self.config.server.work_dir
@@ -195,10 +226,11 @@ class Server:
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
             loop.add_signal_handler(number, self.request_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.request_reload)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     async def _sleep_unless_forced(self, seconds: float) -> None:
@@ -206,7 +238,7 @@ class Server:
             await asyncio.wait_for(self._stop_now.wait(), seconds)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, flag: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -221,7 +253,7 @@ def _bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise AddressInUse(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; "
-            "choose another with --port, or --port 0 for any free one"
+            f"choose another with --{flag}, or --{flag} 0 for any free one"
         ) from None
     return sock
 
@@ -232,7 +264,10 @@ def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
     except re.error as error:
         raise ConfigError(f"blacklist_env_vars: not a regular expression: {error}") from None
     return worker_environment(
-        os.environ, threads, lambda name: bool(pattern and pattern.fullmatch(name))
+        os.environ,
+        threads,
+        # A service has no business with the models of others.
+        lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mms.archive.export import export_model
+from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, Sample, ServingDefaults
 
 SERVICES = Path(__file__).parent / "services"
 
@@ -53,3 +57,57 @@ def make_archive(
         (source / file).parent.mkdir(parents=True, exist_ok=True)
         (source / file).write_bytes(content)
     return export_model(name, source, Path("service.py"), folder).path
+
+
+def make_folder(
+    folder: Path,
+    source: str,
+    signature_document: dict[str, Any] | None = None,
+    parameters: str = "",
+    sample: bytes | None = None,
+) -> Path:
+    """Write an unpacked archive with a service that the exporter may well refuse.
+
+    Args:
+        folder: Where to; made if missing.
+        source: Text of the service file, indented or not.
+        signature_document: signature.json; one JSON input called ``data`` by default.
+        parameters: Name of the parameter file, which is the caller's to write.
+        sample: Body of the sample request, if it is to have one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "service.py").write_text(textwrap.dedent(source))
+    (folder / "signature.json").write_text(json.dumps(signature_document or signature()))
+    if sample is not None:
+        (folder / "sample.json").write_bytes(sample)
+    manifest = Manifest(
+        model_name=folder.name,
+        model_format=ModelFormat.GLUON,
+        service="service.py",
+        signature="signature.json",
+        parameters=parameters,
+        serving=ServingDefaults(
+            sample=Sample("sample.json", "application/json") if sample is not None else None
+        ),
+    )
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest.to_document()))
+    return folder
+
+
+#: y = x W' + b on (N, 3) -> (N, 2): the first entry, and ten plus the rest.
+_LINEAR = """
+import sys
+from mms.worker.engine import import_mxnet
+mx = import_mxnet()
+mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=2, name="fc").save("net-symbol.json")
+weight, bias = mx.nd.array([[1, 0, 0], [0, 1, 1]]), mx.nd.array([0, 10])
+mx.nd.save("net-0000.params", {"arg:fc_weight": weight, "arg:fc_bias": bias})
+"""
+
+
+def write_linear(folder: Path) -> Path:
+    """Write a real symbolic model, ready to export; MXNet stays out of this process."""
+    folder.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", _LINEAR], cwd=folder, check=True)
+    (folder / "signature.json").write_text(json.dumps(signature([0, 3])))
+    return folder

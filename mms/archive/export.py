@@ -13,10 +13,12 @@ import os
 import platform
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from mms.archive.manifest import (
     MANIFEST_NAME,
@@ -97,10 +99,11 @@ def export_model(
             f"model name {model_name!r} cannot stand in a URL; use letters, digits, '.', '_' and "
             "'-', starting with a letter or digit"
         )
-    model_path = model_path.expanduser()
+    model_path = _expand(model_path)
     if not model_path.is_dir():
         raise ExportError(f"{model_path}: no such folder; give --model-path the model's folder")
     files = dict(_collect(model_path))
+    _check_names(model_path, files)
     symbol, parameters = _find_model_files(model_path, list(files))
     signature = _read_signature(model_path)
     contents: dict[str, Path | bytes] = dict(files)
@@ -123,7 +126,7 @@ def export_model(
             parse_serving(serving or {}, "--serving"), sample=_find_sample(list(files))
         ),
     )
-    export_path = export_path.expanduser()
+    export_path = _expand(export_path)
     try:
         export_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,14 +148,10 @@ def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
     Raises:
         ExportError: The file is not valid Python.
     """
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        raise ExportError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from None
+    tree = _parse(path)
+    aliases = _imported_names(tree)
     bases = {
-        node.name: [_last_name(base) for base in node.bases]
+        node.name: [aliases.get(name, name) for name in map(_last_name, node.bases)]
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }
@@ -165,14 +164,85 @@ def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
     ]
 
 
+def _parse(path: Path) -> ast.Module:
+    try:
+        # Bytes, so that a byte order mark and a coding line mean what they mean to Python.
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise ExportError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from None
+
+
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """Give the name under which each ``from ... import name as alias`` is known elsewhere."""
+    return {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def _derives_from_import(path: Path) -> bool:
+    """Whether a class has an imported base; only loading it tells whether that is a service."""
+    tree = _parse(path)
+    imported = _imported_names(tree)
+    return any(
+        _last_name(base) in imported or isinstance(base, ast.Attribute)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    )
+
+
 def _collect(folder: Path) -> Iterator[tuple[str, Path]]:
     """Give (member name, path) of each file worth packing, in a fixed order."""
-    for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not _is_ignored(name))
+    seen = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(name for name in folders if not _is_ignored(name)):
+            # A linked folder is packed like any other, but not one that leads round in a circle.
+            real = os.path.realpath(os.path.join(root, name))
+            if real not in seen:
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
         for name in sorted(names):
             path = Path(root, name)
             if not _is_ignored(name) and path.is_file():
                 yield path.relative_to(folder).as_posix(), path
+
+
+def _check_names(folder: Path, names: Iterable[str]) -> None:
+    """Refuse what could be packed but not be unpacked again."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not _is_text(name) or "\\" in name or name.split("/")[0].endswith(":"):
+            raise ExportError(
+                f"{folder}: the file name {name!r} cannot stand in an archive; rename the file"
+            )
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise ExportError(
+                f"{folder}: {other!r} and {name!r} are one file on systems that ignore case; "
+                "rename one"
+            )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expand(path: Path) -> Path:
+    """Expand ``~``; unlike Path.expanduser, leave an unknown user's as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def _is_ignored(name: str) -> bool:
@@ -234,8 +304,11 @@ def _read_signature(folder: Path) -> Signature:
             '"output_type": "application/json"}'
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        # The parser that the server reads it with, which takes no NaN, for one.
+        document = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except OSError as error:
+        raise SignatureError(f"{path}: cannot be read: {error.strerror}") from None
+    except orjson.JSONDecodeError as error:
         raise SignatureError(f"{path}: not valid JSON: {error}") from None
     return parse_signature(document, str(path))
 
@@ -267,10 +340,16 @@ def _add_service(
         return _add_default_service(contents, folder, symbol, parameters, signature)
     path = _locate(service_file, folder)
     _check_service(path, symbol)
-    if path.resolve().is_relative_to(folder.resolve()):
-        return path.resolve().relative_to(folder.resolve()).as_posix()
-    contents[path.name] = path
-    return path.name
+    resolved, root = os.path.realpath(path), os.path.realpath(folder)
+    if Path(resolved).is_relative_to(root):
+        name = Path(resolved).relative_to(root).as_posix()
+        # Named by the user, it is packed even where its like is left out (a hidden file, say).
+        contents.setdefault(name, path)
+    else:
+        name = path.name
+        contents[name] = path
+    _check_names(folder, contents)
+    return name
 
 
 def _add_default_service(
@@ -311,7 +390,7 @@ def _add_default_service(
 
 def _locate(service_file: Path, folder: Path) -> Path:
     """Find a service file given by its path, by its name in the folder, or by its folder."""
-    service_file = service_file.expanduser()
+    service_file = _expand(service_file)
     for path in (service_file, folder / service_file):
         if path.is_file():
             return path
@@ -329,7 +408,11 @@ def _locate(service_file: Path, folder: Path) -> Path:
 
 
 def _check_service(path: Path, symbol: str) -> None:
+    if path.suffix != ".py":
+        raise ExportError(f"{path}: a service file's name ends in .py; rename it")
     classes = service_classes(path)
+    if not classes and _derives_from_import(path):
+        return
     if not classes:
         raise ExportError(
             f"{path}: defines no service class; derive one from GluonImperativeBaseService or "
@@ -363,7 +446,7 @@ def _engine_version(symbol: Path) -> str:
     try:
         document = json.loads(symbol.read_text(encoding="utf-8"))
         code = document["attrs"]["mxnet_version"][1]
-    except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "1.9.1"
     return f"{code // 10000}.{code // 100 % 100}.{code % 100}" if isinstance(code, int) else "1.9.1"
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -30,6 +31,8 @@ from mms.errors import ArchiveError
 #: Manifests and signatures are a few kB; this only stops one made to exhaust memory.
 MAX_DOCUMENT_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
+#: Longer ones are made to waste time: no system of today takes a path beyond 4096 bytes.
+_MAX_NAME_CHARS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +85,18 @@ def open_archive(
         ArchiveError: Naming the file, what is wrong and what to do. Nothing is left in
             `workspace`.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _inspect(str(source), path, "")
-    if not path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        with _reading(path):
+            return _inspect(str(source), path, "")
+    if not os.path.exists(path):
         raise ArchiveError(f"{source}: no such file or folder")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArchiveError(f"{source}: neither a file nor a folder")
     folder, digest = _unpack(path, workspace, limits or UnpackLimits())
     try:
-        return _inspect(str(source), folder, digest)
+        with _reading(path):
+            return _inspect(str(source), folder, digest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -103,17 +108,18 @@ def read_manifest(source: str | Path) -> Manifest:
     Raises:
         ArchiveError: There is none or it is not valid.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _manifest_of(str(source), path)
-    with _open_zip(path) as archive:
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        with _reading(path):
+            return _manifest_of(str(source), path)
+    with _reading(path), _open_zip(path) as archive:
         try:
             info = archive.getinfo(MANIFEST_NAME)
         except KeyError:
             raise _no_manifest(path, archive.namelist()) from None
         if info.file_size > MAX_DOCUMENT_BYTES:
             raise ArchiveError(f"{path}: {MANIFEST_NAME} is larger than {MAX_DOCUMENT_BYTES} bytes")
-        with _reading(path), archive.open(info) as member:
+        with archive.open(info) as member:
             return parse_manifest(
                 _parse_json(member.read(MAX_DOCUMENT_BYTES), f"{path}: {MANIFEST_NAME}"),
                 f"{path}: {MANIFEST_NAME}",
@@ -185,18 +191,20 @@ def _verify_files(source: str, folder: Path, manifest: Manifest) -> None:
 def _resolve(folder: Path, name: str) -> Path:
     """Join, refusing what leads out of the folder by a link."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    # Path.resolve raises RuntimeError on a link that leads to itself; realpath leaves it be.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ArchiveError(f"{folder}: {name!r} leads out of the archive")
     return path
 
 
 def _unpack(path: Path, workspace: Path, limits: UnpackLimits) -> tuple[Path, str]:
     # ZipFile reads by seeking, so the digest of the whole file needs a pass of its own.
-    digest = hash_file(path)
+    with _reading(path):
+        digest = hash_file(path)
     target = Path(tempfile.mkdtemp(prefix=f"{path.stem[:40]}-", dir=workspace))
     staging = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=workspace))
     try:
-        with _open_zip(path) as archive, _reading(path):
+        with _reading(path), _open_zip(path) as archive:
             members = _check_members(path, archive.infolist(), limits)
             for info, name in members:
                 _extract(archive, info, staging / name, path)
@@ -253,12 +261,18 @@ def _safe_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise ArchiveError(f"{path}: {raw!r} is a link or a device; archives hold plain files only")
-    if "\0" in raw or "\\" in raw or not name.parts:
-        raise ArchiveError(f"{path}: the name {raw!r} is not allowed in an archive")
+    if "\0" in raw or "\\" in raw or not name.parts or len(raw) > _MAX_NAME_CHARS:
+        raise ArchiveError(f"{path}: the name {raw[:200]!r} is not allowed in an archive")
     if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
         raise ArchiveError(f"{path}: {raw!r} leads out of the archive")
     if info.flag_bits & 0x1:
         raise ArchiveError(f"{path}: {raw!r} is encrypted, which is not supported")
+    # The other methods unpack a block at once, however large it becomes.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArchiveError(
+            f"{path}: {raw!r} is compressed by method {info.compress_type}; only stored and "
+            "deflated files are read"
+        )
     return name
 
 
@@ -269,13 +283,15 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path
 
 
 def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> None:
-    """Copy no more than the directory promised, whatever the stream really holds."""
+    """Copy what the directory promised, no more and no less, whatever the stream really holds."""
     left = info.file_size
     while chunk := member.read(min(_CHUNK_BYTES, left + 1)):
         left -= len(chunk)
         if left < 0:
             raise ArchiveError(f"{path}: {info.filename!r} is longer than it claims")
         file.write(chunk)
+    if left > 0:
+        raise ArchiveError(f"{path}: {info.filename!r} is shorter than it claims")
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -298,7 +314,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ArchiveError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -306,6 +322,8 @@ def _reading(path: Path) -> Iterator[None]:
         NotImplementedError,
         RuntimeError,
         ValueError,
+        OverflowError,
+        struct.error,
     ) as error:
         raise ArchiveError(f"{path}: the archive is damaged: {error}") from error
 

@@ -15,6 +15,7 @@ from mms.errors import SignatureError
 
 JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
+_KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape")
 _EXAMPLE = '{"data_name": "data", "data_shape": [0, 3, 224, 224]}'
 
 
@@ -149,7 +150,8 @@ def _required(document: dict[str, Any], key: str, source: str, fix: str, where: 
     if key in document:
         return document[key]
     place = f"{where} has no" if where else "has no"
-    close = difflib.get_close_matches(key, [k for k in document if isinstance(k, str)], n=1)
+    unknown = [name for name in document if isinstance(name, str) and name not in _KEYS]
+    close = difflib.get_close_matches(key, unknown, n=1)
     hint = f" (is {close[0]!r} a slip?)" if close else ""
     raise SignatureError(f"{source}: {place} {key!r}{hint}; {fix}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -13,6 +14,7 @@ import click
 import orjson
 import uvloop
 
+from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import read_manifest
 from mms.config import (
     ENV_PREFIX,
@@ -20,6 +22,7 @@ from mms.config import (
     ModelSettings,
     ServerSettings,
     build_config,
+    with_archive_defaults,
 )
 from mms.errors import ConfigError, MMSError, StartupError
 from mms.log import configure_logging
@@ -27,6 +30,8 @@ from mms.server import Server
 from mms.serving.registry import Registry
 from mms.version import __version__
 
+#: Exit status where a model was refused by what is not a start-up error (out of memory, say).
+LOAD_FAILED_STATUS = 3
 _FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str}
 
 
@@ -40,8 +45,11 @@ def expand_models(args: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     in_models = False
     for arg in args:
-        if arg == "--models":
+        name, separator, value = arg.partition("=")
+        if name == "--models":
             in_models = True
+            if separator:
+                expanded.extend(["--models", value])
             continue
         if arg.startswith("-"):
             in_models = False
@@ -100,30 +108,29 @@ def command(
     mxnet-model-server --models crepe=character_cnn.model
     curl http://127.0.0.1:8080/predictions/crepe -H 'content-type: application/json' -d '[...]'
     """
+
+    def read() -> Config:
+        pairs = [_parse_model(text) for text in models]
+        return build_config(pairs, flags, os.environ, config_file)
+
     try:
-        config = build_config(
-            [_parse_model(text) for text in models], flags, os.environ, config_file
-        )
+        config = read()
         if print_config:
             _print_config(config)
             return
-        if not config.models:
-            raise ConfigError("no model to serve; give --models NAME=PATH")
         server = config.server
+        if not (config.models or server.model_store or server.state_file):
+            raise ConfigError("no model to serve; give --models NAME=PATH")
         configure_logging(
             server.log_level,
             server.log_format,
             Path(server.log_file) if server.log_file else None,
             server.log_rotation_time or None,
         )
-        _run(config)
+        uvloop.run(Server(config, _announce, read).run())
     except MMSError as error:
         _report(error)
-        sys.exit(error.exit_status if isinstance(error, StartupError) else 1)
-
-
-def _run(config: Config) -> None:
-    uvloop.run(Server(config, announce=_announce).run())
+        sys.exit(error.exit_status if isinstance(error, StartupError) else LOAD_FAILED_STATUS)
 
 
 def _parse_model(text: str) -> tuple[str, str]:
@@ -158,17 +165,25 @@ def _announce(server: Server) -> None:
         for row in (header, *rows)
     ]
     example = "\n".join(f"  {line}" for line in _examples(server.registry, base))
+    management = (
+        f"Management on http://127.0.0.1:{server.management_port}/models\n\n"
+        if server.management_port
+        else ""
+    )
     click.echo(
         f"\nmxnet-model-server {__version__}, listening on {base}\n\n"
         + "\n".join(f"  {line}" for line in lines)
-        + f"\n\nTry:\n{example}\n",
+        + f"\n\n{management}Try:\n{example}\n",
         err=True,
     )
 
 
 def _examples(registry: Registry, base: str) -> list[str]:
-    """Give a curl line for the first model: its own sample request if it brings one."""
-    servable = registry.servables()[0]
+    """Give a curl line for a model, if possible for one that brings its own sample request."""
+    servables = registry.servables()
+    if not servables:
+        return [f"curl {base}/ping"]
+    servable = next((s for s in servables if s.archive.manifest.serving.sample), servables[0])
     archive = servable.archive
     url = f"{base}/predictions/{servable.name}"
     sample = archive.manifest.serving.sample
@@ -192,12 +207,18 @@ def _inline(path: Path) -> str:
 
 
 def _print_config(config: Config) -> None:
+    """Print every value with its origin; an archive that cannot be read sets nothing."""
     for key, value in dataclasses.asdict(config.server).items():
         click.echo(f"{key}: {value!r}  # {config.origins[key]}")
     for model in config.models:
         click.echo(f"models.{model.name}.path: {model.path!r}")
-        for key, value in dataclasses.asdict(model.settings).items():
-            origin = config.origins[f"models.{model.name}.{key}"]
+        serving = ServingDefaults()
+        with contextlib.suppress(MMSError):
+            serving = read_manifest(model.path).serving
+        settings = with_archive_defaults(model.settings, serving, config.origins, model.name)
+        for key, value in dataclasses.asdict(settings).items():
+            is_own = value != getattr(model.settings, key)
+            origin = "archive" if is_own else config.origins[f"models.{model.name}.{key}"]
             click.echo(f"models.{model.name}.{key}: {value!r}  # {origin}")
 
 

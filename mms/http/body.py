@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mms.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
+from mms.errors import InvalidRequest, PayloadTooLarge, SlowClient
 from mms.protocol import Buffer
 
 
@@ -18,24 +18,22 @@ async def read_body(
 
     Raises:
         PayloadTooLarge: It is longer than `max_bytes`; found from the header where there is one.
-        DeadlineExceeded: The client took longer than `timeout_s` to send it.
+        SlowClient: The client took longer than `timeout_s` to send it.
         InvalidRequest: Its transfer or content encoding is broken.
     """
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     content = request.content
-    if content.is_eof():
-        # All of it came with the head, as small bodies do; no timer needed.
-        data = content.read_nowait()
-        if len(data) > max_bytes:
-            raise _too_large(max_bytes)
-        return [data], len(data)
     try:
+        if content.is_eof():
+            # All of it came with the head, as small bodies do; no timer needed.
+            data = content.read_nowait()
+            if len(data) > max_bytes:
+                raise _too_large(max_bytes)
+            return [data], len(data)
         return await asyncio.wait_for(_read_chunks(request, max_bytes), timeout_s)
     except asyncio.TimeoutError:
-        raise DeadlineExceeded(
-            f"the body did not arrive within body_timeout ({timeout_s:g} s)"
-        ) from None
+        raise SlowClient(f"the body did not arrive within body_timeout ({timeout_s:g} s)") from None
     except (HttpProcessingError, web.RequestPayloadError, ValueError) as error:
         raise InvalidRequest(f"the body cannot be read: {error}") from None
 

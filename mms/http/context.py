@@ -9,6 +9,7 @@ from aiohttp import web
 from mms.config import ServerSettings
 from mms.metrics import Exporter, ServerMetrics
 from mms.serving.registry import Registry
+from mms.serving.shadow import Shadows
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Context:
         settings: The server's settings.
         metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
+        shadows: Copies of requests for other versions.
         is_started: Whether every start-up model has been loaded.
         is_stopping: Whether the server is about to stop: not ready, but still serving.
         is_draining: Whether it accepts no more.
@@ -29,6 +31,7 @@ class Context:
     settings: ServerSettings
     metrics: ServerMetrics
     exporter: Exporter
+    shadows: Shadows
     is_started: bool = False
     is_stopping: bool = False
     is_draining: bool = False
@@ -39,7 +42,7 @@ class Context:
         return (
             self.is_started
             and not self.is_stopping
-            and all(servable.is_ready for servable in self.registry.servables())
+            and all(s.is_ready for s in self.registry.servables() if s.is_startup)
         )
 
 

@@ -10,7 +10,10 @@ from aiohttp import web
 
 from mms.errors import (
     ArchiveError,
+    ConfigError,
+    Conflict,
     DeadlineExceeded,
+    Forbidden,
     InferenceFailed,
     InvalidRequest,
     MMSError,
@@ -19,7 +22,9 @@ from mms.errors import (
     PayloadTooLarge,
     ProtocolError,
     RejectedByService,
+    SlowClient,
     StartupError,
+    Unauthorized,
     Unavailable,
     UnsupportedMedia,
     WorkerDied,
@@ -29,13 +34,18 @@ from mms.errors import (
 #: model is loaded on request.
 STATUSES: dict[type[MMSError], int] = {
     InvalidRequest: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     ModelNotFound: 404,
+    SlowClient: 408,
     PayloadTooLarge: 413,
+    Conflict: 409,
     UnsupportedMedia: 415,
     InferenceFailed: 500,
     WorkerDied: 500,
     ProtocolError: 500,
     StartupError: 500,
+    ConfigError: 400,
     ArchiveError: 400,
     Unavailable: 503,
     DeadlineExceeded: 504,
@@ -63,6 +73,8 @@ def error_response(error: MMSError, request_id: str, debug: bool) -> web.Respons
     headers = {"X-Request-Id": request_id}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     message = str(error)
     details: dict[str, str] = {}
     if error.detail and isinstance(error, InferenceFailed):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from mms.errors import Draining, InvalidRequest
+from mms.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import ID_KEY, METRICS_KEY
 from mms.http.response import answer_response
 from mms.protocol import RequestMeta
+from mms.serving.registry import Model
 from mms.serving.servable import Servable
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+#: "high" goes before everything else that waits for the model.
+PRIORITY_HEADER = "X-Request-Priority"
 #: Whichever is on its way when the server stops gets its answer; who comes later is told when.
 _RETRY_WHEN_DRAINING_S = 5.0
 
@@ -29,30 +32,78 @@ async def predict(request: web.Request) -> web.StreamResponse:
     """Answer with the model's bare result; v0.4's route with ``{"prediction": ...}``."""
     context = request.app[CONTEXT]
     match = request.match_info
-    servable = context.registry.get(match["model"], match.get("version"))
-    request[METRICS_KEY] = servable.metrics
-    return await infer(request, context, servable, match.route.name or "")
+    model = _find(context, match["model"])
+    version = match.get("version")
+    if version is not None:
+        return await infer(request, context, model.version(version), match.route.name or "")
+    servable = _choose(model, request)
+    copy_to = model.versions.get(model.traffic.shadow)
+    return await infer(request, context, servable, match.route.name or "", copy_to)
+
+
+def _find(context: Context, name: str) -> Model:
+    try:
+        return context.registry.model(name)
+    except ModelNotFound:
+        if context.is_started:
+            raise
+        # The port is open before the archives are: a client must not take a model for unknown.
+        raise ModelNotReady("the server is starting", retry_after_s=1.0) from None
+
+
+def _choose(model: Model, request: web.Request) -> Servable:
+    header = model.traffic.sticky_header
+    return model.choose(request.headers.get(header) if header else None)
+
+
+def _successor(request: web.Request, context: Context, servable: Servable) -> Servable:
+    model = context.registry.model(servable.name)
+    if request.match_info.get("version") is None and servable.version not in model.versions:
+        return _choose(model, request)
+    return model.version(servable.version)
 
 
 async def infer(
-    request: web.Request, context: Context, servable: Servable, route: str
+    request: web.Request,
+    context: Context,
+    servable: Servable,
+    route: str,
+    copy_to: Servable | None = None,
 ) -> web.StreamResponse:
     """Pass a request on to a model and give the response for its answer.
+
+    Args:
+        request: The request.
+        context: What handlers share.
+        servable: Who answers.
+        route: Name of the route, which decides the shape of the answer.
+        copy_to: A version that gets a copy, whose answer is only compared.
 
     Raises:
         MMSError: Whatever kept the model from answering.
     """
+    request[METRICS_KEY] = servable.metrics
     if context.is_draining:
         raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
     settings = context.settings
     timeout_s = _timeout_s(request)
     chunks, size = await read_body(request, settings.max_request_bytes, settings.body_timeout)
+    if servable.is_gone:
+        # Replaced or unregistered while the body came: nobody need notice.
+        servable = _successor(request, context, servable)
+        request[METRICS_KEY] = servable.metrics
     request_id = request[ID_KEY]
     headers = request.headers
     meta = RequestMeta(
         request_id, route, headers.get("Content-Type", ""), headers.get("Accept", "")
     )
-    answer = await servable.infer(meta.encode(), chunks, size, timeout_s)
+    encoded = meta.encode()
+    is_urgent = headers.get(PRIORITY_HEADER, "").lower() == "high"
+    if copy_to is not None and copy_to is not servable:
+        asking = servable.infer(encoded, chunks, size, timeout_s, is_urgent)
+        answer = await context.shadows.answer(asking, copy_to, encoded, chunks, size)
+    else:
+        answer = await servable.infer(encoded, chunks, size, timeout_s, is_urgent)
     return answer_response(request, answer, request_id)
 
 

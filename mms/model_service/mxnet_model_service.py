@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 from mms.worker.engine import import_mxnet
@@ -49,6 +51,28 @@ def check_input_shape(inputs: Any, signature: dict[str, Any]) -> None:
 
 def _shape(sizes: Sequence[int]) -> str:
     return "(" + ", ".join("?" if size == 0 else str(size) for size in sizes) + ")"
+
+
+def _to_arrays(data: list[Any], signature: dict[str, Any], ctx: Any) -> list[Any]:
+    """Give each input as a float32 NDArray of its shape.
+
+    Raises:
+        InvalidRequest: An input is ragged, or holds something that is no number.
+    """
+    arrays = []
+    for value, spec in zip(data, signature["inputs"], strict=True):
+        try:
+            array = np.asarray(value)
+            # null would become NaN, and text whatever it spells.
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"it holds something else ({array.dtype})")
+            arrays.append(mx.nd.array(array, ctx=ctx, dtype="float32"))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(
+                f"input {spec['data_name']!r} is not an array of numbers of shape "
+                f"{_shape(spec['data_shape'])}: {error}"
+            ) from error
+    return arrays
 
 
 class _ArchiveService(SingleNodeService):
@@ -105,16 +129,7 @@ class MXNetBaseService(_ArchiveService):
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
         """Give each input, a nested list or an array, as a float32 NDArray of its shape."""
-        arrays = []
-        for value, spec in zip(data, self.signature["inputs"], strict=True):
-            try:
-                arrays.append(mx.nd.array(value))
-            except (TypeError, ValueError) as error:
-                raise InvalidRequest(
-                    f"input {spec['data_name']!r} is not an array of numbers of shape "
-                    f"{_shape(spec['data_shape'])}: {error}"
-                ) from error
-        return arrays
+        return _to_arrays(data, self.signature, self.ctx)
 
     def _inference(self, data: list[Any]) -> list[Any]:
         """Check the shapes and run the network.
@@ -167,7 +182,7 @@ class GluonImperativeBaseService(_ArchiveService):
 
     def _preprocess(self, data: list[Any]) -> Any:
         """Give each input as a float32 NDArray."""
-        return [mx.nd.array(value, ctx=self.ctx) for value in data]
+        return _to_arrays(data, self.signature, self.ctx)
 
     def _inference(self, data: Any) -> Any:
         """Check the shapes, then run the network on the inputs."""

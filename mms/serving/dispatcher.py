@@ -41,6 +41,7 @@ class Job(Protocol):
     deadline: float
     size: int
     deaths: int
+    is_urgent: bool
 
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the answer any more."""
@@ -104,8 +105,10 @@ class Dispatcher:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._queue: deque[Job] = deque()
+        self._urgent: deque[Job] = deque()
         self._retries: deque[Job] = deque()
         self._idle: deque[int] = deque()
+        self._withdrawn: set[int] = set()
         self._in_flight: dict[int, Batch] = {}
         self._ids = itertools.count(1)
         self._request_time_s = math.inf
@@ -114,7 +117,12 @@ class Dispatcher:
     @property
     def depth(self) -> int:
         """Requests waiting."""
-        return len(self._queue) + len(self._retries)
+        return len(self._queue) + len(self._urgent) + len(self._retries)
+
+    @property
+    def idle(self) -> int:
+        """Workers waiting for a batch."""
+        return len(self._idle)
 
     @property
     def in_flight(self) -> int:
@@ -124,7 +132,7 @@ class Dispatcher:
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not (self._queue or self._retries or self._in_flight)
+        return not (self.depth or self._in_flight)
 
     def submit(self, job: Job) -> None:
         """Queue a request.
@@ -137,11 +145,11 @@ class Dispatcher:
                 f"{self.depth} requests are waiting, as many as queue_size allows",
                 self.retry_after_s(),
             )
-        self._queue.append(job)
+        (self._urgent if job.is_urgent else self._queue).append(job)
 
     def cancel(self, job: Job) -> bool:
         """Drop a request from the queue; False if it is not there (any more)."""
-        for queue in (self._queue, self._retries):
+        for queue in self._queues():
             try:
                 queue.remove(job)
             except ValueError:
@@ -153,10 +161,32 @@ class Dispatcher:
         """Take note that a worker can take a batch."""
         self._idle.append(worker)
 
+    def forsaken_worker(self, job: Job) -> int | None:
+        """Give the worker that runs a request whose whole batch nobody waits for any more."""
+        for worker, batch in self._in_flight.items():
+            if job in batch.jobs:
+                return worker if all(other.is_abandoned() for other in batch.jobs) else None
+        return None
+
+    def withdraw(self, worker: int) -> bool:
+        """Give a worker no more batches; whether it is idle and may be stopped at once."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+            return True
+        if worker in self._in_flight:
+            self._withdrawn.add(worker)
+            return False
+        return True
+
+    def oldest_wait_s(self, now: float) -> float:
+        """Give how long the longest waiting request has waited, 0 if none does."""
+        heads = [queue[0].enqueued_at for queue in self._queues() if queue]
+        return now - min(heads) if heads else 0.0
+
     def dispatch(self, now: float) -> list[Batch]:
         """Give the batches to send now, one per worker at most."""
         batches = []
-        while self._idle and (self._queue or self._retries):
+        while self._idle and self.depth:
             if self._waits_for_company(now):
                 break
             jobs, release = self._take(now)
@@ -177,7 +207,10 @@ class Dispatcher:
             busy_s: Seconds the worker itself spent on the batch.
         """
         batch = self._in_flight.pop(worker)
-        self._idle.append(worker)
+        if worker in self._withdrawn:
+            self._withdrawn.remove(worker)
+        else:
+            self._idle.append(worker)
         count = len(batch.jobs)
         if count == 0:
             return batch
@@ -201,6 +234,7 @@ class Dispatcher:
         """
         if worker in self._idle:
             self._idle.remove(worker)
+        self._withdrawn.discard(worker)
         batch = self._in_flight.pop(worker, None)
         for job in batch.jobs if batch else ():
             job.deaths += 1
@@ -223,7 +257,7 @@ class Dispatcher:
 
     def expire(self, now: float) -> list[int]:
         """Fail what is past its deadline; give the workers whose batch runs too long."""
-        for queue in (self._queue, self._retries):
+        for queue in self._queues():
             expired = [job for job in queue if job.deadline <= now]
             for job in expired:
                 queue.remove(job)
@@ -236,7 +270,7 @@ class Dispatcher:
 
     def wake_at(self) -> float:
         """Give the next time at which `expire` or `dispatch` has something to do."""
-        waiting = [job.deadline for job in itertools.chain(self._queue, self._retries)]
+        waiting = [job.deadline for queue in self._queues() for job in queue]
         running = [
             job.deadline
             for batch in self._in_flight.values()
@@ -251,10 +285,10 @@ class Dispatcher:
 
     def fail_all(self, error: MMSError) -> None:
         """End every request, waiting or running."""
-        for job in [*self._queue, *self._retries]:
-            job.fail(error)
-        self._queue.clear()
-        self._retries.clear()
+        for queue in self._queues():
+            for job in queue:
+                job.fail(error)
+            queue.clear()
         for worker in list(self._in_flight):
             self.fail_batch(worker, error)
 
@@ -273,6 +307,7 @@ class Dispatcher:
         return (
             delay > 0
             and not self._retries
+            and not self._urgent
             and 0 < len(self._queue) < self.limits.batch_size
             and now < self._queue[0].enqueued_at + delay
         )
@@ -284,25 +319,29 @@ class Dispatcher:
             if self._is_wanted(job, now):
                 return [job], Release.RETRY
         # A share each when several workers idle: two half batches beat one full one.
-        share = math.ceil(len(self._queue) / len(self._idle))
+        share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
         limit = min(self._frame_limit(), max(share, 1))
         jobs: list[Job] = []
         size = 0
-        while self._queue and len(jobs) < limit:
-            if jobs and size + self._queue[0].size > MAX_FRAME_BYTES:
+        while len(jobs) < limit and (queue := self._urgent or self._queue):
+            if jobs and size + queue[0].size > MAX_FRAME_BYTES:
                 break
-            job = self._queue.popleft()
+            job = queue.popleft()
             if self._is_wanted(job, now):
                 jobs.append(job)
                 size += job.size
         if len(jobs) > 1 and size > LARGE_BODY_BYTES:
             jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
-        return jobs, self._release(len(jobs), limit)
+        return jobs, self._release(len(jobs))
 
-    def _release(self, count: int, limit: int) -> Release:
-        if count >= limit:
+    def _release(self, count: int) -> Release:
+        if count >= self.limits.batch_size:
             return Release.FULL
         return Release.DELAY if self.limits.max_batch_delay_s > 0 else Release.DRAINED
+
+    def _queues(self) -> tuple[deque[Job], deque[Job], deque[Job]]:
+        """Give the queues in the order in which they are served."""
+        return self._retries, self._urgent, self._queue
 
     def _frame_limit(self) -> int:
         affordable = int(FRAME_TIME_S / max(self._request_time_s, 1e-7))

@@ -36,10 +36,16 @@ class WorkerState(enum.Enum):
 
 _SERVABLE_MOVES = {
     ServableState.LOADING: {ServableState.READY, ServableState.FAILED, ServableState.DRAINING},
-    ServableState.READY: {ServableState.DRAINING, ServableState.FAILED},
+    # To UNLOADED at once: a model that nobody asks goes to sleep.
+    ServableState.READY: {
+        ServableState.DRAINING,
+        ServableState.FAILED,
+        ServableState.UNLOADED,
+    },
     ServableState.FAILED: {ServableState.LOADING, ServableState.DRAINING},
     ServableState.DRAINING: {ServableState.UNLOADED},
-    ServableState.UNLOADED: set(),
+    # A model that loads on its first request begins, and wakes up, here.
+    ServableState.UNLOADED: {ServableState.LOADING, ServableState.DRAINING},
 }
 _WORKER_MOVES = {
     WorkerState.STARTING: {WorkerState.READY, WorkerState.STOPPING, WorkerState.DEAD},
@@ -114,7 +120,7 @@ class RestartPolicy:
         if self._failures == 1 and lifetime_s > 0:
             # An idle worker that is killed once is replaced at once, too.
             return 0.0
-        return backoff_s(self._failures - 1)
+        return backoff_s(self._failures - (lifetime_s > 0))
 
 
 def backoff_s(failures: int) -> float:

@@ -11,23 +11,31 @@ The pool decides how many and when; what they run is its owner's business (`Pool
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, WorkerDied
-from mms.protocol import Frame, LoadSpec
+from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
+from mms.serving.placement import Placement
 from mms.serving.processes import Child, OutputReader, spawn
+from mms.serving.tasks import Tasks
 from mms.serving.worker import WorkerProcess
 
 logger = logging.getLogger("mms.pool")
 
+#: Unique over all pools: a servable may get a new pool while workers of the old one still end.
+_ids = itertools.count(1)
 #: Failed starts in a row of a pool that once worked, before the servable is given up.
 _MAX_FAILED_STARTS = 5
+#: Reasons of ours to kill a worker that are labels of a metric.
+CANCELLED = "cancelled"
+_KILL_REASONS = ("timeout", CANCELLED)
 
 
 class PoolEvents(Protocol):
@@ -45,6 +53,12 @@ class PoolEvents(Protocol):
     def on_restart(self, reason: str) -> None:
         """A worker that should live is being replaced."""
 
+    def withdraw(self, worker: WorkerProcess) -> bool:
+        """Give a worker no more batches; whether it is idle.
+
+        If it is not, the owner calls `dismiss` when its batch is done.
+        """
+
     def on_failed(self, error: MMSError) -> None:
         """The pool has given up: workers die or do not load."""
 
@@ -54,8 +68,9 @@ class PoolSettings:
     """How to run the workers.
 
     Attributes:
-        workers: How many.
-        gpus: GPUs to place them on in turn; empty is the CPU.
+        workers: How many to begin with.
+        gpus: GPUs to place them on; empty is the CPU.
+        gpu_memory: Bytes of a GPU that each of them needs; 0 is not stated.
         preload: Whether to fork workers from a loader.
         load_timeout_s: Longest that loading the model may take.
         environment: Of each worker process.
@@ -63,6 +78,7 @@ class PoolSettings:
 
     workers: int
     gpus: tuple[int, ...]
+    gpu_memory: int
     preload: bool
     load_timeout_s: float
     environment: Mapping[str, str]
@@ -76,24 +92,27 @@ class Pool:
         spec: LoadSpec,
         settings: PoolSettings,
         events: PoolEvents,
+        placement: Placement,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
         self._settings = settings
         self._events = events
+        self._placement = placement
         self._clock = clock
-        self._ids = itertools.count(1)
+        self._size = settings.workers
         self._workers: dict[int, WorkerProcess] = {}
         self._loader: WorkerProcess | None = None
         self._loader_lock = asyncio.Lock()
         self._forks = settings.preload and not settings.gpus
         self._policy = RestartPolicy()
         self._failed_starts = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         # Workers forked from a loader print into its pipe, and may outlive it.
         self._outputs: list[OutputReader] = []
-        self._gpu_of: dict[int, int] = {}
         self._starting = 0
+        # Dismissed or lost, but their ends not seen yet.
+        self._dying: set[WorkerProcess] = set()
         self._is_stopping = False
 
     @property
@@ -117,11 +136,11 @@ class Pool:
     @property
     def size(self) -> int:
         """How many workers there should be."""
-        return self._settings.workers
+        return self._size
 
     @property
     def starting(self) -> int:
-        """Workers on their way, those in back-off included."""
+        """Workers on their way, those in back-off and those whose end is awaited included."""
         return self._starting
 
     async def start(self) -> None:
@@ -131,9 +150,11 @@ class Pool:
             MMSError: The model cannot be loaded. Nothing is left running.
         """
         try:
+            if self._size == 0:
+                return
             # The first alone: if the model does not load, one traceback is enough.
             await self._start_worker()
-            others = (self._start_worker() for _ in range(1, self.size))
+            others = (self._start_worker() for _ in range(1, self._size))
             for result in await asyncio.gather(*others, return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
@@ -141,17 +162,91 @@ class Pool:
             await self.stop()
             raise
 
+    async def resize(self, size: int) -> None:
+        """Start or retire workers until there are so many, and wait for the new ones.
+
+        Raises:
+            MMSError: A new one could not be started; those that could stay.
+        """
+        self._size = size
+        present = [worker for worker in self._workers.values() if not worker.is_retiring]
+        missing = size - len(present) - self._starting
+        if missing > 0:
+            self._starting += missing
+            try:
+                starts = (self._start_worker() for _ in range(missing))
+                for result in await asyncio.gather(*starts, return_exceptions=True):
+                    if isinstance(result, BaseException):
+                        raise result
+            finally:
+                self._starting -= missing
+        for worker in sorted(present, key=lambda w: w.state is WorkerState.BUSY)[
+            : max(-missing, 0)
+        ]:
+            self.retire(worker)
+
+    def configure(self, batch_size: int) -> None:
+        """Change how many requests workers join, those to come included."""
+        self._spec = replace(self._spec, batch_size=batch_size)
+        for process in [*self._workers.values(), *([self._loader] if self._loader else [])]:
+            process.send([encode_control(FrameType.CONFIGURE, batch_size)])
+
+    def retire(self, worker: WorkerProcess) -> None:
+        """Stop a worker once it is idle; it is not replaced."""
+        worker.is_retiring = worker.is_withdrawn = True
+        if self._events.withdraw(worker):
+            self.dismiss(worker)
+
+    def dismiss(self, worker: WorkerProcess) -> None:
+        """Stop a worker that runs nothing and gets nothing more."""
+        if self._workers.pop(worker.id, None):
+            self._dying.add(worker)
+            self._tasks.start(self._stop_one(worker))
+
+    def recycle(self, worker: WorkerProcess, reason: str) -> None:
+        """Replace a worker that works; the new one is ready before the old one is retired."""
+        if not worker.is_retiring:
+            worker.is_retiring = True
+            self._events.on_restart(reason)
+            self._tasks.start(self._replace_by_fresh(worker))
+
+    async def _replace_by_fresh(self, worker: WorkerProcess) -> None:
+        self._starting += 1
+        try:
+            await self._start_worker()
+        except MMSError as error:
+            # Better the old one than none.
+            worker.is_retiring = False
+            logger.error(
+                "no replacement could be started: %s",
+                error,
+                extra={"model": self._spec.model_name},
+            )
+            if worker.id not in self._workers:
+                # It has died meanwhile, and was not replaced, since this was to do it.
+                self._starting += 1
+                self._starting += 1
+                self._tasks.start(self._replace(backoff_s(1)))
+            return
+        finally:
+            self._starting -= 1
+        if worker.id in self._workers:
+            self.retire(worker)
+
+    async def _stop_one(self, worker: WorkerProcess) -> None:
+        await worker.stop()
+
     async def stop(self) -> None:
         """Stop all workers and the loader, and wait for their ends."""
         self._is_stopping = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        processes = [*self._workers.values(), *([self._loader] if self._loader else [])]
-        await asyncio.gather(*(process.stop() for process in processes))
+        await self._tasks.cancel()
+        loader = [self._loader] if self._loader else []
+        self._dying.update(self._workers.values(), loader)
+        # Not ours any more: their ends are nobody's business.
         self._workers.clear()
         self._loader = None
+        await asyncio.gather(*(process.stop() for process in self._dying))
+        self._dying.clear()
         for output in self._outputs:
             output.close()
         self._outputs.clear()
@@ -170,14 +265,17 @@ class Pool:
         """WorkerEvents: the socket of a worker or of the loader closed."""
         # A process may close its socket and live on; it is of no use then.
         worker.kill("")
+        if worker.gpu is not None:
+            self._placement.release(worker.gpu, self._settings.gpu_memory)
         if worker is self._loader:
             self._loader = None
-        self._gpu_of.pop(worker.id, None)
         serving = self._workers.pop(worker.id, None)
         if serving is not None:
+            self._starting += 1
             # At once, before the exit status is known: its requests can run elsewhere.
             self._events.on_worker_lost(worker, worker.kill_reason or "it exited")
-        self._run(self._bury(worker, was_serving=serving is not None))
+        self._dying.add(worker)
+        self._tasks.start(self._bury(worker, was_serving=serving is not None))
 
     async def _bury(self, worker: WorkerProcess, was_serving: bool) -> None:
         """Learn how a process ended, say so, and replace it if it should have lived."""
@@ -186,6 +284,10 @@ class Pool:
             worker.move(WorkerState.DEAD)
         status = await worker.child.wait()
         worker.close()
+        self._dying.discard(worker)
+        if was_serving:
+            # From here on `_replace` counts it, unless nobody follows.
+            self._starting -= 1
         if was_stopping or self._is_stopping or worker.ready is None:
             return
         role = "worker" if was_serving else "loader"
@@ -201,8 +303,14 @@ class Pool:
         if not was_serving:
             await self._replace_loader()
             return
+        if worker.is_retiring:
+            # Its replacement is ready or on its way.
+            return
         self._events.on_restart(_restart_reason(worker, status.signal))
-        delay = self._policy.worker_died(worker.batches > 0, self._clock() - worker.ready_at)
+        delay: float | None = 0.0
+        if worker.kill_reason != CANCELLED:
+            # Not its own fault: clients that leave must not make a model FAILED.
+            delay = self._policy.worker_died(worker.batches > 0, self._clock() - worker.ready_at)
         if delay is None:
             self._give_up(
                 WorkerDied(
@@ -211,7 +319,8 @@ class Pool:
                 )
             )
             return
-        self._run(self._replace(delay))
+        self._starting += 1
+        self._tasks.start(self._replace(delay))
 
     async def _replace_loader(self) -> None:
         """Have a loader ready before the next worker needs it; without one, that takes longer."""
@@ -227,11 +336,13 @@ class Pool:
                     )
 
     async def _replace(self, delay_s: float) -> None:
-        """Start a worker after a delay, trying again with growing delays."""
-        self._starting += 1
+        """Start a worker after a delay, trying again with growing delays; `starting` counts it."""
         try:
             while not self._is_stopping:
                 await asyncio.sleep(delay_s)
+                if len([w for w in self._workers.values() if not w.is_retiring]) >= self._size:
+                    # Scaled down meanwhile.
+                    return
                 try:
                     await self._start_worker()
                 except MMSError as error:
@@ -241,7 +352,8 @@ class Pool:
                         error,
                         extra={"model": self._spec.model_name},
                     )
-                    if self._failed_starts >= _MAX_FAILED_STARTS:
+                    # While another worker serves, a shortage of processes, say, must not stop it.
+                    if self._failed_starts >= _MAX_FAILED_STARTS and not self._workers:
                         self._give_up(error)
                         return
                     delay_s = backoff_s(self._failed_starts)
@@ -264,9 +376,13 @@ class Pool:
         worker = await self._fork_worker() if self._forks else None
         if worker is None:
             worker = await self._launch(may_fork=False)
-        if self._is_stopping:
+        kept = [w for w in self._workers.values() if not w.is_retiring]
+        if self._is_stopping or len(kept) >= self._size:
+            # Scaled down meanwhile.
             await worker.stop()
             return
+        if not worker.is_connected:
+            raise WorkerDied("the worker died as soon as it had started")
         worker.move(WorkerState.READY)
         self._workers[worker.id] = worker
         self._events.on_worker_ready(worker)
@@ -287,11 +403,14 @@ class Pool:
                     return process
                 self._loader = process
             loader = self._loader
+            fork = asyncio.create_task(self._fork(loader))
             try:
-                pid, sock = await loader.fork()
-                worker = WorkerProcess(next(self._ids), Child(pid), self)
-                await worker.connect(sock)
-                await worker.await_forked()
+                return await asyncio.shield(fork)
+            except asyncio.CancelledError:
+                # A fork cannot be taken back: whoever stops must see the worker's end.
+                with contextlib.suppress(MMSError, OSError):
+                    await (await fork).stop()
+                raise
             except (DeadlineExceeded, WorkerDied, OSError) as error:
                 logger.warning(
                     "a fork failed (%s); starting a fresh process instead",
@@ -301,7 +420,25 @@ class Pool:
                 loader.kill("its fork failed")
                 self._loader = None
                 return None
-            return worker
+
+    async def _fork(self, loader: WorkerProcess) -> WorkerProcess:
+        """Give a worker forked from the loader, ready; on failure nothing of it is left.
+
+        Raises:
+            MMSError: It could not be forked, died, or took too long.
+            OSError: The system refuses another file.
+        """
+        pid, sock = await loader.fork()
+        worker = WorkerProcess(next(_ids), Child(pid), self)
+        try:
+            await worker.connect(sock)
+            await worker.await_forked()
+        except BaseException:
+            worker.kill("it did not start")
+            await worker.child.wait()
+            worker.close()
+            raise
+        return worker
 
     async def _launch(self, may_fork: bool) -> WorkerProcess:
         """Start a fresh process and have it load the model.
@@ -309,46 +446,52 @@ class Pool:
         Raises:
             MMSError: It did not load, or died, or took too long.
         """
-        id_ = next(self._ids)
-        gpu = self._emptiest_gpu()
+        id_, need = next(_ids), self._settings.gpu_memory
+        gpu = self._placement.acquire(gpus, need) if (gpus := self._settings.gpus) else None
         try:
-            child, sock, output = spawn(self._settings.environment, self._spec.model_name)
+            child, sock, output = spawn(self._environment(gpu), self._spec.model_name)
         except OSError as error:
+            if gpu is not None:
+                self._placement.release(gpu, need)
             raise ModelLoadFailed(
                 f"a worker process could not be started: {error.strerror}"
             ) from error
         self._outputs = [*(o for o in self._outputs if o.is_open), output]
         worker = WorkerProcess(id_, child, self)
-        if gpu is not None:
-            self._gpu_of[id_] = gpu
+        worker.gpu = gpu
         try:
             await worker.connect(sock)
-            spec = replace(self._spec, gpu=gpu, may_fork=may_fork)
+            # The worker sees its own GPU only, as number 0.
+            spec = replace(self._spec, gpu=None if gpu is None else 0, may_fork=may_fork)
             await worker.load(spec, self._settings.load_timeout_s)
         except WorkerDied as error:
             status = await child.wait()
             worker.close()
             raise ModelLoadFailed(f"the process that loads the model {status}") from error
-        except BaseException:
+        except BaseException as error:
             worker.kill("it did not load")
             await child.wait()
             worker.close()
+            if isinstance(error, DeadlineExceeded):
+                raise ModelLoadFailed(f"{error}; raise load_timeout if it needs longer") from error
             raise
+        if self._spec.batch_size != spec.batch_size:
+            # Changed while it was loading.
+            worker.send([encode_control(FrameType.CONFIGURE, self._spec.batch_size)])
         return worker
 
-    def _emptiest_gpu(self) -> int | None:
-        """Give the GPU with the fewest of our workers, the first of several; None for the CPU."""
-        taken = list(self._gpu_of.values())
-        return min(self._settings.gpus, key=taken.count, default=None)
-
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _environment(self, gpu: int | None) -> Mapping[str, str]:
+        """Give a worker's environment, in which it sees its own GPU only."""
+        if gpu is None:
+            return self._settings.environment
+        visible = self._settings.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        # Numbers count what the server itself may see.
+        device = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+        return {**self._settings.environment, "CUDA_VISIBLE_DEVICES": device}
 
 
 def _restart_reason(worker: WorkerProcess, signal_number: int | None) -> str:
     """Give the metric label for why a worker is replaced: a small fixed set."""
     if worker.kill_reason:
-        return "timeout" if worker.kill_reason == "timeout" else "protocol"
+        return worker.kill_reason if worker.kill_reason in _KILL_REASONS else "protocol"
     return "killed" if signal_number == 9 else "crash"

@@ -35,9 +35,17 @@ class ExitStatus:
             # MXNet's own handler turns a crash into this code where ours is not first.
             hint = " (a crash in native code?)" if self.code == 255 else ""
             return f"exited with code {self.code}{hint}"
-        name = signal.Signals(self.signal).name
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            # Real-time signals have names at the ends of their range only.
+            name = f"signal {self.signal}"
         hint = " (out of memory?)" if self.signal == signal.SIGKILL else ""
         return f"was killed by {name}{hint}"
+
+
+#: Processes that a `Child` waits for.
+_watched: set[int] = set()
 
 
 class Child:
@@ -48,6 +56,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._pidfd = os.pidfd_open(pid)
+        _watched.add(pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
 
     @property
@@ -71,6 +80,10 @@ class Child:
             return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        _watched.discard(self.pid)
+        # What it has started must not outlive it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         if result.si_code == os.CLD_EXITED:
             self._exited.set_result(ExitStatus(result.si_status, None))
         else:
@@ -131,6 +144,23 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def reap_orphans() -> None:
+    """Collect the ends of processes that nobody waits for.
+
+    Whatever a worker has started, and a fork that died before it was known, is handed to this
+    process, the subreaper, and would stay a zombie as long as this process lives.
+    """
+    while True:
+        try:
+            # Only looked at: the end of a worker is for its `Child` to collect.
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in _watched:
+            return
+        os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Give two connected stream sockets with large buffers."""
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -160,6 +190,9 @@ def spawn(environment: Mapping[str, str], model: str) -> tuple[Child, socket.soc
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHILD_FD),
             ],
             setsigmask=(),
+            # A group of its own: whatever the service starts ends with it, and Ctrl-C in the
+            # terminal reaches the server only.
+            setpgroup=0,
         )
     except OSError:
         ours.close()

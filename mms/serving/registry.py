@@ -1,26 +1,96 @@
-"""Models by name, their versions, and which version answers when none is named.
+"""Models by name, their versions, and which version answers a request.
 
-Knows no HTTP and no processes; `ModelServer` fills it.
+Knows no HTTP and no processes; `ModelManager` fills it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from mms.errors import ModelNotFound, VersionNotFound
+from mms.errors import InvalidRequest, ModelNotFound, VersionNotFound
 from mms.metrics import ServableSnapshot
 from mms.serving.servable import Servable
 
 DEFAULT_VERSION = "1"
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How requests that name no version are spread over a model's versions.
+
+    Attributes:
+        weights: Share of each version, whole numbers; none sends all to the default.
+        sticky_header: Header whose value always meets the same version, or "".
+        shadow: Version that gets a copy of every request, its answers discarded, or "".
+    """
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    sticky_header: str = ""
+    shadow: str = ""
+
+
 class Model:
-    """A name, its versions and the one that is the default."""
+    """A name, its versions, the one that is the default, and how traffic is split."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.versions: dict[str, Servable] = {}
         self.default = DEFAULT_VERSION
+        self.traffic = Traffic()
+
+    def choose(self, sticky: str | None) -> Servable:
+        """Give the version for a request that names none.
+
+        Args:
+            sticky: Value of the sticky header, if the request has one.
+        """
+        weights = self.traffic.weights
+        if not weights:
+            return self.versions[self.default]
+        total = sum(weights.values())
+        if sticky is None:
+            point = random.randrange(total)
+        else:
+            # CRC-32 only has to be even and the same in every process. Header bytes that are no
+            # UTF-8 arrive as half surrogate pairs.
+            point = zlib.crc32(sticky.encode(errors="surrogateescape")) % total
+        for version, weight in weights.items():
+            point -= weight
+            if point < 0:
+                return self.versions[version]
+        return self.versions[self.default]
+
+    def split(self, traffic: Traffic) -> None:
+        """Change how traffic is split.
+
+        Raises:
+            InvalidRequest: A weight is negative, or all are 0.
+            VersionNotFound: A version does not exist.
+        """
+        for version in [*traffic.weights, *([traffic.shadow] if traffic.shadow else [])]:
+            self.version(version)
+        if traffic.weights and (
+            min(traffic.weights.values()) < 0 or sum(traffic.weights.values()) == 0
+        ):
+            raise InvalidRequest("weights must be >= 0 and not all 0")
+        self.traffic = traffic
+
+    def version(self, version: str) -> Servable:
+        """Give a version.
+
+        Raises:
+            VersionNotFound: There is no such version.
+        """
+        servable = self.versions.get(version)
+        if servable is None:
+            known = ", ".join(sorted(self.versions))
+            raise VersionNotFound(
+                f"model {self.name!r} has no version {_shown(version)}; there are: {known}"
+            )
+        return servable
 
 
 class Registry:
@@ -29,13 +99,50 @@ class Registry:
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
 
-    def add(self, servable: Servable) -> None:
-        """Make a servable known; the first version of a model is its default."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def add(self, servable: Servable, make_default: bool = False) -> None:
+        """Make a servable known, in place of one of the same version if there is one.
+
+        The first version of a model is its default.
+        """
         model = self._models.get(servable.name)
         if model is None:
             model = self._models[servable.name] = Model(servable.name)
-            model.default = servable.version
+            make_default = True
         model.versions[servable.version] = servable
+        if make_default:
+            model.default = servable.version
+
+    def remove(self, servable: Servable) -> None:
+        """Forget a servable, and its model with the last version."""
+        model = self.model(servable.name)
+        if model.versions.get(servable.version) is not servable:
+            return
+        del model.versions[servable.version]
+        if not model.versions:
+            del self._models[servable.name]
+            return
+        weights = {v: w for v, w in model.traffic.weights.items() if v != servable.version}
+        shadow = model.traffic.shadow if model.traffic.shadow != servable.version else ""
+        model.traffic = Traffic(
+            weights if sum(weights.values()) else {}, model.traffic.sticky_header, shadow
+        )
+        if model.default == servable.version:
+            model.default = list(model.versions)[-1]
+
+    def model(self, name: str) -> Model:
+        """Give a model.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise ModelNotFound(f"model {_shown(name)} is not known; loaded are: {known}")
+        return model
 
     def get(self, name: str, version: str | None = None) -> Servable:
         """Give the version asked for, or the default one.
@@ -44,23 +151,12 @@ class Registry:
             ModelNotFound: No model has this name.
             VersionNotFound: The model has no such version.
         """
-        model = self._models.get(name)
-        if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"model {_shown(name)} is not known; loaded are: {known}")
-        if version is None:
-            return model.versions[model.default]
-        servable = model.versions.get(version)
-        if servable is None:
-            known = ", ".join(sorted(model.versions))
-            raise VersionNotFound(
-                f"model {name!r} has no version {_shown(version)}; there are: {known}"
-            )
-        return servable
+        model = self.model(name)
+        return model.versions[model.default] if version is None else model.version(version)
 
     def models(self) -> Iterator[Model]:
-        """Give the models in the order they were added."""
-        return iter(self._models.values())
+        """Give the models by name."""
+        return iter([self._models[name] for name in sorted(self._models)])
 
     def servables(self) -> list[Servable]:
         """Give every version of every model."""

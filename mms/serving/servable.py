@@ -31,7 +31,10 @@ from mms.metrics import ServableMetrics, ServableSnapshot
 from mms.protocol import Answer, Buffer, Frame, LoadSpec, decode_result, encode_batch
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
+from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
+from mms.serving.tasks import Tasks
+from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
 
 logger = logging.getLogger("mms.servable")
@@ -43,7 +46,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Inference:
     """One request from its arrival to its answer; the dispatcher's Job."""
 
-    __slots__ = ("chunks", "deadline", "deaths", "enqueued_at", "future", "meta", "size")
+    __slots__ = (
+        "chunks", "deadline", "deaths", "enqueued_at", "future", "is_urgent", "meta", "size"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Inference:
         enqueued_at: float,
         deadline: float,
         future: asyncio.Future[Answer],
+        is_urgent: bool,
     ) -> None:
         self.meta = meta
         self.chunks = chunks
@@ -60,6 +66,7 @@ class Inference:
         self.enqueued_at = enqueued_at
         self.deadline = deadline
         self.deaths = 0
+        self.is_urgent = is_urgent
         self.future = future
 
     def is_abandoned(self) -> bool:
@@ -89,6 +96,8 @@ class Servable:
         settings: How to serve it, the archive's defaults included.
         max_response_bytes: Longest answer that may be sent.
         make_environment: Gives the environment of a worker with so many compute threads.
+        size: Workers to start with, 0 included; by default what the settings say.
+        placement: What is booked of the GPUs, by all servables.
     """
 
     def __init__(
@@ -99,53 +108,36 @@ class Servable:
         settings: ModelSettings,
         max_response_bytes: int,
         make_environment: Callable[[int], Mapping[str, str]],
+        size: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.archive = archive
         self.settings = settings
-        self.state = ServableState.LOADING
+        self.state = ServableState.UNLOADED
+        self._is_gone = False
+        self._was_evicted = False
         self.last_error: MMSError | None = None
+        self.last_used_at = time.monotonic()
+        self.is_startup = False
         self.metrics = ServableMetrics(name, version)
-        gpus = parse_gpus(settings.gpu)
-        workers = settings.workers or (len(gpus) if gpus else usable_cores())
-        threads = settings.threads or max(1, usable_cores() // workers)
-        self._dispatcher = Dispatcher(
-            Limits(
-                batch_size=settings.batch_size,
-                queue_size=settings.queue_size or _QUEUE_PER_WORKER * workers,
-                max_batch_delay_s=settings.max_batch_delay / 1000,
-                response_timeout_s=settings.response_timeout,
-                retry_on_crash=settings.retry_on_crash,
-            )
-        )
-        self._pool = Pool(
-            LoadSpec(
-                model_name=name,
-                version=version,
-                folder=str(archive.folder),
-                service_file=settings.service and str(Path(settings.service).resolve()),
-                gpu=None,
-                batch_size=settings.batch_size,
-                max_response_bytes=max_response_bytes,
-                log_level=logging.getLogger().getEffectiveLevel(),
-                server_pid=os.getpid(),
-                may_fork=False,
-            ),
-            PoolSettings(
-                workers=workers,
-                gpus=gpus,
-                preload=settings.preload,
-                load_timeout_s=settings.load_timeout,
-                environment=make_environment(threads),
-            ),
-            self,
-        )
+        self._max_response_bytes = max_response_bytes
+        self._make_environment = make_environment
+        self._placement = placement or Placement()
+        self._size = self._initial_size() if size is None else size
+        self._dispatcher = Dispatcher(self._limits())
+        self._pool = self._make_pool()
+        self._retired: list[Pool] = []
+        self._autoscaler = Autoscaler()
+        self._recovery = Recovery()
+        self._loading: asyncio.Task[None] | None = None
         self._is_pump_due = False
         self._empty = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -158,12 +150,44 @@ class Servable:
         return self._pool
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a request sent now would be served: loaded, and a worker alive or on its way.
+    def limits(self) -> Limits:
+        """The queue's settings as they are now."""
+        return self._dispatcher.limits
 
-        A dead worker on its way back does not count against it: requests wait in the queue.
+    @property
+    def size(self) -> int:
+        """The number of workers asked for; autoscaling may add to it."""
+        return self._size
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests waiting."""
+        return self._dispatcher.depth
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in workers."""
+        return self._dispatcher.in_flight
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was replaced or unregistered: it finishes what it has and accepts no more."""
+        return self._is_gone
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request sent now would be served.
+
+        A dead worker on its way back does not count against it, nor does a model that loads on
+        request: requests wait in the queue.
         """
+        if self._loads_on_request and self.state in (ServableState.UNLOADED, ServableState.LOADING):
+            return True
         return self.state is ServableState.READY and bool(self._pool.workers or self._pool.starting)
+
+    @property
+    def _loads_on_request(self) -> bool:
+        return self.settings.load == "lazy" or self.settings.idle_timeout > 0 or self._was_evicted
 
     async def load(self) -> None:
         """Start the workers and wait until they are ready.
@@ -173,14 +197,77 @@ class Servable:
                 running.
         """
         started = time.monotonic()
+        self.state = move_servable(self.state, ServableState.LOADING)
         try:
             await self._pool.start()
         except MMSError as error:
             self.last_error = error
-            self.state = move_servable(self.state, ServableState.FAILED)
+            self._recovery.failed(time.monotonic())
+            if self.state is ServableState.LOADING:
+                self.state = move_servable(self.state, ServableState.FAILED)
+            # Those who came meanwhile wait for workers that do not come.
+            self._dispatcher.fail_all(self._unavailable())
             raise
+        if self.last_error is not None and self.state is ServableState.FAILED:
+            # Its workers loaded, and died one after the other before the last was ready.
+            raise self.last_error
+        self._recovery.recovered()
         self.metrics.load_seconds = time.monotonic() - started
-        self.state = move_servable(self.state, ServableState.READY)
+        self.last_used_at = time.monotonic()
+        if self.state is ServableState.LOADING:
+            self.state = move_servable(self.state, ServableState.READY)
+            if self._pool.size != self._size:
+                # Scaled before it was loaded, or while it was.
+                await self._pool.resize(self._size)
+
+    async def recover(self) -> None:
+        """Load a FAILED model again.
+
+        Raises:
+            MMSError: It still does not load.
+        """
+        await self._stop_retired(self._renew_pool())
+        await self.load()
+
+    async def sleep(self) -> None:
+        """Stop the workers of a model that nobody is asking; the next request loads it again."""
+        if self.state is not ServableState.READY or not self._dispatcher.is_empty:
+            return
+        self._was_evicted = True
+        self.state = move_servable(self.state, ServableState.UNLOADED)
+        await self._stop_retired(self._renew_pool())
+
+    async def _stop_retired(self, pool: Pool) -> None:
+        """Stop a pool that has been replaced; if that is cancelled, `unload` does it."""
+        self._retired.append(pool)
+        await pool.stop()
+        self._retired.remove(pool)
+
+    def _renew_pool(self) -> Pool:
+        """Begin with a new pool and an empty queue; give the old pool, which is to be stopped."""
+        self._dispatcher.fail_all(self._unavailable())
+        self._dispatcher = Dispatcher(self._dispatcher.limits)
+        old, self._pool = self._pool, self._make_pool()
+        return old
+
+    async def resize(self, size: int) -> None:
+        """Change the number of workers, and wait for new ones.
+
+        Raises:
+            MMSError: A new one could not be started.
+        """
+        self._size = size
+        self._dispatcher.limits.queue_size = self._queue_size()
+        if self.state is ServableState.FAILED and size > 0:
+            await self.recover()
+        elif self.state is ServableState.READY:
+            await self._pool.resize(size)
+
+    def configure(self, settings: ModelSettings) -> None:
+        """Change the settings of the queue and the batches; those of the workers stay."""
+        self.settings = settings
+        self._dispatcher.limits = self._limits()
+        self._pool.configure(settings.batch_size)
 
     async def unload(self, timeout_s: float, hurry: asyncio.Event) -> None:
         """Finish what was accepted, then stop the workers.
@@ -189,19 +276,131 @@ class Servable:
             timeout_s: What the accepted requests get to finish.
             hurry: Ends the waiting when it is set.
         """
-        if self.state in (ServableState.DRAINING, ServableState.UNLOADED):
+        if self.state is ServableState.DRAINING or self._is_gone:
             return
+        self._is_gone = True
         self.state = move_servable(self.state, ServableState.DRAINING)
         self._note_if_empty()
         await _first_of(self._empty.wait(), hurry.wait(), timeout_s=timeout_s)
-        self._dispatcher.fail_all(Draining("the server is stopping"))
+        self._dispatcher.fail_all(Draining(f"model {self.name!r} is being unloaded"))
         if self._timer:
             self._timer.cancel()
-        await self._pool.stop()
+        if self._loading:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        await self._tasks.cancel()
+        await asyncio.gather(*(pool.stop() for pool in (self._pool, *self._retired)))
         self.state = move_servable(self.state, ServableState.UNLOADED)
 
+    def housekeep(self, now: float) -> None:
+        """Do what is due now and then: recover, recycle, scale, fall asleep."""
+        if self.state is ServableState.FAILED and self._recovery.is_due(now):
+            self._tasks.start(self._try_recover())
+        if self.state is not ServableState.READY:
+            return
+        for worker in self._pool.workers:
+            self._recycle_if_due(worker, now)
+        if self.settings.max_workers > self._size:
+            self._autoscale(now)
+        idle_s = now - self.last_used_at
+        if 0 < self.settings.idle_timeout < idle_s and self._dispatcher.is_empty:
+            logger.info("idle for %.0f s; going to sleep", idle_s, extra={"model": self.name})
+            self._tasks.start(self.sleep())
+
+    def _recycle_if_due(self, worker: WorkerProcess, now: float) -> None:
+        reason = recycling_reason(
+            self.settings,
+            age_s=now - worker.ready_at,
+            resident_bytes=resident_bytes(worker.child.pid),
+            requests=worker.requests,
+            spread=worker.child.pid,
+        )
+        if reason:
+            self._pool.recycle(worker, reason)
+
+    def _autoscale(self, now: float) -> None:
+        size = self._pool.size
+        target = self._autoscaler.target(
+            self.settings,
+            now,
+            size=size,
+            floor=self._size,
+            oldest_wait_s=self._dispatcher.oldest_wait_s(now),
+            idle=self._dispatcher.idle,
+            starting=self._pool.starting,
+        )
+        if target != size:
+            logger.info("scaling to %d workers", target, extra={"model": self.name})
+            self._tasks.start(self._try_resize(target))
+
+    async def _try_recover(self) -> None:
+        try:
+            await self.recover()
+        except MMSError as error:
+            logger.error("still cannot be loaded: %s", error, extra={"model": self.name})
+        else:
+            logger.info("has recovered", extra={"model": self.name})
+
+    async def _try_resize(self, size: int) -> None:
+        try:
+            await self._pool.resize(size)
+        except MMSError as error:
+            logger.error("cannot scale to %d workers: %s", size, error, extra={"model": self.name})
+
+    def _initial_size(self) -> int:
+        gpus = parse_gpus(self.settings.gpu)
+        return self.settings.workers or (len(gpus) if gpus else usable_cores())
+
+    def _queue_size(self) -> int:
+        return self.settings.queue_size or _QUEUE_PER_WORKER * max(
+            self._size, self.settings.max_workers, 1
+        )
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        return Limits(
+            batch_size=settings.batch_size,
+            queue_size=self._queue_size(),
+            max_batch_delay_s=settings.max_batch_delay / 1000,
+            response_timeout_s=settings.response_timeout,
+            retry_on_crash=settings.retry_on_crash,
+        )
+
+    def _make_pool(self) -> Pool:
+        settings = self.settings
+        threads = settings.threads or max(1, usable_cores() // max(self._size, 1))
+        return Pool(
+            LoadSpec(
+                model_name=self.name,
+                version=self.version,
+                folder=str(self.archive.folder),
+                service_file=settings.service and str(Path(settings.service).resolve()),
+                gpu=None,
+                batch_size=settings.batch_size,
+                max_response_bytes=self._max_response_bytes,
+                log_level=logging.getLogger().getEffectiveLevel(),
+                server_pid=os.getpid(),
+                may_fork=False,
+            ),
+            PoolSettings(
+                workers=self._size,
+                gpus=parse_gpus(settings.gpu),
+                gpu_memory=settings.gpu_memory,
+                preload=settings.preload,
+                load_timeout_s=settings.load_timeout,
+                environment=self._make_environment(threads),
+            ),
+            self,
+            self._placement,
+        )
+
     async def infer(
-        self, meta: bytes, chunks: Sequence[Buffer], size: int, timeout_s: float | None = None
+        self,
+        meta: bytes,
+        chunks: Sequence[Buffer],
+        size: int,
+        timeout_s: float | None = None,
+        is_urgent: bool = False,
     ) -> Answer:
         """Give the model's answer to one request.
 
@@ -210,17 +409,21 @@ class Servable:
             chunks: The body as it arrived.
             size: Its length in bytes.
             timeout_s: The client's own limit; the model's ``response_timeout`` bounds it.
+            is_urgent: Whether it goes before requests that are not.
 
         Raises:
             MMSError: Whatever kept the model from answering.
             asyncio.CancelledError: The client left; the request is dropped if it still waits.
         """
         if self.state is not ServableState.READY:
-            raise self._unavailable()
-        now = time.monotonic()
+            self._wake_or_refuse()
+        elif not (self._size or self._pool.size or self._pool.workers):
+            raise ModelNotReady(f"model {self.name!r} has no workers; scale it up", 1.0)
+        now = self.last_used_at = time.monotonic()
         limit = self.settings.response_timeout
         timeout = limit if timeout_s is None else min(timeout_s, limit)
-        job = Inference(meta, chunks, size, now, now + timeout, self._loop.create_future())
+        future = self._loop.create_future()
+        job = Inference(meta, chunks, size, now, now + timeout, future, is_urgent)
         try:
             self._dispatcher.submit(job)
         except MMSError as error:
@@ -233,17 +436,12 @@ class Servable:
         try:
             return await job.future
         except asyncio.CancelledError:
-            self._dispatcher.cancel(job)
-            self._note_if_empty()
+            self._abandon(job)
             self.metrics.rejected["client_left"] += 1
             raise
         except DeadlineExceeded:
             self.metrics.rejected["deadline"] += 1
             raise
-
-    def retry_after_s(self) -> float:
-        """Estimate when a request sent again would be served, seconds."""
-        return self._dispatcher.retry_after_s()
 
     def snapshot(self) -> ServableSnapshot:
         """Give what the metrics show of this moment."""
@@ -284,6 +482,10 @@ class Servable:
         now = time.monotonic()
         batch = self._dispatcher.finish(worker.id, now, sum(result.stage_seconds))
         self._pool.batch_finished(worker, len(batch.jobs))
+        if worker.is_withdrawn:
+            self._pool.dismiss(worker)
+        elif self.settings.max_requests:
+            self._recycle_if_due(worker, now)
         self._pump()
         if len(result.answers) != len(batch.jobs):
             self._mismatch(batch, worker, len(result.answers))
@@ -304,6 +506,10 @@ class Servable:
         self._dispatcher.worker_lost(worker.id, reason)
         self._schedule_pump()
 
+    def withdraw(self, worker: WorkerProcess) -> bool:
+        """PoolEvents: give a worker no more batches; whether it is idle."""
+        return self._dispatcher.withdraw(worker.id)
+
     def on_restart(self, reason: str) -> None:
         """PoolEvents: count it."""
         self.metrics.restarts[reason] += 1
@@ -311,10 +517,40 @@ class Servable:
     def on_failed(self, error: MMSError) -> None:
         """PoolEvents: nobody is left to serve what waits."""
         self.last_error = error
-        if self.state is ServableState.READY:
+        self._recovery.failed(time.monotonic())
+        if self.state in (ServableState.READY, ServableState.LOADING):
             self.state = move_servable(self.state, ServableState.FAILED)
         if not self._pool.workers:
             self._dispatcher.fail_all(self._unavailable())
+
+    def _wake_or_refuse(self) -> None:
+        """Load a sleeping model for the request at hand, which then waits in the queue.
+
+        Raises:
+            Unavailable: The model cannot be served, or not by this request's doing.
+        """
+        if self._is_gone or not self._loads_on_request:
+            raise self._unavailable()
+        if self.state is ServableState.UNLOADED and self._loading is None:
+            self._loading = asyncio.create_task(self._load_on_request())
+        elif self.state is not ServableState.LOADING and self._loading is None:
+            raise self._unavailable()
+
+    async def _load_on_request(self) -> None:
+        try:
+            await self.load()
+        except MMSError as error:
+            logger.error("cannot be loaded: %s", error, extra={"model": self.name})
+        finally:
+            self._loading = None
+
+    def _abandon(self, job: Inference) -> None:
+        """Free what a request held whose client has left."""
+        if not self._dispatcher.cancel(job) and self.settings.cancel_running == "kill":
+            id_ = self._dispatcher.forsaken_worker(job)
+            if id_ is not None:
+                self._pool.worker(id_).kill("cancelled")
+        self._note_if_empty()
 
     def _note_if_empty(self) -> None:
         """End a drain once nothing is left to finish."""
@@ -419,3 +655,25 @@ def resident_bytes(pid: int) -> int:
             return int(file.read().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def memory_bytes(servable: Servable) -> int:
+    """Give the memory of a servable's processes; what workers share with their loader counts once.
+
+    The proportional set size (proc(5), smaps_rollup) sums to just that.
+    """
+    pids = [worker.child.pid for worker in servable.workers]
+    if servable.pool.loader:
+        pids.append(servable.pool.loader.child.pid)
+    return sum(_proportional_bytes(pid) for pid in pids)
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return resident_bytes(pid)

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
 from mms.protocol import (
@@ -57,6 +57,9 @@ class WorkerProcess(asyncio.Protocol):
         requests: Requests it has finished.
         ready_at: Monotonic time at which it became ready; 0 before.
         kill_reason: Why the server killed it, or "".
+        gpu: Number of the GPU it runs on, None for the CPU.
+        is_retiring: Whether it is to be stopped, now or once its replacement is ready.
+        is_withdrawn: Whether it gets no more batches, and is stopped after its current one.
     """
 
     def __init__(self, id_: int, child: Child, events: WorkerEvents) -> None:
@@ -68,12 +71,20 @@ class WorkerProcess(asyncio.Protocol):
         self.requests = 0
         self.ready_at = 0.0
         self.kill_reason = ""
+        self.is_retiring = False
+        self.is_withdrawn = False
+        self.gpu: int | None = None
         self._events = events
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._sock: socket.socket | None = None
         # Open from the start: a forked process may say READY before anybody asks.
         self._reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether frames can still come and go."""
+        return self._transport is not None
 
     async def connect(self, sock: socket.socket) -> None:
         """Take over our end of the process's socket."""
@@ -224,7 +235,3 @@ class WorkerProcess(asyncio.Protocol):
         self.ready = decode_ready(frame)
         self.ready_at = time.monotonic()
         return self.ready
-
-    def describe(self) -> dict[str, Any]:
-        """Give what the management API shows of a worker."""
-        return {"id": self.id, "pid": self.child.pid, "state": self.state.value}

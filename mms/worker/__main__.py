@@ -13,7 +13,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
@@ -24,6 +25,7 @@ from mms.protocol import (
     Request,
     Result,
     decode_batch,
+    decode_control,
     decode_load,
     encode_control,
     encode_result,
@@ -32,7 +34,18 @@ from mms.protocol import (
 from mms.worker.channel import Channel
 from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork
 
-Run = Callable[[list[Request]], Result]
+
+class Runner(Protocol):
+    """What runs batches.
+
+    Attributes:
+        batch_size: Most requests joined in one forward pass.
+    """
+
+    batch_size: int
+
+    def run(self, requests: Sequence[Request]) -> Result:
+        """Answer each request, in order."""
 
 
 def main() -> None:
@@ -52,15 +65,15 @@ def main() -> None:
     log.configure_worker_logging(spec.log_level)
     started = time.perf_counter()
     try:
-        run, ready = _load(spec, started)
+        runner, ready = _load(spec, started)
     except MMSError as error:
         channel.send([encode_control(FrameType.FAILED, error_document(error))])
         return
     channel.send([encode_control(FrameType.READY, ready)])
-    _serve(channel, run, spec, ready)
+    _serve(channel, runner, spec, ready)
 
 
-def _load(spec: LoadSpec, started: float) -> tuple[Run, Ready]:
+def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
     try:
         from mms.worker.engine import import_mxnet
 
@@ -88,16 +101,18 @@ def _load(spec: LoadSpec, started: float) -> tuple[Run, Ready]:
         is_batchable=runner.is_batchable,
         load_seconds=time.perf_counter() - started,
     )
-    return runner.run, ready
+    return runner, ready
 
 
-def _serve(channel: Channel, run: Run, spec: LoadSpec, ready: Ready) -> None:
+def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> None:
     while (frame := channel.receive()) is not None:
         if frame.type is FrameType.BATCH:
-            result = run(decode_batch(frame))
+            result = runner.run(decode_batch(frame))
             channel.send(encode_result(frame.batch_id, result))
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
+        elif frame.type is FrameType.CONFIGURE:
+            runner.batch_size = int(decode_control(frame))
         elif frame.type is FrameType.STOP:
             return
         else:

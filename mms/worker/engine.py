@@ -61,10 +61,11 @@ def restore_numpy_names() -> None:
 
 
 def _missing_libraries(error: OSError) -> str:
+    # The loader names the first one that it does not find; the other may be missing, too.
     missing = [
         package
         for library, package in _SYSTEM_LIBRARIES.items()
-        if ctypes.util.find_library(library) is None
+        if f"lib{library}.so" in str(error) or ctypes.util.find_library(library) is None
     ]
     if not missing:
         return f"MXNet cannot be loaded: {error}"

@@ -95,6 +95,8 @@ def fork_worker(server_pid: int) -> int:
 
 
 def _become_worker(between: int, server_pid: int) -> None:
+    # Not the loader's group: the server ends a group with the process that leads it.
+    os.setpgid(0, 0)
     limit = time.monotonic() + _REPARENT_LIMIT_S
     while os.getppid() == between:
         if time.monotonic() > limit:

@@ -59,15 +59,15 @@ def parse_media_type(content_type: str) -> tuple[str, dict[str, str]]:
 def _decode_json_inputs(
     body: memoryview, media_type: str, parameters: Mapping[str, str], signature: Signature
 ) -> list[Any]:
-    if is_form(media_type):
+    # `curl -d '[...]'` calls its JSON a form unless told otherwise; no field's name begins so.
+    is_json_in_disguise = media_type != "multipart/form-data" and _looks_like_json(body)
+    if is_form(media_type) and not is_json_in_disguise:
         fields = _form_fields(body, media_type, parameters)
         names = signature.input_names
-        if any(name in fields for name in names):
-            return [_json_field(name, fields) for name in names]
-        if media_type == "multipart/form-data" or not _looks_like_json(body):
+        if not any(name in fields for name in names):
             raise _missing_input(names[0], fields)
-        # `curl -d '[...]'` calls its JSON a form unless told otherwise.
-    elif media_type and not _is_json(media_type):
+        return [_json_field(name, fields) for name in names]
+    if media_type and not is_form(media_type) and not _is_json(media_type):
         raise UnsupportedMedia(
             f"content type {media_type!r} is not supported for this model; send "
             "application/json, multipart/form-data or application/x-www-form-urlencoded"

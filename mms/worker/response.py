@@ -68,6 +68,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "asnumpy"):
         return value.asnumpy()
     if isinstance(value, (np.ndarray, np.generic)):
+        # What orjson does not take itself: other byte orders, strides or types.
         return value.tolist()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _text(bytes(value))

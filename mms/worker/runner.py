@@ -19,7 +19,13 @@ import numpy as np
 
 from mms import log
 from mms.archive.signature import Signature
-from mms.errors import InvalidRequest, MMSError, RejectedByService, UndecodableImage
+from mms.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MMSError,
+    RejectedByService,
+    UndecodableImage,
+)
 from mms.model_service.model_service import SingleNodeService
 from mms.protocol import MAX_PAYLOAD_BYTES, Answer, Request, Result, Stage
 from mms.worker.engine import import_mxnet
@@ -72,7 +78,7 @@ class ServiceRunner:
         self._service = service
         self._signature = signature
         self._model_dir = model_dir
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._max_response_bytes = max_response_bytes
         self._has_stages = (
             isinstance(service, SingleNodeService)
@@ -81,6 +87,7 @@ class ServiceRunner:
         self._joint_failures = 0
         self._seconds = [0.0] * len(Stage)
         self._room_bytes = _MAX_ANSWERS_BYTES
+        self._started = 0.0
 
     @property
     def is_batchable(self) -> bool:
@@ -91,13 +98,14 @@ class ServiceRunner:
         """Answer each request, in order."""
         self._seconds = [0.0] * len(Stage)
         self._room_bytes = _MAX_ANSWERS_BYTES
+        self._started = time.perf_counter()
         jobs = [_Job(request, self._service) for request in requests]
         for job in jobs:
             self._guard(job, Stage.DECODE, self._decode)
         alive = [job for job in jobs if job.answer is None]
-        if self._batch_size > 1 and self.is_batchable:
-            for start in range(0, len(alive), self._batch_size):
-                self._run_joined(alive[start : start + self._batch_size])
+        if self.batch_size > 1 and self.is_batchable:
+            for start in range(0, len(alive), self.batch_size):
+                self._run_joined(alive[start : start + self.batch_size])
         else:
             for job in alive:
                 self._run_alone(job)
@@ -109,6 +117,7 @@ class ServiceRunner:
         return Result(answers, (decode, preprocess, inference, postprocess, encode))
 
     def _run_alone(self, job: _Job) -> None:
+        self._drop_if_late(job)
         if not self._has_stages:
             self._guard(job, Stage.INFERENCE, self._whole_inference)
             return
@@ -118,6 +127,7 @@ class ServiceRunner:
 
     def _run_joined(self, jobs: list[_Job]) -> None:
         for job in jobs:
+            self._drop_if_late(job)
             job.service = copy.copy(self._service)
             self._guard(job, Stage.PREPROCESS, self._preprocess)
         groups: dict[Hashable, list[_Job]] = defaultdict(list)
@@ -130,25 +140,34 @@ class ServiceRunner:
             if len(group) == 1 or not self._infer_jointly(group):
                 for job in group:
                     self._guard(job, Stage.INFERENCE, self._inference)
+                if len(group) > 1 and all(job.answer is None for job in group):
+                    self._note_joint_failure()
         for job in jobs:
             self._guard(job, Stage.POSTPROCESS, self._postprocess)
+
+    def _drop_if_late(self, job: _Job) -> None:
+        """Spare the model a request that has been answered 504 while it waited in this frame."""
+        waited_ms = (time.perf_counter() - self._started) * 1000
+        if job.answer is None and waited_ms > job.request.ms_left:
+            job.answer = DeadlineExceeded("the request waited in the worker past its deadline")
 
     def _infer_jointly(self, jobs: list[_Job]) -> bool:
         """Run one forward pass for all jobs; False if they must run one by one."""
         log.request_id.set(",".join(job.request.meta.request_id for job in jobs))
         started = time.perf_counter()
         rows = [_rows(job.value) for job in jobs]
+        service = copy.copy(self._service)
+        before = dict(vars(service))
         try:
-            outputs = self._service._inference(_join([job.value for job in jobs]))
+            outputs = service._inference(_join([job.value for job in jobs]))
             parts = _split(outputs, rows)
-        except Exception as error:  # noqa: BLE001 - one by one tells whose fault it was
-            self._joint_failures += 1
+            _check_unchanged(before, vars(service))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one by one tells whose fault
             logger.warning(
-                "a batch of %d failed as one (%s: %s); its requests run one by one%s",
+                "a batch of %d failed as one (%s: %s); its requests run one by one",
                 len(jobs),
                 type(error).__name__,
                 error,
-                "" if self.is_batchable else "; the service is not batched any more",
             )
             return False
         finally:
@@ -157,6 +176,12 @@ class ServiceRunner:
         for job, part in zip(jobs, parts, strict=True):
             job.value = part
         return True
+
+    def _note_joint_failure(self) -> None:
+        """Count a batch that failed as one although none of its requests was at fault."""
+        self._joint_failures += 1
+        if not self.is_batchable:
+            logger.warning("the service cannot be batched; its requests run one by one from now on")
 
     def _guard(self, job: _Job, stage: Stage, step: Callable[[_Job], None]) -> None:
         """Run one step of one job; an exception becomes its answer."""
@@ -251,6 +276,19 @@ def _join_key(value: Any) -> Hashable | None:
             for a in arrays
         ),
     )
+
+
+def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Refuse a joint forward that kept something on ``self`` for `_postprocess`.
+
+    It would be the whole batch's, and which part of it is whose nobody can tell.
+
+    Raises:
+        ValueError: An attribute is new or another.
+    """
+    for name, value in after.items():
+        if name not in before or before[name] is not value:
+            raise ValueError(f"_inference stores self.{name}, which cannot be split")
 
 
 def _rows(value: Any) -> int:

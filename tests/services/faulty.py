@@ -45,6 +45,14 @@ class Faulty(SingleNodeService):
         time.sleep(seconds)
         return "slept"
 
+    def do_wait(self, folder):
+        """Note the worker's pid in a folder, and wait there for a file called go."""
+        with open(f"{folder}/{os.getpid()}", "w"):
+            pass
+        while not os.path.exists(f"{folder}/go"):
+            time.sleep(0.005)
+        return "went"
+
     def do_hang_python(self):
         while True:
             pass
@@ -60,6 +68,12 @@ class Faulty(SingleNodeService):
 
     def do_unserialisable(self):
         return object()
+
+    def do_nested(self, depth):
+        value = []
+        for _ in range(depth):
+            value = [value]
+        return value
 
     def do_nan(self):
         return [float("nan"), float("inf"), 1.5]
@@ -78,11 +92,11 @@ class Faulty(SingleNodeService):
         print(text)
         return "printed"
 
-    def do_garbage(self):
+    def do_garbage(self, byte, size):
         # Writes to the worker's own socket, as a service with a stray file descriptor might.
         for descriptor in range(3, 64):
             try:
-                os.write(descriptor, b"\xff" * 64)
+                os.write(descriptor, bytes([byte]) * size)
             except OSError:
                 continue
         return "written"

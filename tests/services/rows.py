@@ -1,5 +1,7 @@
 """A real network, y = 2x + 1, over requests of (N, 3) rows; counts its forward passes."""
 
+import time
+
 import mxnet as mx
 
 from mms.model_service.mxnet_model_service import GluonImperativeBaseService
@@ -24,6 +26,8 @@ class Rows(GluonImperativeBaseService):
 
     def _inference(self, data):
         Rows.forwards += 1
+        # A forward as slow as a small network's, so that requests gather behind it.
+        time.sleep(0.01)
         if float(data.max().asscalar()) >= 1e6:
             raise ValueError("a value is too large")
         return self.net(data)

@@ -1,0 +1,457 @@
+"""The management API, on a port of its own: register, describe, scale, split and unregister models.
+
+Paths, parameters, statuses and messages are those of MMS 1.x where a client could depend on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import orjson
+from aiohttp import web
+
+from mms.archive.reader import read_manifest
+from mms.config import Layer, ModelSettings, ServerSettings, keys, resolve
+from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound, Unauthorized
+from mms.http.body import read_body
+from mms.http.context import CONTEXT
+from mms.http.middleware import Handler, make_middleware
+from mms.http.response import json_response
+from mms.protocol import error_document
+from mms.serving.manager import ModelManager
+from mms.serving.registry import Traffic
+from mms.serving.servable import Servable, memory_bytes, resident_bytes
+from mms.serving.tasks import Tasks
+
+audit = logging.getLogger("mms.audit")
+logger = logging.getLogger("mms.management")
+
+MANAGER = web.AppKey("manager", ModelManager)
+_TASKS = web.AppKey("tasks", Tasks)
+_MAX_BODY_BYTES = 1 << 20
+_PAGE = 100
+_PROCESSING = {"status": "Processing worker updates..."}
+#: Settings that may change while the model serves.
+_LIVE_SETTINGS = ("batch_size", "max_batch_delay", "queue_size", "response_timeout")
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def make_management_app(context: Any, manager: ModelManager, token: str) -> web.Application:
+    """Give the management application.
+
+    Args:
+        context: What the inference application shares.
+        manager: Does the work.
+        token: Asked of every request as ``Authorization: Bearer``; none is asked if it is empty.
+    """
+    settings = context.settings
+    app = web.Application(
+        middlewares=[
+            make_middleware(context.metrics, True, settings.access_log),
+            _make_guard(settings, token),
+        ],
+        client_max_size=_MAX_BODY_BYTES,
+    )
+    app[CONTEXT] = context
+    app[MANAGER] = manager
+    app[_TASKS] = Tasks()
+    app.on_shutdown.append(_cancel_tasks)
+    router = app.router
+    router.add_post("/models", register, name="register")
+    router.add_get("/models", list_models, name="list_models")
+    router.add_get("/models/{model}", describe, name="describe")
+    router.add_get("/models/{model}/{version}", describe, name="describe_version")
+    router.add_put("/models/{model}", change, name="change")
+    router.add_put("/models/{model}/traffic", split, name="split")
+    router.add_put("/models/{model}/{version}", change, name="change_version")
+    router.add_put("/models/{model}/{version}/set-default", set_default, name="set_default")
+    router.add_delete("/models/{model}", unregister, name="unregister")
+    router.add_delete("/models/{model}/{version}", unregister, name="unregister_version")
+    router.add_options("/", options, name="management_options")
+    return app
+
+
+async def register(request: web.Request) -> web.Response:
+    """Register a model, or with `version` another version of one."""
+    parameters = await _parameters(request)
+    manager = request.app[MANAGER]
+    url = parameters.pop("url", None)
+    if not isinstance(url, str) or not url:
+        raise InvalidRequest("Parameter url is required.")
+    path = _locate(url, request.app[CONTEXT].settings.model_store)
+    name = parameters.pop("model_name", None)
+    if name is None:
+        name = (await asyncio.to_thread(read_manifest, path)).model_name
+    version = parameters.pop("version", None)
+    size: int | None = None
+    is_lazy = parameters.get("load") == "lazy"
+    if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
+        size = _whole(parameters.pop("initial_workers", 0), "initial_workers")
+    synchronous = _flag(parameters.pop("synchronous", True), "synchronous")
+    # A version that cannot answer yet takes over only if it is told to.
+    make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
+    for ignored in ("handler", "runtime"):
+        parameters.pop(ignored, None)
+    settings, origins = _settings(parameters, str(name))
+    version = None if version is None else str(version)
+    manager.check(str(name), version)
+    await asyncio.to_thread(read_manifest, path)
+    registering = manager.register(
+        str(name),
+        str(path),
+        version=version,
+        settings=settings,
+        origins=origins,
+        size=size,
+        make_default=make_default,
+    )
+    audit.info("register %s from %s", name, path)
+    if size != 0 and not synchronous:
+        # Refused at once what can be refused at once; the load goes on by itself.
+        _run(request.app, registering, f"registering {name}")
+        return _json(_PROCESSING, 202)
+    await _finish(request.app, registering)
+    return _json({"status": f'Model "{name}" registered'})
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """List the models, a page at a time, with every version's state."""
+    limit = _whole(request.query.get("limit", _PAGE), "limit")
+    start = _whole(request.query.get("next_page_token", 0), "next_page_token")
+    models = sorted(request.app[CONTEXT].registry.models(), key=lambda model: model.name)
+    limit = min(max(limit, 1), _PAGE)
+    document: dict[str, Any] = {
+        "models": [
+            {
+                "modelName": model.name,
+                "modelUrl": model.versions[model.default].archive.source,
+                "defaultVersion": model.default,
+                "versions": {v: s.state.value for v, s in model.versions.items()},
+            }
+            for model in models[start : start + limit]
+        ]
+    }
+    if start + limit < len(models):
+        document["nextPageToken"] = str(start + limit)
+    return _json(document)
+
+
+async def describe(request: web.Request) -> web.Response:
+    """Describe a model: state, workers, queue, batches, archive and last error."""
+    registry = request.app[CONTEXT].registry
+    match = request.match_info
+    model = registry.model(match["model"])
+    servable = registry.get(match["model"], match.get("version"))
+    document = describe_servable(servable)
+    document |= {
+        "memoryUsage": await asyncio.to_thread(memory_bytes, servable),
+        "defaultVersion": model.default,
+        "versions": list(model.versions),
+        "traffic": {
+            "weights": dict(model.traffic.weights),
+            "stickyHeader": model.traffic.sticky_header,
+            "shadow": model.traffic.shadow,
+        },
+    }
+    return _json(document)
+
+
+async def change(request: web.Request) -> web.Response:
+    """Scale a model's workers, and change settings of its queue and batches."""
+    parameters = await _parameters(request)
+    manager, match = request.app[MANAGER], request.match_info
+    servable = request.app[CONTEXT].registry.get(match["model"], match.get("version"))
+    live = {key: parameters.pop(key) for key in _LIVE_SETTINGS if key in parameters}
+    asked = set(parameters)
+    scales = not live or "min_worker" in parameters or "max_worker" in parameters
+    minimum = _whole(parameters.pop("min_worker", 1), "min_worker")
+    maximum = _whole(parameters.pop("max_worker", minimum), "max_worker")
+    synchronous = _flag(parameters.pop("synchronous", False), "synchronous")
+    parameters.pop("number_gpu", None)
+    _refuse_unknown(parameters)
+    if maximum < minimum:
+        raise InvalidRequest("max_worker cannot be less than min_worker.")
+    if scales and (maximum != minimum or "max_worker" in asked):
+        live["max_workers"] = maximum if maximum > minimum else 0
+    if live:
+        manager.configure(servable, live)
+        audit.info("change %s/%s: %s", servable.name, servable.version, live)
+    if not scales:
+        return _json({"status": f'Model "{servable.name}" changed'})
+    audit.info("scale %s/%s to %d", servable.name, servable.version, minimum)
+    if not synchronous:
+        _run(request.app, manager.scale(servable, minimum), f"scaling {servable.name}")
+        return _json(_PROCESSING, 202)
+    await _finish(request.app, manager.scale(servable, minimum))
+    return _json({"status": "Workers scaled"})
+
+
+async def split(request: web.Request) -> web.Response:
+    """Split a model's traffic over its versions: `weights`, `sticky_header`, `shadow`."""
+    parameters = await _parameters(request)
+    weights = parameters.pop("weights", {})
+    sticky, shadow = parameters.pop("sticky_header", ""), parameters.pop("shadow", "")
+    _refuse_unknown(parameters)
+    if not isinstance(weights, dict) or not isinstance(sticky, str) or not isinstance(shadow, str):
+        raise InvalidRequest('send {"weights": {"1": 90, "2": 10}, "sticky_header": "", ...}')
+    numbers = {str(version): _whole(weight, "weights") for version, weight in weights.items()}
+    name = request.match_info["model"]
+    request.app[MANAGER].split(name, Traffic(numbers, sticky, shadow))
+    audit.info("split %s: %s, shadow %r", name, numbers, shadow)
+    return _json({"status": f'Traffic of model "{name}" changed'})
+
+
+async def set_default(request: web.Request) -> web.Response:
+    """Make a version the one that answers requests which name none."""
+    name, version = request.match_info["model"], request.match_info["version"]
+    request.app[MANAGER].set_default(name, version)
+    audit.info("set default of %s to %s", name, version)
+    return _json({"status": f'Default version of model "{name}" is now "{version}"'})
+
+
+async def unregister(request: web.Request) -> web.Response:
+    """Unregister a model, or one version of it; what it has accepted is still answered."""
+    name, version = request.match_info["model"], request.match_info.get("version")
+    await request.app[MANAGER].unregister(name, version)
+    audit.info("unregister %s %s", name, version or "")
+    return _json({"status": f'Model "{name}" unregistered'})
+
+
+async def options(request: web.Request) -> web.Response:
+    """Describe this API as OpenAPI 3."""
+    paths: dict[str, Any] = {}
+    for route in request.app.router.routes():
+        if route.resource is None or route.method == "HEAD":
+            continue
+        summary = (route.handler.__doc__ or "").strip().splitlines()[0]
+        operation = {
+            "operationId": route.name,
+            "summary": summary,
+            "parameters": [
+                {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
+                for name in ("model", "version")
+                if f"{{{name}}}" in route.resource.canonical
+            ],
+            "responses": {"200": {"description": "OK"}},
+        }
+        paths.setdefault(route.resource.canonical, {})[route.method.lower()] = operation
+    info = {"title": "mxnet-model-server management API", "version": "1.0.0"}
+    return _json({"openapi": "3.0.1", "info": info, "paths": paths})
+
+
+def describe_servable(servable: Servable) -> dict[str, Any]:
+    """Give what the management API shows of one version of a model."""
+    settings, limits = servable.settings, servable.limits
+    now, wall = time.monotonic(), time.time()
+    document: dict[str, Any] = {
+        "modelName": servable.name,
+        "modelVersion": servable.version,
+        "modelUrl": servable.archive.source,
+        "runtime": "python",
+        "state": servable.state.value,
+        "ready": servable.is_ready,
+        "minWorkers": servable.size,
+        "maxWorkers": max(settings.max_workers, servable.size),
+        "batchSize": limits.batch_size,
+        "maxBatchDelay": settings.max_batch_delay,
+        "responseTimeout": limits.response_timeout_s,
+        "queue": {
+            "depth": servable.queue_depth,
+            "limit": limits.queue_size,
+            "inFlight": servable.in_flight,
+        },
+        "archive": {
+            "digest": servable.archive.digest,
+            "format": servable.archive.manifest.model_format.value,
+            "signature": servable.archive.signature.to_document(),
+        },
+        "loadSeconds": servable.metrics.load_seconds,
+        "restarts": dict(servable.metrics.restarts),
+        "lastError": None,
+        "workers": [
+            {
+                "id": str(worker.id),
+                "pid": worker.child.pid,
+                "startTime": _iso(wall - (now - worker.ready_at)),
+                "status": worker.state.value.upper(),
+                "gpu": worker.gpu is not None,
+                "device": "cpu" if worker.gpu is None else f"gpu:{worker.gpu}",
+                "memoryUsage": resident_bytes(worker.child.pid),
+                "requests": worker.requests,
+            }
+            for worker in servable.workers
+        ],
+    }
+    if servable.last_error is not None:
+        document["lastError"] = error_document(servable.last_error)
+    return document
+
+
+def _make_guard(settings: ServerSettings, token: str) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _refuse_browsers(request, settings)
+        if token:
+            scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+            # Compared as bytes: headers may hold what is not ASCII.
+            if scheme.lower() != "bearer" or not hmac.compare_digest(
+                _bytes(sent.strip()), _bytes(token)
+            ):
+                raise Unauthorized(
+                    "send Authorization: Bearer with the token in MMS_MANAGEMENT_TOKEN"
+                )
+        return await handler(request)
+
+    return guard
+
+
+def _bytes(text: str) -> bytes:
+    """Give what a header or a variable held, UTF-8 or not."""
+    return text.encode(errors="surrogateescape")
+
+
+def _refuse_browsers(request: web.Request, settings: ServerSettings) -> None:
+    """Refuse what only a web page would send: a foreign Origin, or a name that was rebound to us.
+
+    Loopback is no defence against a page in a browser on the same machine.
+    """
+    host = _split(f"//{request.host}").hostname or ""
+    if not (host == "localhost" or host == settings.management_host or _is_address(host)):
+        raise Forbidden(f"the Host header names {host[:100]!r}, which is not this server")
+    origin = request.headers.get("Origin")
+    if origin is not None and _split(origin).netloc != request.host:
+        raise Forbidden("requests from web pages of other origins are refused")
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise Forbidden("requests from web pages of other sites are refused")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise Forbidden("the Host or Origin header is malformed") from None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _locate(url: str, model_store: str) -> Path:
+    """Give the archive inside the model store that a `url` names.
+
+    Raises:
+        Forbidden: There is no store, or the archive is not in it.
+        ModelNotFound: The store has no such archive.
+    """
+    if not model_store:
+        raise Forbidden(
+            "no model store: start the server with --model-store DIR to register models"
+        )
+    if "://" in url and not url.startswith("file://"):
+        raise Forbidden(f"only archives in the model store can be registered, not {url[:200]!r}")
+    store = Path(model_store).resolve()
+    if "\0" in url:
+        raise Forbidden("the url holds a NUL")
+    path = (store / url.removeprefix("file://")).resolve()
+    if not path.is_relative_to(store) or path == store:
+        raise Forbidden(f"{url[:200]!r} is not in the model store")
+    if not path.exists():
+        raise ModelNotFound(f"Model not found in model store: {url[:200]}")
+    return path
+
+
+def _settings(parameters: dict[str, Any], name: str) -> tuple[ModelSettings, Mapping[str, str]]:
+    if "service" in parameters:
+        raise Forbidden("service files outside archives cannot be named here")
+    known = {key: parameters.pop(key) for key in keys(ModelSettings) if key in parameters}
+    _refuse_unknown(parameters)
+    return resolve(ModelSettings, [Layer("request", known)], f"models.{name}.")
+
+
+def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
+    for key in parameters:
+        raise InvalidRequest(f"unknown parameter {str(key)[:100]!r}")
+
+
+async def _parameters(request: web.Request) -> dict[str, Any]:
+    """Give the parameters of a call: from the query, a form, or a JSON object."""
+    parameters: dict[str, Any] = dict(request.query)
+    chunks, size = await read_body(request, _MAX_BODY_BYTES, 30.0)
+    if not size:
+        return parameters
+    body = b"".join(chunks)
+    if request.content_type == "application/x-www-form-urlencoded" and not body.startswith(b"{"):
+        return parameters | dict(parse_qsl(body.decode(errors="replace")))
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return parameters | document
+
+
+def _whole(value: Any, name: str) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise InvalidRequest(f"Parameter {name} must be a whole number >= 0, got {text[:50]!r}")
+    return int(text)
+
+
+def _flag(value: Any, name: str) -> bool:
+    text = str(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise InvalidRequest(f"Parameter {name} must be true or false, got {text[:50]!r}")
+    return text in _TRUE
+
+
+def _run(app: web.Application, work: Coroutine[Any, Any, Any], what: str) -> None:
+    """Go on with something after it was answered; its failure is logged."""
+
+    async def run() -> None:
+        try:
+            await work
+        except MMSError as error:
+            logger.error("%s failed: %s", what, error)
+
+    app[_TASKS].start(run())
+
+
+async def _finish(app: web.Application, work: Coroutine[Any, Any, Any]) -> None:
+    """Do something to its end, even if the client leaves meanwhile."""
+    task = asyncio.ensure_future(work)
+
+    async def end() -> None:
+        try:
+            await asyncio.gather(task, return_exceptions=True)
+        finally:
+            task.cancel()
+
+    app[_TASKS].start(end())
+    await asyncio.shield(task)
+
+
+async def _cancel_tasks(app: web.Application) -> None:
+    await app[_TASKS].cancel()
+
+
+def _json(document: Any, status: int = 200) -> web.Response:
+    return json_response(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n", status)
+
+
+def _iso(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

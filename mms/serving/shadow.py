@@ -1,0 +1,76 @@
+"""Shadow traffic: a copy of each request for another version, whose answers are only compared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+
+from mms.errors import MMSError
+from mms.protocol import Answer, Buffer
+from mms.serving.servable import Servable
+from mms.serving.tasks import Tasks
+
+#: Copies under way at once; beyond it, requests are not copied. A slow shadow must cost nothing.
+_MAX_COPIES = 100
+
+
+class Shadows:
+    """Copies under way, and what came of those before.
+
+    Attributes:
+        outcomes: Number of copies by (model, version, same | different | failed | skipped).
+    """
+
+    def __init__(self, outcomes: Counter[tuple[str, str, str]]) -> None:
+        self.outcomes = outcomes
+        self._tasks = Tasks()
+
+    async def answer(
+        self,
+        asking: Awaitable[Answer],
+        copy_to: Servable,
+        meta: bytes,
+        chunks: Sequence[Buffer],
+        size: int,
+    ) -> Answer:
+        """Give the answer of `asking`; the copy runs beside it and is waited for by nobody."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if len(self._tasks) < _MAX_COPIES:
+            self._tasks.start(self._copy(answered, copy_to, meta, chunks, size))
+        else:
+            self.outcomes[copy_to.name, copy_to.version, "skipped"] += 1
+        try:
+            answer = await asking
+        except BaseException:
+            answered.cancel()
+            raise
+        if not answered.done():
+            answered.set_result(answer)
+        return answer
+
+    async def stop(self) -> None:
+        """Give up the copies under way."""
+        await self._tasks.cancel()
+
+    async def _copy(
+        self,
+        answered: asyncio.Future[Answer],
+        copy_to: Servable,
+        meta: bytes,
+        chunks: Sequence[Buffer],
+        size: int,
+    ) -> None:
+        outcome = "failed"
+        try:
+            copy = await copy_to.infer(meta, chunks, size)
+            original = await answered
+            is_same = copy.status == original.status and copy.body == original.body
+            outcome = "same" if is_same else "different"
+        except MMSError:
+            pass
+        except asyncio.CancelledError:
+            # Not ours: the original failed, so there is nothing to compare with.
+            if not answered.cancelled():
+                raise
+        self.outcomes[copy_to.name, copy_to.version, outcome] += 1

@@ -1,0 +1,67 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from mms.config import ModelSettings, ServerSettings, build_config
+from mms.version import __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_what_the_code_declares(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "reference.md").read_text() == generate.reference(), "run: make docs"
+
+
+def test_the_example_file_is_what_the_code_declares(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "mms.example.yaml").read_text() == generate.example(), "run: make docs"
+
+
+def test_the_example_file_sets_every_key_to_its_default() -> None:
+    path = ROOT / "docs" / "mms.example.yaml"
+    document = yaml.safe_load(path.read_text())
+    settings = dataclasses.asdict(ServerSettings()) | dataclasses.asdict(ModelSettings())
+    assert {key: value for key, value in document.items() if key != "models"} == settings
+    config = build_config([], {}, {}, path)
+    assert config.server == ServerSettings()
+    assert {model.name: model.path for model in config.models} == {
+        "crepe": "build/character_cnn.model",
+        "resnet": "models/resnet.model",
+    }
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_file_that_the_documentation_links_to_exists() -> None:
+    documents = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    for document in [*documents, *ROOT.glob("examples/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_every_make_target_that_the_documentation_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"`make ([a-z-]+)`", document.read_text()):
+            assert target in targets, f"{document}: make {target}"

@@ -1,0 +1,172 @@
+"""MANIFEST.json: v0.4's schema, what is new, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mms.archive.manifest import (
+    Manifest,
+    ModelFormat,
+    Sample,
+    ServingDefaults,
+    is_model_name,
+    parse_manifest,
+)
+from mms.errors import ManifestError
+from tests.unit.archives import MANIFEST
+from tests.unit.test_signature import documents
+
+BOUNDED = settings(max_examples=100, deadline=None)
+texts = st.text(max_size=20)
+paths = st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.[a-z]{2,4}", fullmatch=True)
+labels = st.dictionaries(texts, texts, max_size=3)
+numbers = st.none() | st.integers(1, 100)
+seconds = st.none() | st.floats(0.001, 1e6)
+serving = st.builds(
+    ServingDefaults,
+    numbers,
+    numbers,
+    seconds,
+    seconds,
+    st.none() | texts,
+    st.none() | st.builds(Sample, paths, texts),
+)
+manifests = st.builds(
+    Manifest,
+    model_name=texts.filter(lambda text: bool(text.strip())),
+    model_format=st.sampled_from(ModelFormat),
+    service=paths,
+    signature=paths,
+    parameters=paths,
+    symbol=paths,
+    description=texts,
+    archive_version=st.floats(0, 9),
+    model_server=texts,
+    engine=labels,
+    created_by=labels,
+    files=st.dictionaries(paths, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), max_size=3),
+    serving=serving,
+)
+
+
+@given(manifests)
+@BOUNDED
+def test_a_manifest_comes_back_from_its_document(manifest: Manifest) -> None:
+    assert parse_manifest(manifest.to_document()) == manifest
+
+
+@given(documents)
+@BOUNDED
+def test_any_document_is_a_manifest_or_a_manifest_error(document: Any) -> None:
+    with contextlib.suppress(ManifestError):
+        parse_manifest(document)
+
+
+@given(st.data())
+@BOUNDED
+def test_a_sound_manifest_with_one_value_replaced_raises_only_manifest_errors(
+    data: st.DataObject,
+) -> None:
+    document = copy.deepcopy(MANIFEST)
+    document |= {"Serving": {"workers": 1, "sample": {"file": "a"}}, "Files": {"a": "0" * 64}}
+    place = data.draw(
+        st.sampled_from(
+            [
+                document,
+                document["Model"],
+                document["Engine"],
+                document["Serving"],
+                document["Serving"]["sample"],
+                document["Files"],
+            ]
+        )
+    )
+    place[data.draw(st.sampled_from(list(place)))] = data.draw(documents)
+    with contextlib.suppress(ManifestError):
+        parse_manifest(document)
+
+
+def change(**values: Any) -> dict[str, Any]:
+    """Give the sound manifest with keys of its Model replaced; ``Model_Name`` is Model-Name."""
+    model = {key.replace("_", "-"): value for key, value in values.items()}
+    return {**MANIFEST, "Model": {**MANIFEST["Model"], **model}}
+
+
+def test_an_archive_of_2018_is_read() -> None:
+    """Its engine and its server are numbers, and it knows nothing of Files and Serving."""
+    document = {**MANIFEST, "Engine": {"MXNet": 0.12}, "Model-Server": 0.1, "License": "Apache 2.0"}
+    document["Created-By"] = {"Model-Server": 0.2, "Author": "mxnet-sdk"}
+    manifest = parse_manifest(document)
+    assert manifest.engine == {"MXNet": "0.12"}
+    assert manifest.created_by == {"Model-Server": "0.2", "Author": "mxnet-sdk"}
+    assert manifest.model_server == "0.1"
+    assert manifest.serving == ServingDefaults()
+
+
+def test_the_format_is_read_in_any_case() -> None:
+    manifest = parse_manifest(change(Model_Format="gluon-imperative"))
+    assert manifest.model_format is ModelFormat.GLUON
+
+
+def test_a_null_symbol_is_no_symbol() -> None:
+    assert parse_manifest(change(Symbol=None, Parameters=None)).symbol == ""
+
+
+MISTAKES: list[tuple[Any, str]] = [
+    ([], r"the manifest must be a JSON object, got \[\]"),
+    ({}, "the manifest has no 'Model'; export the model again"),
+    ({**MANIFEST, "Model": 1}, "Model must be a JSON object, got 1"),
+    (change(Model_Name=" "), "Model.Model-Name is empty"),
+    (change(Model_Name=7), "Model.Model-Name must be a text, got 7"),
+    (change(Model_Format="TF"), "Model-Format must be one of \"Gluon-Imperative\".*got 'TF'"),
+    (change(Service="../x.py"), "Model.Service must be a relative path inside .*got '../x.py'"),
+    (change(Service="/x.py"), "Model.Service must be a relative path"),
+    (change(Service="a\\b.py"), "Model.Service must be a relative path"),
+    (change(Service="a\0.py"), "Model.Service must be a relative path"),
+    (change(Service=""), "Model.Service must be a relative path"),
+    (change(Signature=3), "Model.Signature must be a text, got 3"),
+    (change(Symbol="../s"), "Model.Symbol must be a relative path"),
+    (change(Parameters="/p"), "Model.Parameters must be a relative path"),
+    (change(Model_Format="MXNet-Symbolic"), "needs both Model.Symbol and Model.Parameters"),
+    ({**MANIFEST, "Engine": []} | {"Engine": [1]}, r"Engine must be a JSON object, got \[1\]"),
+    ({**MANIFEST, "Model-Archive-Version": "new"}, "Version must be a number, got 'new'"),
+    ({**MANIFEST, "Files": {"a": "abc"}}, r"Files\['a'\] must be a sha256.*got 'abc'"),
+    ({**MANIFEST, "Files": {"../a": "0" * 64}}, "must be a relative path inside"),
+    ({**MANIFEST, "Serving": {"workers": 0}}, "Serving.workers must be a whole number >= 1, got 0"),
+    ({**MANIFEST, "Serving": {"workers": True}}, "Serving.workers must be .*got True"),
+    ({**MANIFEST, "Serving": {"batch_size": 1.5}}, "Serving.batch_size must be .*got 1.5"),
+    ({**MANIFEST, "Serving": {"response_timeout": 0}}, "response_timeout must be a number >="),
+    ({**MANIFEST, "Serving": {"device": 1}}, "Serving.device must be a text, got 1"),
+    ({**MANIFEST, "Serving": {"sample": {}}}, "Serving.sample has no 'file'"),
+    ({**MANIFEST, "Serving": {"sample": {"file": "../x"}}}, "sample.file must be a relative path"),
+]
+
+
+@pytest.mark.parametrize(("document", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
+def test_a_mistake_names_its_key_and_what_came(document: Any, message: str) -> None:
+    with pytest.raises(ManifestError, match=f"^here.json: .*{message}"):
+        parse_manifest(document, "here.json")
+
+
+@pytest.mark.parametrize("key", ["Service", "Signature", "Model-Name", "Model-Format"])
+def test_a_missing_key_is_named(key: str) -> None:
+    model = {name: value for name, value in MANIFEST["Model"].items() if name != key}
+    with pytest.raises(ManifestError, match=re.escape(f"Model has no '{key}'")):
+        parse_manifest({**MANIFEST, "Model": model})
+
+
+@pytest.mark.parametrize("name", ["a", "Crepe-1.0_x", "7", "a" * 128])
+def test_names_that_may_stand_in_a_url(name: str) -> None:
+    assert is_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "é", "a" * 129, "a\n"])
+def test_names_that_may_not_stand_in_a_url(name: str) -> None:
+    assert not is_model_name(name)

@@ -1,0 +1,170 @@
+"""Answers: whatever a service returns becomes bytes, or an error that says why not."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mms.archive.signature import Signature, TensorSpec
+from mms.errors import InvalidServiceOutput
+from mms.protocol import Answer, RequestMeta
+from mms.worker.response import LEGACY_ROUTE, encode_json, encode_output
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0"
+
+
+def encode(
+    output: Any,
+    route: str = "predictions",
+    accept: str = "",
+    images: bool = False,
+    max_bytes: int = 10_000,
+) -> Answer:
+    signature = Signature(
+        (TensorSpec("data", (0,)),),
+        "application/json",
+        (TensorSpec("out", (0,)),),
+        "image/png" if images else "application/json",
+    )
+    return encode_output(output, RequestMeta("id", route, "", accept), signature, max_bytes)
+
+
+def test_an_answer_is_the_bare_result() -> None:
+    answer = encode([{"probability": 0.5, "class": "food"}])
+    assert answer.is_plain
+    assert answer.body == b'[{"probability":0.5,"class":"food"}]'
+
+
+def test_a_v04_client_gets_its_envelope() -> None:
+    assert encode([1], route=LEGACY_ROUTE).body == b'{"prediction":[1]}'
+
+
+class Array:
+    """What an NDArray looks like to the encoder."""
+
+    def asnumpy(self) -> Any:
+        return np.array([[1.5, 2.5]], np.float32)
+
+
+VALUES: list[tuple[Any, Any]] = [
+    (np.float32(0.5), 0.5),
+    (np.int64(7), 7),
+    (np.bool_(True), True),
+    (np.arange(6, dtype=np.float32).reshape(2, 3), [[0, 1, 2], [3, 4, 5]]),
+    (np.arange(6).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
+    (np.array(3.0), 3.0),
+    (np.array(["a", "b"]), ["a", "b"]),
+    (np.array([1, "a"], dtype=object), [1, "a"]),
+    (np.array([1.5], dtype=np.float16), [1.5]),
+    (np.zeros((0, 3)), []),
+    (Array(), [[1.5, 2.5]]),
+    ([Array(), {"a": Array()}], [[[1.5, 2.5]], {"a": [[1.5, 2.5]]}]),
+    ((1, 2), [1, 2]),
+    ({1: "a", None: "b"}, {"1": "a", "null": "b"}),
+    ({3}, [3]),
+    (iter([1, 2]), [1, 2]),
+    (b"text", "text"),
+    (b"\xff\x00", base64.b64encode(b"\xff\x00").decode()),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), VALUES, ids=lambda value: repr(value)[:30])
+def test_what_services_return_has_a_json_form(value: Any, expected: Any) -> None:
+    assert json.loads(encode_json(value)) == expected
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_has_no_number_for_is_null(number: float) -> None:
+    value = [number, np.float32(number), np.array([number, 1.0])]
+    assert json.loads(encode_json(value)) == [None, None, [None, 1.0]]
+
+
+class Bad:
+    def asnumpy(self) -> Any:
+        raise RuntimeError("the forward pass had failed")
+
+
+def loop() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+UNSENDABLE: list[tuple[Any, str]] = [
+    (object(), "a object, cannot be sent as JSON: values of type object have no JSON form"),
+    ([Decimal(1)], "a list, cannot .* Decimal"),
+    (np.array([1j]), "a ndarray, cannot .* complex"),
+    (np.array([1], dtype=">i4"), "a ndarray, cannot .* native-endian"),
+    ("\ud800", "a str, cannot .*surrogates"),
+    (2**70, "a int, cannot .*64-bit"),
+    ({(1, 2): 3}, "a dict, cannot"),
+    (loop(), "[Rr]ecursion"),
+    (Bad(), "the forward pass had failed"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), UNSENDABLE, ids=lambda value: str(type(value)))
+def test_what_cannot_be_sent_says_what_it_is(value: Any, message: str) -> None:
+    with pytest.raises(InvalidServiceOutput, match=f"the service's answer, .*{message}"):
+        encode(value)
+
+
+def test_too_long_an_answer_names_the_setting() -> None:
+    with pytest.raises(InvalidServiceOutput, match=r"12 bytes, more than max_response_bytes .11"):
+        encode("0123456789", max_bytes=11)
+    assert encode("0123456789", max_bytes=12).body == b'"0123456789"'
+
+
+@pytest.mark.parametrize(
+    "output", [PNG, bytearray(PNG), base64.b64encode(PNG), base64.b64encode(PNG).decode(), [PNG]]
+)
+def test_an_image_is_sent_raw_to_those_who_ask(output: Any) -> None:
+    answer = encode(output, accept="text/html, image/*", images=True)
+    assert (answer.body, answer.content_type, answer.status) == (PNG, "image/png", 200)
+
+
+def test_an_image_is_base64_in_json_to_all_others() -> None:
+    answer = encode([base64.b64encode(PNG).decode()], accept="*/*", images=True)
+    assert base64.b64decode(json.loads(bytes(answer.body))[0]) == PNG
+
+
+def test_what_is_not_one_image_cannot_be_sent_raw() -> None:
+    with pytest.raises(InvalidServiceOutput, match=r"not one image .* but a list; ask without"):
+        encode([PNG, PNG], accept="image/png", images=True)
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(alphabet=st.characters())
+    | st.binary(max_size=20)
+    | st.builds(np.float32, st.floats(width=32))
+    | st.lists(st.floats(), max_size=4).map(np.array)
+    | st.complex_numbers(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=5) | st.integers() | st.none(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(values, st.sampled_from(["", "image/png"]), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_value_is_sent_or_is_an_invalid_output(output: Any, accept: str, images: bool) -> None:
+    with contextlib.suppress(InvalidServiceOutput):
+        answer = encode(output, accept=accept, images=images)
+        if answer.is_plain:
+            json.loads(bytes(answer.body))
