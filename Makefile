@@ -43,7 +43,7 @@ train: setup ## Train the example model again
 	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
 
 test: setup $(CREPE) ## Run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: setup ## Run the tests that need neither processes nor models
 	$(BIN)/pytest tests/unit

@@ -221,20 +221,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
-    """Everything the server is told at its start."""
-
-    server: ServerSettings
-    models: tuple[ModelConfig, ...]
-    origins: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Layer:
     """Values from one origin, as texts or as YAML gave them."""
 
     origin: str
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the server is told at its start.
+
+    Attributes:
+        server: Settings of the server.
+        models: The models to begin with.
+        origins: Where each setting came from, by its key.
+        layers: What holds for every model, those registered later included.
+    """
+
+    server: ServerSettings
+    models: tuple[ModelConfig, ...]
+    origins: Mapping[str, str]
+    layers: tuple[Layer, ...] = ()
 
 
 def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T, dict[str, str]]:
@@ -369,7 +377,7 @@ def build_config(
         settings, own_origins = resolve(ModelSettings, layers, f"models.{name}.")
         origins |= own_origins
         configs.append(ModelConfig(name, path, settings))
-    return Config(server, tuple(configs), origins)
+    return Config(server, tuple(configs), origins, tuple(shared))
 
 
 def with_archive_defaults(

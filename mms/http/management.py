@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -21,7 +21,7 @@ from aiohttp import web
 
 from mms.archive.reader import read_manifest
 from mms.config import Layer, ModelSettings, ServerSettings, keys, resolve
-from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound, Unauthorized
+from mms.errors import Draining, Forbidden, InvalidRequest, MMSError, ModelNotFound, Unauthorized
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.middleware import Handler, make_middleware
@@ -101,7 +101,7 @@ async def register(request: web.Request) -> web.Response:
     make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
     for ignored in ("handler", "runtime"):
         parameters.pop(ignored, None)
-    settings, origins = _settings(parameters, str(name))
+    settings, origins = _settings(parameters, str(name), manager.layers)
     version = None if version is None else str(version)
     manager.check(str(name), version)
     await asyncio.to_thread(read_manifest, path)
@@ -183,7 +183,7 @@ async def change(request: web.Request) -> web.Response:
     if scales and (maximum != minimum or "max_worker" in asked):
         live["max_workers"] = maximum if maximum > minimum else 0
     if live:
-        manager.configure(servable, live)
+        await manager.configure(servable, live)
         audit.info("change %s/%s: %s", servable.name, servable.version, live)
     if not scales:
         return _json({"status": f'Model "{servable.name}" changed'})
@@ -309,6 +309,8 @@ def _make_guard(settings: ServerSettings, token: str) -> Any:
                 raise Unauthorized(
                     "send Authorization: Bearer with the token in MMS_MANAGEMENT_TOKEN"
                 )
+        if request.method in ("POST", "PUT") and request.app[CONTEXT].is_draining:
+            raise Draining("the server is stopping")
         return await handler(request)
 
     return guard
@@ -373,12 +375,14 @@ def _locate(url: str, model_store: str) -> Path:
     return path
 
 
-def _settings(parameters: dict[str, Any], name: str) -> tuple[ModelSettings, Mapping[str, str]]:
+def _settings(
+    parameters: dict[str, Any], name: str, layers: Sequence[Layer]
+) -> tuple[ModelSettings, Mapping[str, str]]:
     if "service" in parameters:
         raise Forbidden("service files outside archives cannot be named here")
     known = {key: parameters.pop(key) for key in keys(ModelSettings) if key in parameters}
     _refuse_unknown(parameters)
-    return resolve(ModelSettings, [Layer("request", known)], f"models.{name}.")
+    return resolve(ModelSettings, [Layer("request", known), *layers], f"models.{name}.")
 
 
 def _refuse_unknown(parameters: Mapping[str, Any]) -> None:

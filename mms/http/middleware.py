@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from mms import log
-from mms.errors import MMSError
+from mms.errors import MMSError, Unavailable
 from mms.http.errors import error_response, response
 from mms.metrics import ServableMetrics, ServerMetrics
 
@@ -111,7 +111,9 @@ def _count(request: web.Request, status: int, seconds: float, server: ServerMetr
 
 def _log_error(error: MMSError, status: int) -> None:
     # A failing service has logged its traceback from the worker under the same request id.
-    level = logging.WARNING if status >= 500 else logging.DEBUG
+    # Overload and start-up make thousands of 503s, which the metrics count.
+    is_ours = status >= 500 and not isinstance(error, Unavailable)
+    level = logging.WARNING if is_ours else logging.DEBUG
     logger.log(level, "answered %d: %s", status, error)
 
 

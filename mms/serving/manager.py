@@ -96,9 +96,15 @@ class ModelManager:
         self._hurry = asyncio.Event()
         self._placement = placement or Placement()
         self._tasks = Tasks()
+        self._reloads = Tasks()
         # Of the state file, what is not registered yet or could not be.
         self._unrestored: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any] | None]] = {}
         self._housekeeper: asyncio.Task[None] | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What flags, environment and file set for every model."""
+        return self._config.layers
 
     def registration(self, servable: Servable) -> Registration:
         """Give what a servable was registered with."""
@@ -122,6 +128,7 @@ class ModelManager:
         if self._housekeeper:
             self._housekeeper.cancel()
             await asyncio.gather(self._housekeeper, return_exceptions=True)
+        await self._reloads.cancel()
         self._hurry.set()
         await self._tasks.finish()
         await asyncio.gather(
@@ -224,15 +231,22 @@ class ModelManager:
         """Load a version again from its files, beside the old one, and swap them.
 
         Raises:
+            ModelNotFound: It has been unregistered.
             MMSError: The new one does not load; the old one goes on serving.
         """
         async with self._lock(servable.name):
+            current = self._registry.get(servable.name, servable.version)
+            if current is not servable:
+                # Another one has taken its place while this waited.
+                return current
             registration = self.registration(servable)
             registration.stamp = file_stamp(registration.path)
             fresh = await self._open(servable.name, servable.version, registration)
             fresh.metrics = servable.metrics
             try:
-                await self._load(fresh)
+                # One that sleeps is not woken up by this.
+                if servable.state is not ServableState.UNLOADED:
+                    await self._load(fresh)
             except BaseException:
                 await self._unload(fresh, 0.0)
                 raise
@@ -284,18 +298,27 @@ class ModelManager:
         """Change the number of workers, and wait for new ones.
 
         Raises:
+            ModelNotFound: It has been unregistered.
             MMSError: A new one could not be started.
         """
-        self.registration(servable).size = size
-        self._save_state()
-        await servable.resize(size)
+        async with self._lock(servable.name):
+            # Another one may have taken its place while this waited.
+            current = self._registry.get(servable.name, servable.version)
+            self.registration(current).size = size
+            self._save_state()
+            await current.resize(size)
 
-    def configure(self, servable: Servable, changes: Mapping[str, Any]) -> None:
+    async def configure(self, servable: Servable, changes: Mapping[str, Any]) -> None:
         """Change settings of a servable that need no reload.
 
         Raises:
+            ModelNotFound: It has been unregistered.
             ConfigError: A value is of the wrong type or range.
         """
+        async with self._lock(servable.name):
+            self._configure(self._registry.get(servable.name, servable.version), changes)
+
+    def _configure(self, servable: Servable, changes: Mapping[str, Any]) -> None:
         values = {**dataclasses.asdict(servable.settings), **changes}
         settings, _ = resolve(ModelSettings, [Layer("request", values)])
         servable.configure(settings)
@@ -405,9 +428,11 @@ class ModelManager:
                     servable.housekeep(now)
                 if self._config.server.memory_budget:
                     await self._keep_within_budget()
-                if watches and now - watched_at >= self._config.server.watch_interval:
+                is_due = now - watched_at >= self._config.server.watch_interval
+                if watches and is_due and not self._reloads:
                     watched_at = now
-                    await self._reload_changed()
+                    # Beside this: a load may take its time, or hang.
+                    self._reloads.start(self._reload_changed())
             except Exception:
                 # One failed look must not end all further ones.
                 logger.exception("housekeeping failed")

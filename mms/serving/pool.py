@@ -324,16 +324,20 @@ class Pool:
 
     async def _replace_loader(self) -> None:
         """Have a loader ready before the next worker needs it; without one, that takes longer."""
-        async with self._loader_lock:
-            if self._loader is None and self._forks and not self._is_stopping:
+        for failures in range(1, _MAX_FAILED_STARTS + 1):
+            async with self._loader_lock:
+                if self._loader is not None or not self._forks or self._is_stopping:
+                    return
                 try:
                     self._loader = await self._launch(may_fork=True)
+                    return
                 except MMSError as error:
                     logger.error(
                         "the loader could not be started again: %s",
                         error,
                         extra={"model": self._spec.model_name},
                     )
+            await asyncio.sleep(backoff_s(failures))
 
     async def _replace(self, delay_s: float) -> None:
         """Start a worker after a delay, trying again with growing delays; `starting` counts it."""

@@ -131,6 +131,7 @@ class Servable:
         self._retired: list[Pool] = []
         self._autoscaler = Autoscaler()
         self._recovery = Recovery()
+        self._recovering = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
         self._is_pump_due = False
         self._empty = asyncio.Event()
@@ -226,8 +227,11 @@ class Servable:
         Raises:
             MMSError: It still does not load.
         """
-        await self._stop_retired(self._renew_pool())
-        await self.load()
+        async with self._recovering:
+            # By hand and by itself at the same moment: once is enough.
+            if self.state is ServableState.FAILED:
+                await self._stop_retired(self._renew_pool())
+                await self.load()
 
     async def sleep(self) -> None:
         """Stop the workers of a model that nobody is asking; the next request loads it again."""

@@ -19,7 +19,8 @@ class Shadows:
     """Copies under way, and what came of those before.
 
     Attributes:
-        outcomes: Number of copies by (model, version, same | different | failed | skipped).
+        outcomes: Number of copies by (model, version, same | different | failed | uncompared |
+            skipped).
     """
 
     def __init__(self, outcomes: Counter[tuple[str, str, str]]) -> None:
@@ -73,4 +74,5 @@ class Shadows:
             # Not ours: the original failed, so there is nothing to compare with.
             if not answered.cancelled():
                 raise
+            outcome = "uncompared"
         self.outcomes[copy_to.name, copy_to.version, outcome] += 1

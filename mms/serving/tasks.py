@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
+
+logger = logging.getLogger("mms.tasks")
 
 
 class Tasks:
@@ -20,7 +23,13 @@ class Tasks:
         """Run something; kept until it ends, for the loop itself holds tasks only weakly."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # What is expected is handled by the work itself; this is a bug of ours.
+            logger.error("a background task failed", exc_info=error)
 
     async def cancel(self) -> None:
         """Cancel all but the caller, and wait for their ends."""

@@ -16,9 +16,12 @@ import uvloop
 
 from tests.chaos.arena import Arena, open_files
 from tests.chaos.faults import FAULTS, Fault, Skipped
+from tests.chaos.load import until
 from tests.chaos.memory import measure_memory
 from tests.chaos.session import Record, run_fault
 
+#: More descriptors than an idle server with one model has.
+_MANY_FILES = 60
 _COLUMNS = ("fault", "times", "sent", "answered", "refused", "failed", "wrong", "gap ms", "note")
 
 
@@ -50,6 +53,8 @@ async def _soak(arena: Arena, faults: list[Fault], minutes: float, seed: int) ->
         end = time.monotonic() + minutes * 60
         while time.monotonic() < end:
             await _once(arena, next(order), records)
+        # The server closes what its clients have closed a moment later.
+        await until(lambda: open_files(arena.server.pid) < _MANY_FILES, what="connections close")
         last = _size(arena)
     finally:
         await arena.stop()

@@ -46,10 +46,11 @@ class Arena:
         self.load = Load(0, seed)
 
     def _arguments(self) -> list[str]:
+        # One line for each request that is turned away would drown what matters.
         return [
             *("--config", str(self.config), "--work-dir", str(self.work)),
             *("--model-store", str(self.store), "--state-file", str(self.state_file)),
-            *("--watch", "--watch-interval", "0.2", "--log-level", "INFO"),
+            *("--watch", "--watch-interval", "0.2", "--log-level", "ERROR"),
         ]
 
     @property

@@ -88,7 +88,7 @@ class ServerProcess:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
-    def _is_listening(self) -> bool:
+    async def _is_listening(self) -> bool:
         assert self.is_alive, f"the server did not start:\n{self.log()[-2000:]}"
         text = self.log()
         ports = [pattern.search(text) for pattern in (_LISTENING, _MANAGEMENT)]
