@@ -346,14 +346,3 @@ def remove_unpacked(archive: Archive, workspace: Path) -> None:
     """Delete an archive's folder if `open_archive` made it; a user's own folder stays."""
     if archive.folder.parent == workspace:
         shutil.rmtree(archive.folder, ignore_errors=True)
-
-
-def path_size(path: Path) -> int:
-    """Give the bytes of a file, or of all files below a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(
-        os.path.getsize(os.path.join(root, name))
-        for root, _, names in os.walk(path)
-        for name in names
-    )

@@ -20,7 +20,6 @@ from mms.archive.reader import (
     UnpackLimits,
     hash_file,
     open_archive,
-    path_size,
     read_manifest,
     remove_unpacked,
 )
@@ -305,11 +304,6 @@ def test_what_cannot_be_opened_says_why(read: Callable[[str], object]) -> None:
         with pytest.raises(ArchiveError, match=message) as caught:
             read(source)
         assert source in str(caught.value)
-
-
-def test_the_size_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "f", {"a": b"12", "b/c": b"345"})
-    assert (path_size(folder / "a"), path_size(folder)) == (2, 5)
 
 
 def _sound_bytes() -> bytes:

@@ -77,7 +77,7 @@ VALUES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), VALUES, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(("value", "expected"), VALUES, ids=range(len(VALUES)))
 def test_what_services_return_has_a_json_form(value: Any, expected: Any) -> None:
     assert json.loads(encode_json(value)) == expected
 
