@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import re
@@ -27,6 +28,7 @@ from mms.serving.servable import Servable
 
 #: How long anything that should happen may take. Generous: these machines are slow and noisy.
 LIMIT_S = 60.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -160,6 +162,14 @@ def _connections(ports: set[int]) -> list[Any]:
         for found in psutil.Process().net_connections("tcp")
         if found.laddr.port in ports and found.status != psutil.CONN_LISTEN
     ]
+
+
+def resign_as_subreaper() -> None:
+    """Leave what real server commands orphan to the system, as the shell that starts one does.
+
+    A server that ran in this process before made it the heir of whatever is orphaned below it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def open_session() -> aiohttp.ClientSession:
