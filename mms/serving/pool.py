@@ -225,7 +225,6 @@ class Pool:
             if worker.id not in self._workers:
                 # It has died meanwhile, and was not replaced, since this was to do it.
                 self._starting += 1
-                self._starting += 1
                 self._tasks.start(self._replace(backoff_s(1)))
             return
         finally:

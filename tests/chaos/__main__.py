@@ -47,6 +47,7 @@ def main(minutes: float, seed: int | None, only: tuple[str, ...], memory: bool) 
 async def _soak(arena: Arena, faults: list[Fault], minutes: float, seed: int) -> int:
     records = {fault.name: Record() for fault in faults}
     order = _endless(faults, seed)
+    found: list[str] = []
     try:
         await arena.start()
         first = _size(arena)
@@ -55,14 +56,17 @@ async def _soak(arena: Arena, faults: list[Fault], minutes: float, seed: int) ->
             await _once(arena, next(order), records)
         # The server closes what its clients have closed a moment later.
         await until(lambda: open_files(arena.server.pid) < _MANY_FILES, what="connections close")
-        last = _size(arena)
-    finally:
+        found.append(f"server process: {first} at the beginning, {_size(arena)} at the end")
         await arena.stop()
+    except (AssertionError, OSError) as error:
+        found.append(f"the run ended early: {error}")
+        records[faults[0].name].problems.append(str(error))
+    finally:
+        arena.clean_up()
     _print_table(records)
-    click.echo(f"server process: {first} at the beginning, {last} at the end")
     bugs = arena.server.bugs()
-    for line in bugs:
-        click.echo(f"in the log: {line}")
+    for line in [*found, *(f"in the log: {bug}" for bug in bugs)]:
+        click.echo(line)
     if any(record.problems for record in records.values()) or bugs:
         click.echo(arena.server.log()[-20_000:], err=True)
         return 1
@@ -78,6 +82,11 @@ def _endless(faults: list[Fault], seed: int) -> Iterator[Fault]:
 
 
 async def _once(arena: Arena, fault: Fault, records: dict[str, Record]) -> None:
+    """Have one fault happen, and see that the server is fit for another.
+
+    Raises:
+        AssertionError: It is not.
+    """
     record = records[fault.name]
     known = len(record.problems)
     try:
@@ -86,6 +95,8 @@ async def _once(arena: Arena, fault: Fault, records: dict[str, Record]) -> None:
         record.notes.append(f"skipped: {reason}")
     for problem in record.problems[known:]:
         click.echo(f"{fault.name}: {problem}")
+    if len(record.problems) > known:
+        await arena.mend()
 
 
 def _size(arena: Arena) -> str:

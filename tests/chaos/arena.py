@@ -76,12 +76,14 @@ class Arena:
             if self.server.is_alive:
                 assert await self.server.stop() == 0, "the server did not exit with 0"
         finally:
-            self.server.clean_up()
-            self._unmount_state()
+            self.clean_up()
 
-    def _unmount_state(self) -> None:
+    def clean_up(self) -> None:
+        """End the server, however that goes, and take its file system away."""
+        self.server.clean_up()
         if self._is_mounted:
             subprocess.run(["umount", str(self.state_folder)], check=True)
+            self._is_mounted = False
 
     def _mount_state(self) -> None:
         """Give the state file a file system of its own, to be filled, where that is allowed."""
@@ -143,6 +145,20 @@ class Arena:
             await self.load.settle(self.load.outstanding())
         reply = await self.server.manage("DELETE", f"/models/{name}")
         assert reply.status == 200, f"DELETE /models/{name}: {reply.status}"
+        await self.server.recover()
+
+    async def mend(self) -> None:
+        """After a fault that found something: unregister what it left, so that others can run.
+
+        Raises:
+            AssertionError: The server does not become whole again.
+        """
+        if not self.server.is_alive:
+            await self.restart()
+        for name in await self.server.models():
+            if name != "main":
+                await self.server.manage("DELETE", f"/models/{name}")
+        await self.server.manage("PUT", "/models/main", min_worker=MAIN_WORKERS, synchronous=True)
         await self.server.recover()
 
     async def restart(self) -> None:

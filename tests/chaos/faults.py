@@ -73,7 +73,9 @@ async def _kill_workers(arena: Arena, model: str) -> str:
 async def kill_loader(arena: Arena) -> str:
     """The process that workers are forked from is killed; they go on, and a new one comes."""
     for _ in range(1 if arena.is_short else 2):
-        (pid,) = await arena.server.loader_pids()
+        pids = await arena.server.loader_pids()
+        assert len(pids) == 1, f"one loader was expected, not {pids}"
+        (pid,) = pids
         arena.server.kill_child(pid)
         await arena.server.recover(dead=pid)
     return await _kill_workers(arena, "main")
@@ -123,13 +125,18 @@ async def recycle(arena: Arena) -> str:
     """Workers are replaced after so many requests, under load."""
     goal = 4 if arena.is_short else 12
     async with arena.model("recycled", max_requests=25):
-
-        async def is_done() -> bool:
-            restarts = (await arena.server.describe("recycled"))["restarts"]
-            return bool(restarts.get("max_requests", 0) >= goal)
-
-        await until(is_done, what=f"{goal} workers are recycled")
+        # One after the other: a slow machine takes longer for all of them, but none gets stuck.
+        for number in range(1, goal + 1):
+            await until(
+                lambda number=number: _has_recycled(arena, number),  # type: ignore[misc]
+                what=f"{number} workers are recycled",
+            )
     return f"at least {goal} workers replaced"
+
+
+async def _has_recycled(arena: Arena, workers: int) -> bool:
+    restarts = (await arena.server.describe("recycled"))["restarts"]
+    return bool(restarts.get("max_requests", 0) >= workers)
 
 
 async def slow_load(arena: Arena) -> str:

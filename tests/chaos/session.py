@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from tests.chaos.arena import Arena
-from tests.chaos.faults import Fault
+from tests.chaos.faults import Fault, Skipped
 from tests.chaos.load import Tally
 
 #: Answers seen before and after each fault.
@@ -43,7 +43,9 @@ async def run_fault(arena: Arena, fault: Fault, record: Record) -> None:
             note = await asyncio.wait_for(fault.inject(arena), FAULT_LIMIT_S)
             record.notes.append(note)
             await load.flow(_CALM_ANSWERS)
-        except (AssertionError, asyncio.TimeoutError, OSError) as error:
+        except Skipped:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what this looks for
             record.problems.append(f"{type(error).__name__}: {error}")
     finally:
         await load.stop()
