@@ -217,7 +217,7 @@ class Load:
 
     Attributes:
         port: Where the server listens.
-        targets: Models asked, in turn.
+        targets: Models asked, each as often as the others.
         tally: Counts of the current stretch of time.
         outage: Set while the server is meant to be away.
         unanswered: Tokens of attempts that the outage cut.
@@ -320,7 +320,7 @@ class Load:
 
     async def _request(self, connection: Connection) -> None:
         tally, id_ = self.tally, next(self._ids)
-        model = self.targets[id_ % len(self.targets)]
+        model = self._random.choice(self.targets)
         tally.sent += 1
         self._outstanding.add(id_)
         try:
