@@ -19,7 +19,7 @@ from mms.http.app import make_app
 from mms.http.context import Context
 from mms.http.errors import status_of
 from mms.http.management import make_management_app
-from mms.metrics import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
+from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry

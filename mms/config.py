@@ -31,6 +31,8 @@ TOKEN_VARIABLE = "MMS_MANAGEMENT_TOKEN"
 _OTHER_VARIABLES = {"MMS_CONFIG", TOKEN_VARIABLE}
 #: Second names of settings, in files and calls.
 _ALIASES = {"gpu": "devices"}
+#: Where SageMaker unpacks the models of a multi-model container.
+SAGEMAKER_MODELS = "/opt/ml/models"
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 _SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
@@ -98,6 +100,15 @@ class ModelSettings:
         minimum=0,
     )
     service: str = setting("", "Service file to use instead of the archive's.")
+    handler: str = setting(
+        "",
+        "Handler (module:function) to use instead of a 1.x archive's; a folder with one needs no "
+        "manifest.",
+    )
+    decode_input_request: bool = setting(
+        True,
+        "Give 1.x handlers JSON and text bodies decoded; otherwise as the bytes that were sent.",
+    )
     max_workers: int = setting(
         0,
         "Workers to grow to while requests wait; 0 keeps their number as it is.",
@@ -156,6 +167,11 @@ class ServerSettings:
     )
     model_store: str = setting(
         "", "Folder of the archives that the management API may register; none if empty."
+    )
+    multi_model: bool = setting(
+        False,
+        "Offer SageMaker's routes that load and unload models on the inference port, for archives "
+        "below model_store (/opt/ml/models if that is empty).",
     )
     state_file: str = setting(
         "", "File that keeps what was registered over a restart; nothing is kept if empty."
@@ -312,6 +328,17 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
     return Layer("environment", values)
 
 
+def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
+    """Give what SageMaker says in its own variables; weaker than everything but the defaults."""
+    values: dict[str, Any] = {}
+    if "SAGEMAKER_BIND_TO_PORT" in environment:
+        # SageMaker asks from outside the container, and for these routes only.
+        values = {"port": environment["SAGEMAKER_BIND_TO_PORT"], "host": "0.0.0.0"}
+    if str(environment.get("SAGEMAKER_MULTI_MODEL", "")).lower() in _TRUE:
+        values |= {"multi_model": True, "host": "0.0.0.0"}
+    return Layer("SageMaker", values)
+
+
 def _is_service_link(name: str, value: str) -> bool:
     """Whether Kubernetes set a variable, as it does in every pod beside a Service named ``mms``."""
     return value.startswith("tcp://") or bool(_SERVICE_LINK.fullmatch(name))
@@ -361,7 +388,9 @@ def build_config(
     check_keys(document, known, origin)
     file_models = _file_models(document.pop("models", {}), origin)
     shared = [Layer("flag", flags), environment_layer(environment), Layer(origin, document)]
-    server, origins = resolve(ServerSettings, shared)
+    server, origins = resolve(ServerSettings, [*shared, sagemaker_layer(environment)])
+    if server.multi_model and not server.model_store:
+        server = dataclasses.replace(server, model_store=SAGEMAKER_MODELS)
     named: dict[str, str] = {}
     for name, path in models:
         if name in named:

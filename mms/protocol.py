@@ -56,6 +56,7 @@ class FrameType(enum.IntEnum):
     FAILED = 17  # process -> server: could not load, with the error
     FORKED = 18  # loader -> server: pid of the new worker
     RESULT = 19  # worker -> server: the answers to one batch
+    METRICS = 20  # worker -> server: what the service reported; goes before the RESULT
 
 
 class AnswerKind(enum.IntEnum):
@@ -95,6 +96,8 @@ class LoadSpec:
         version: Its version.
         folder: The unpacked archive.
         service_file: Service to use instead of the archive's, or "".
+        handler: ``module:function`` of a 1.x archive, "" for any other.
+        decode_input_request: Whether a 1.x handler gets JSON and text bodies decoded.
         gpu: Number of the GPU, None for the CPU.
         batch_size: Most requests joined in one forward pass.
         max_response_bytes: Longest answer that may be sent.
@@ -107,6 +110,8 @@ class LoadSpec:
     version: str
     folder: str
     service_file: str
+    handler: str
+    decode_input_request: bool
     gpu: int | None
     batch_size: int
     max_response_bytes: int
@@ -145,16 +150,23 @@ class RequestMeta:
         route: Name of the route asked, which decides the shape of the answer.
         content_type: Content-Type header as sent, or "".
         accept: Accept header as sent, or "".
+        headers: All headers, only for models that may look at them.
+        query: Names and values of the query, likewise.
     """
 
     request_id: str
     route: str
     content_type: str
     accept: str
+    headers: dict[str, str] = field(default_factory=dict)
+    query: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """Serialise to what `decode` reads."""
-        return _dump_json((self.request_id, self.route, self.content_type, self.accept))
+        texts = (self.request_id, self.route, self.content_type, self.accept)
+        if not (self.headers or self.query):
+            return _dump_json(texts)
+        return _dump_json((*texts, self.headers, self.query))
 
     @classmethod
     def decode(cls, data: Buffer) -> RequestMeta:
@@ -163,12 +175,20 @@ class RequestMeta:
         Raises:
             ProtocolError: The bytes are something else.
         """
-        texts = _load_json(data)
-        if not isinstance(texts, list) or len(texts) != 4:
-            raise ProtocolError("request meta is not a list of four texts")
-        if not all(isinstance(text, str) for text in texts):
+        values = _load_json(data)
+        if not isinstance(values, list) or len(values) not in (4, 6):
+            raise ProtocolError("request meta is not a list of four texts, or six values")
+        if not all(isinstance(text, str) for text in values[:4]):
             raise ProtocolError("request meta holds something else than texts")
-        return cls(*texts)
+        if len(values) == 4:
+            return cls(*values)
+        request_id, route, content_type, accept, headers, query = values
+        if not isinstance(headers, dict) or not isinstance(query, list):
+            raise ProtocolError("request meta holds no headers and query")
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in query):
+            raise ProtocolError("request meta holds no headers and query")
+        pairs = tuple((str(name), str(value)) for name, value in query)
+        return cls(request_id, route, content_type, accept, headers, pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +209,24 @@ class Answer:
         content_type: Its MIME type.
         status: HTTP status, 200 unless the service chose another.
         headers: Further response headers set by the service.
+        reason: The status's phrase if the service chose one, or "".
     """
 
     body: Buffer
     content_type: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the answer is 200 application/json with no further headers."""
-        return self.status == 200 and self.content_type == "application/json" and not self.headers
+        """Whether the answer is 200 application/json with nothing further."""
+        return (
+            self.status == 200
+            and self.content_type == "application/json"
+            and not self.headers
+            and not self.reason
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +478,7 @@ def _encode_answer(answer: Answer | MMSError) -> tuple[int, int, bytes, Buffer]:
         return AnswerKind.ERROR, status, _dump_json(error_document(answer)), b""
     if answer.is_plain:
         return AnswerKind.JSON, 200, b"", answer.body
-    meta = _dump_json((answer.content_type, answer.headers))
+    meta = _dump_json((answer.content_type, answer.headers, answer.reason))
     return AnswerKind.CUSTOM, answer.status, meta, answer.body
 
 
@@ -461,16 +488,17 @@ def _decode_answer(kind: int, status: int, meta: Buffer, body: Buffer) -> Answer
         return error_from_document(document, status)
     if kind != AnswerKind.CUSTOM:
         raise ProtocolError(f"an answer has the unknown kind {kind}")
-    if not isinstance(document, list) or len(document) != 2:
-        raise ProtocolError("an answer's meta is not content type and headers")
-    content_type, headers = document
+    if not isinstance(document, list) or len(document) != 3:
+        raise ProtocolError("an answer's meta is not content type, headers and reason")
+    content_type, headers, reason = document
     if (
         not isinstance(content_type, str)
+        or not isinstance(reason, str)
         or not isinstance(headers, dict)
         or not all(isinstance(value, str) for value in headers.values())
     ):
-        raise ProtocolError("an answer's meta is not content type and headers")
-    return Answer(body, content_type, status, headers)
+        raise ProtocolError("an answer's meta is not content type, headers and reason")
+    return Answer(body, content_type, status, headers, reason)
 
 
 def _frame_type(value: int) -> FrameType:

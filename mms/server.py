@@ -26,7 +26,7 @@ from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app
 from mms.http.context import Context
 from mms.http.management import make_management_app
-from mms.metrics import Exporter, ServerMetrics
+from mms.metrics.exporter import Exporter, ServerMetrics
 from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
@@ -110,6 +110,7 @@ class Server:
             self.workspace,
             partial(_worker_environment, self.config.server.blacklist_env_vars),
         )
+        self.context.manager = self.manager
         if self.config.server.management_port >= 0:
             await self._listen_for_management(self.manager)
         await self.manager.start()

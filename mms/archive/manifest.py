@@ -1,7 +1,8 @@
 """MANIFEST.json: what an archive contains. Pure; imports only errors.
 
 The schema is v0.4's, plus two optional keys that old servers ignore: ``Files`` (sha256 of each
-file) and ``Serving`` (defaults for how to serve the model).
+file) and ``Serving`` (defaults for how to serve the model). ``MAR-INF/MANIFEST.json`` of MMS 1.x
+has a schema of its own, of which the parts that matter here are read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 from mms.errors import ManifestError
 
 MANIFEST_NAME = "MANIFEST.json"
+#: Where archives of MMS 1.x and TorchServe have theirs.
+MAR_MANIFEST_NAME = "MAR-INF/MANIFEST.json"
+#: The signature's name where the manifest does not say, as in 1.x archives.
+SIGNATURE_NAME = "signature.json"
 ARCHIVE_VERSION = 0.2
 #: Keys of ``Serving`` besides its sample.
 SERVING_KEYS = ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
@@ -29,6 +34,7 @@ class ModelFormat(enum.Enum):
     GLUON = "Gluon-Imperative"
     SYMBOLIC = "MXNet-Symbolic"
     ONNX = "ONNX"
+    HANDLER = "MMS-1.x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,16 @@ class ServingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A model archive's table of contents. Paths are relative to the archive's root."""
+    """A model archive's table of contents. Paths are relative to the archive's root.
+
+    A 1.x archive has a `handler`, ``module:function``, in place of a `service`.
+    """
 
     model_name: str
     model_format: ModelFormat
     service: str
     signature: str
+    handler: str = ""
     parameters: str = ""
     symbol: str = ""
     description: str = ""
@@ -142,6 +152,66 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
     return manifest
 
 
+def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manifest:
+    """Check the manifest of a 1.x archive and give it typed.
+
+    Args:
+        document: As parsed from JSON. Unknown keys are ignored.
+        source: Where it came from, for the messages.
+
+    Raises:
+        ManifestError: Naming the key, what is wrong with it and how to mend it.
+    """
+    root = _object(document, source, "the manifest")
+    model = _object(_required(root, "model", source), source, "model")
+    runtime = root.get("runtime", "python")
+    if not str(runtime).startswith("python"):
+        raise ManifestError(
+            f"{source}: the runtime {runtime!r} is not supported; only Python handlers are"
+        )
+    engine = _object(root.get("engine") or {}, source, "engine")
+    return handler_manifest(
+        _model_name(_required(model, "modelName", source, "model"), source),
+        _text(model.get("handler") or "", "model.handler", source),
+        description=str(model.get("description") or root.get("description") or ""),
+        engine={str(engine["engineName"]): str(engine.get("engineVersion", ""))}
+        if "engineName" in engine
+        else {},
+        serving=ServingDefaults(
+            batch_size=_optional_number(model, "batchSize", source, int, minimum=1),
+            max_batch_delay=_optional_number(model, "maxBatchDelay", source, float, minimum=0),
+        ),
+    )
+
+
+def handler_manifest(
+    model_name: str,
+    handler: str,
+    description: str = "",
+    engine: dict[str, str] | None = None,
+    serving: ServingDefaults | None = None,
+) -> Manifest:
+    """Give the manifest of a model that a 1.x handler serves."""
+    return Manifest(
+        model_name=model_name,
+        model_format=ModelFormat.HANDLER,
+        service="",
+        signature=SIGNATURE_NAME,
+        handler=handler,
+        description=description,
+        engine=engine or {},
+        serving=serving or ServingDefaults(),
+    )
+
+
+def is_of_torchserve(document: Any) -> bool:
+    """Whether TorchServe's archiver wrote a manifest of this schema."""
+    model = document.get("model") if isinstance(document, dict) else None
+    return isinstance(model, dict) and (
+        "archiverVersion" in document or "serializedFile" in model or "modelFile" in model
+    )
+
+
 def parse_serving(value: Any, source: str) -> ServingDefaults:
     """Check the ``Serving`` part of a manifest and give it typed.
 
@@ -194,11 +264,13 @@ def _model_name(value: Any, source: str) -> str:
 
 
 def _model_format(value: Any, source: str) -> ModelFormat:
-    for model_format in ModelFormat:
+    # A 1.x archive has no such key.
+    formats = [f for f in ModelFormat if f is not ModelFormat.HANDLER]
+    for model_format in formats:
         # v0.4 itself compared by the lower-cased word.
         if isinstance(value, str) and value.lower() == model_format.value.lower():
             return model_format
-    known = ", ".join(f'"{model_format.value}"' for model_format in ModelFormat)
+    known = ", ".join(f'"{model_format.value}"' for model_format in formats)
     raise ManifestError(f"{source}: Model.Model-Format must be one of {known}, got {value!r}")
 
 

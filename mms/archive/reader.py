@@ -1,14 +1,15 @@
 """Read, check and unpack an archive: nothing of it is trusted until it has passed here.
 
-`open_archive` takes a ``.model`` file or an unpacked folder and gives an `Archive` whose folder
-can be served. A file is unpacked beside the target and renamed into place, with every member
-checked first and hashed while it is written, so a crash leaves nothing half-done and no code of
-an archive that fails a check is ever run.
+`open_archive` takes a ``.model`` or ``.mar`` file or an unpacked folder and gives an `Archive`
+whose folder can be served. A file is unpacked beside the target and renamed into place, with
+every member checked first and hashed while it is written, so a crash leaves nothing half-done and
+no code of an archive that fails a check is ever run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -24,10 +25,21 @@ from typing import IO
 
 import orjson
 
-from mms.archive.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from mms.archive.manifest import (
+    MANIFEST_NAME,
+    MAR_MANIFEST_NAME,
+    Manifest,
+    ModelFormat,
+    handler_manifest,
+    is_of_torchserve,
+    parse_manifest,
+    parse_mar_manifest,
+)
 from mms.archive.signature import Signature, parse_signature
-from mms.errors import ArchiveError
+from mms.errors import ArchiveError, SignatureError
 
+#: Names of archive files end so.
+ARCHIVE_SUFFIXES = (".model", ".mar")
 #: Manifests and signatures are a few kB; this only stops one made to exhaust memory.
 MAX_DOCUMENT_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
@@ -59,27 +71,29 @@ class Archive:
         source: What the user named.
         folder: The unpacked files.
         manifest: Its table of contents.
-        signature: The model's inputs and outputs.
+        signature: The model's inputs and outputs; None if a 1.x archive does not say.
         digest: sha256 of the archive file in hex, or "" for a folder.
     """
 
     source: str
     folder: Path
     manifest: Manifest
-    signature: Signature
+    signature: Signature | None
     digest: str
 
 
 def open_archive(
-    source: str | Path, workspace: Path, limits: UnpackLimits | None = None
+    source: str | Path, workspace: Path, limits: UnpackLimits | None = None, handler: str = ""
 ) -> Archive:
-    """Give a checked archive from a ``.model`` file or an unpacked folder.
+    """Give a checked archive from a ``.model`` or ``.mar`` file or an unpacked folder.
 
     Args:
         source: File or folder.
         workspace: Existing folder; a file is unpacked into a new folder inside it, which belongs
             to the caller. A folder is served where it lies.
         limits: Bounds for unpacking.
+        handler: ``module:function`` to use instead of a 1.x archive's own; with it, a folder
+            needs no manifest.
 
     Raises:
         ArchiveError: Naming the file, what is wrong and what to do. Nothing is left in
@@ -88,7 +102,7 @@ def open_archive(
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
         with _reading(path):
-            return _inspect(str(source), path, "")
+            return _inspect(str(source), path, "", handler)
     if not os.path.exists(path):
         raise ArchiveError(f"{source}: no such file or folder")
     if not os.path.isfile(path):
@@ -96,14 +110,18 @@ def open_archive(
     folder, digest = _unpack(path, workspace, limits or UnpackLimits())
     try:
         with _reading(path):
-            return _inspect(str(source), folder, digest)
+            return _inspect(str(source), folder, digest, handler)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def read_manifest(source: str | Path) -> Manifest:
-    """Give the manifest of a ``.model`` file or folder without unpacking it.
+def read_manifest(source: str | Path, handler: str = "") -> Manifest:
+    """Give the manifest of an archive or folder without unpacking it.
+
+    Args:
+        source: File or folder.
+        handler: As for `open_archive`.
 
     Raises:
         ArchiveError: There is none or it is not valid.
@@ -111,19 +129,28 @@ def read_manifest(source: str | Path) -> Manifest:
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
         with _reading(path):
-            return _manifest_of(str(source), path)
+            return _manifest_of(str(source), path, handler)
     with _reading(path), _open_zip(path) as archive:
-        try:
-            info = archive.getinfo(MANIFEST_NAME)
-        except KeyError:
-            raise _no_manifest(path, archive.namelist()) from None
+        names = archive.namelist()
+        name = next((n for n in (MAR_MANIFEST_NAME, MANIFEST_NAME) if n in names), None)
+        if name is None:
+            if handler:
+                return handler_manifest(path.stem, handler)
+            raise _no_manifest(path)
+        info = archive.getinfo(name)
         if info.file_size > MAX_DOCUMENT_BYTES:
-            raise ArchiveError(f"{path}: {MANIFEST_NAME} is larger than {MAX_DOCUMENT_BYTES} bytes")
+            raise ArchiveError(f"{path}: {name} is larger than {MAX_DOCUMENT_BYTES} bytes")
+        label = f"{path}: {name}"
         with archive.open(info) as member:
-            return parse_manifest(
-                _parse_json(member.read(MAX_DOCUMENT_BYTES), f"{path}: {MANIFEST_NAME}"),
-                f"{path}: {MANIFEST_NAME}",
-            )
+            document = _parse_json(member.read(MAX_DOCUMENT_BYTES), label)
+        return _parse(document, name, label, handler, names)
+
+
+def find_archives(folder: Path) -> list[Path]:
+    """Give the archives in a folder: itself if it is an unpacked one, else the files in it."""
+    if any((folder / name).is_file() for name in (MANIFEST_NAME, MAR_MANIFEST_NAME)):
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
 
 
 def hash_file(path: Path) -> str:
@@ -135,8 +162,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _inspect(source: str, folder: Path, digest: str) -> Archive:
-    manifest = _manifest_of(source, folder)
+def _inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
+    manifest = _manifest_of(source, folder, handler)
+    if manifest.model_format is ModelFormat.HANDLER:
+        signature = _signature_if_any(folder, manifest)
+        return Archive(source, folder, manifest, signature, digest)
     for key, name in (
         ("Service", manifest.service),
         ("Signature", manifest.signature),
@@ -152,26 +182,65 @@ def _inspect(source: str, folder: Path, digest: str) -> Archive:
         raise ArchiveError(f"{source}: the sample {sample.file!r} is not in the archive")
     _verify_files(source, folder, manifest)
     label = f"{source}: {manifest.signature}"
-    signature = parse_signature(_load_json(_resolve(folder, manifest.signature), label), label)
-    return Archive(source, folder, manifest, signature, digest)
+    document = _load_json(_resolve(folder, manifest.signature), label)
+    return Archive(source, folder, manifest, parse_signature(document, label), digest)
 
 
-def _manifest_of(source: str, folder: Path) -> Manifest:
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise _no_manifest(source, [entry.name for entry in folder.iterdir()])
-    label = f"{source}: {MANIFEST_NAME}"
-    return parse_manifest(_load_json(path, label), label)
+def _signature_if_any(folder: Path, manifest: Manifest) -> Signature | None:
+    """Give the signature of a 1.x archive, where it is a file for the handler's own use."""
+    path = folder / manifest.signature
+    with contextlib.suppress(ArchiveError, SignatureError):
+        if path.is_file():
+            return parse_signature(_load_json(path, manifest.signature))
+    return None
 
 
-def _no_manifest(source: str | Path, names: list[str]) -> ArchiveError:
-    if any(name.startswith("MAR-INF") for name in names):
-        return ArchiveError(
-            f"{source}: this is an archive of Multi Model Server 1.x or TorchServe (MAR-INF); "
-            f"only archives with a {MANIFEST_NAME} at the root are read so far"
+def _manifest_of(source: str, folder: Path, handler: str) -> Manifest:
+    for name in (MAR_MANIFEST_NAME, MANIFEST_NAME):
+        path = folder / name
+        if path.is_file():
+            label = f"{source}: {name}"
+            files = [entry.name for entry in folder.iterdir()]
+            return _parse(_load_json(path, label), name, label, handler, files)
+    if handler:
+        return handler_manifest(folder.resolve().name, handler)
+    raise _no_manifest(source)
+
+
+def _parse(document: object, name: str, label: str, handler: str, files: list[str]) -> Manifest:
+    """Read a manifest of either schema.
+
+    Args:
+        document: As parsed from JSON.
+        name: Its name in the archive, which decides on the schema.
+        label: For messages.
+        handler: To use instead of a 1.x archive's own.
+        files: Names of the files at the archive's root.
+    """
+    if name == MANIFEST_NAME:
+        return parse_manifest(document, label)
+    manifest = parse_mar_manifest(document, label)
+    if handler:
+        manifest = dataclasses.replace(manifest, handler=handler)
+    if not manifest.handler:
+        raise ArchiveError(
+            f"{label}: it names no handler; add one such as service:handle, or register the "
+            "model with the handler parameter"
         )
+    file = f"{manifest.handler.split(':')[0].removesuffix('.py').split('/')[-1]}.py"
+    if is_of_torchserve(document) and file not in files:
+        raise ArchiveError(
+            f"{label}: an archive of TorchServe whose handler {manifest.handler!r} is part of "
+            f"TorchServe and not of the archive; this server has no PyTorch handlers. Add {file} "
+            "with a function handle(data, context) that loads and runs the model"
+        )
+    return manifest
+
+
+def _no_manifest(source: str | Path) -> ArchiveError:
     return ArchiveError(
-        f"{source}: no {MANIFEST_NAME} at the root; make an archive with mxnet-model-export"
+        f"{source}: neither {MANIFEST_NAME} nor {MAR_MANIFEST_NAME} is in it; make an archive "
+        "with mxnet-model-export"
     )
 
 

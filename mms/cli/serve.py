@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import orjson
 import uvloop
 
 from mms.archive.manifest import ServingDefaults
-from mms.archive.reader import read_manifest
+from mms.archive.reader import find_archives, read_manifest
 from mms.config import (
     ENV_PREFIX,
     Config,
@@ -97,12 +97,20 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="YAML file with settings and models.",
 )
 @click.option("--print-config", is_flag=True, help="Print every setting and its origin, and exit.")
+@click.argument("mode", required=False, type=click.Choice(["serve"]))
 @_settings_options
 @click.version_option(__version__, prog_name="mxnet-model-server")
 def command(
-    models: tuple[str, ...], config_file: Path | None, print_config: bool, **flags: Any
+    models: tuple[str, ...],
+    config_file: Path | None,
+    print_config: bool,
+    mode: str | None,
+    **flags: Any,
 ) -> None:
     r"""Serve MXNet and Gluon models over HTTP.
+
+    "serve" is what SageMaker starts its containers with; without --models, the archives in
+    /opt/ml/model are served then.
 
     \b
     mxnet-model-server --models crepe=character_cnn.model
@@ -111,7 +119,11 @@ def command(
 
     def read() -> Config:
         pairs = [_parse_model(text) for text in models]
-        return build_config(pairs, flags, os.environ, config_file)
+        config = build_config(pairs, flags, os.environ, config_file)
+        if mode == "serve" and not config.models and not config.server.multi_model:
+            found = _sagemaker_models(os.environ)
+            config = build_config(found, flags, os.environ, config_file)
+        return config
 
     try:
         config = read()
@@ -141,6 +153,21 @@ def _parse_model(text: str) -> tuple[str, str]:
             raise ConfigError(f"--models {text!r}: expected NAME=PATH, such as crepe=crepe.model")
         return name, path
     return read_manifest(text).model_name, text
+
+
+def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Give the archives that SageMaker has put into the container, named by their manifests.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
+    found = find_archives(folder) if folder.is_dir() else []
+    if not found:
+        raise ConfigError(
+            f"no model to serve: {folder} holds neither a .model or .mar file nor an unpacked one"
+        )
+    return [(read_manifest(path).model_name, str(path)) for path in found]
 
 
 def _announce(server: Server) -> None:
@@ -191,7 +218,7 @@ def _examples(registry: Registry, base: str) -> list[str]:
         text = _inline(archive.folder / sample.file)
         data = f"-d '{text}'" if text else f"--data-binary @{sample.file}"
         return [f"curl -X POST {url} -H 'content-type: {sample.content_type}' {data}"]
-    if archive.signature.takes_images:
+    if archive.signature and archive.signature.takes_images:
         return [f"curl -X POST {url} -T image.jpg"]
     return [f"curl {base}/ping", f"curl {base}/api-description"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.metrics import Exporter, ServerMetrics
+from mms.metrics.exporter import Exporter, ServerMetrics
+from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 
@@ -22,6 +23,7 @@ class Context:
         metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
         shadows: Copies of requests for other versions.
+        manager: Changes which models there are; None before there is one.
         is_started: Whether every start-up model has been loaded.
         is_stopping: Whether the server is about to stop: not ready, but still serving.
         is_draining: Whether it accepts no more.
@@ -32,6 +34,7 @@ class Context:
     metrics: ServerMetrics
     exporter: Exporter
     shadows: Shadows
+    manager: ModelManager | None = None
     is_started: bool = False
     is_stopping: bool = False
     is_draining: bool = False

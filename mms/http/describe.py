@@ -56,8 +56,17 @@ async def api_description(request: web.Request) -> web.Response:
     return json_response(orjson.dumps({"description": description}) + b"\n")
 
 
-def predict_operation(name: str, signature: Signature) -> dict[str, Any]:
+def predict_operation(name: str, signature: Signature | None) -> dict[str, Any]:
     """Give the Swagger 2 operation of a model's ``/{model}/predict``."""
+    if signature is None:
+        # A 1.x handler, which takes whatever comes.
+        return {
+            "operationId": f"{name}_predict",
+            "consumes": ["*/*"],
+            "produces": ["*/*"],
+            "parameters": [{"in": "body", "name": "body", "schema": {}}],
+            "responses": {"200": {"description": "OK"}},
+        }
     schema: dict[str, Any] = {"type": "object", "properties": {"prediction": {"type": "string"}}}
     if signature.gives_images:
         schema = {"type": "file"}
@@ -101,7 +110,7 @@ def _model_document(servable: Servable) -> dict[str, Any]:
         "version": servable.version,
         "state": servable.state.value,
         "predict": f"/predictions/{servable.name}",
-        **signature.to_document(),
+        **(signature.to_document() if signature else {}),
     }
 
 

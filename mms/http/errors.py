@@ -53,6 +53,17 @@ STATUSES: dict[type[MMSError], int] = {
     MMSError: 500,
 }
 
+#: What the answers of MMS 1.x called errors, by their status.
+_LEGACY_TYPES = {
+    400: "BadRequestException",
+    404: "ModelNotFoundException",
+    405: "MethodNotAllowedException",
+    409: "ConflictStatusException",
+    413: "RequestEntityTooLargeException",
+    503: "ServiceUnavailableException",
+    507: "InsufficientStorageException",
+}
+
 
 def status_of(error: MMSError) -> int:
     """Give the HTTP status of an error."""
@@ -95,7 +106,7 @@ def response(
     headers: dict[str, str],
     details: dict[str, str] | None = None,
 ) -> web.Response:
-    """Give an error answer; `code` and `message` stand at the top, too, for clients of MMS 1.x."""
+    """Give an error answer; at its top stands what clients of MMS 1.x look for."""
     document: dict[str, Any] = {
         "error": {
             "code": code,
@@ -105,7 +116,9 @@ def response(
             **(details or {}),
         },
         "code": status,
-        "type": type_,
+        "type": "ResourceNotFoundException"
+        if code == "route_not_found"
+        else _LEGACY_TYPES.get(status, "InternalServerException"),
         "message": message,
     }
     return web.Response(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiohttp import web
 
 from mms.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
@@ -22,26 +24,49 @@ _RETRY_WHEN_DRAINING_S = 5.0
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
-    app.router.add_post("/predictions/{model}", predict, name="predictions")
-    app.router.add_post("/predictions/{model}/{version}", predict, name="predictions_version")
+    for path, name in (
+        ("/predictions/{model}", "predictions"),
+        ("/predictions/{model}/{version}", "predictions_version"),
+    ):
+        resource = app.router.add_resource(path, name=name)
+        resource.add_route("POST", predict)
+        # 1.x asks its handlers with GET, too.
+        resource.add_route("GET", predict)
     # The name tells the worker to wrap the answer as v0.4 did.
     app.router.add_post("/{model}/predict", predict, name="legacy_predict")
 
 
 async def predict(request: web.Request) -> web.StreamResponse:
     """Answer with the model's bare result; v0.4's route with ``{"prediction": ...}``."""
-    context = request.app[CONTEXT]
     match = request.match_info
-    model = _find(context, match["model"])
-    version = match.get("version")
+    return await predict_with(
+        request, find_model(request.app[CONTEXT], match["model"]), match.get("version")
+    )
+
+
+async def predict_with(
+    request: web.Request, model: Model, version: str | None = None
+) -> web.StreamResponse:
+    """Answer a request with a version of a model, by default as its traffic is split.
+
+    Raises:
+        MMSError: Whatever kept the model from answering.
+    """
+    context, route = request.app[CONTEXT], request.match_info.route.name or ""
     if version is not None:
-        return await infer(request, context, model.version(version), match.route.name or "")
+        return await infer(request, context, model.version(version), route)
     servable = _choose(model, request)
     copy_to = model.versions.get(model.traffic.shadow)
-    return await infer(request, context, servable, match.route.name or "", copy_to)
+    return await infer(request, context, servable, route, copy_to)
 
 
-def _find(context: Context, name: str) -> Model:
+def find_model(context: Context, name: str) -> Model:
+    """Give a model for a request.
+
+    Raises:
+        ModelNotFound: No model has this name.
+        ModelNotReady: The server has not read all its archives yet.
+    """
     try:
         return context.registry.model(name)
     except ModelNotFound:
@@ -97,6 +122,9 @@ async def infer(
     meta = RequestMeta(
         request_id, route, headers.get("Content-Type", ""), headers.get("Accept", "")
     )
+    if servable.archive.manifest.handler:
+        # 1.x handlers see all headers; others do not pay for them.
+        meta = replace(meta, headers=dict(headers), query=tuple(request.query.items()))
     encoded = meta.encode()
     is_urgent = headers.get(PRIORITY_HEADER, "").lower() == "high"
     if copy_to is not None and copy_to is not servable:

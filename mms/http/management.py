@@ -87,10 +87,10 @@ async def register(request: web.Request) -> web.Response:
     url = parameters.pop("url", None)
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
-    path = _locate(url, request.app[CONTEXT].settings.model_store)
-    name = parameters.pop("model_name", None)
-    if name is None:
-        name = (await asyncio.to_thread(read_manifest, path)).model_name
+    path = locate(url, request.app[CONTEXT].settings.model_store)
+    handler = str(parameters.get("handler", ""))
+    manifest = await asyncio.to_thread(read_manifest, path, handler)
+    name = parameters.pop("model_name", manifest.model_name)
     version = parameters.pop("version", None)
     size: int | None = None
     is_lazy = parameters.get("load") == "lazy"
@@ -99,12 +99,11 @@ async def register(request: web.Request) -> web.Response:
     synchronous = _flag(parameters.pop("synchronous", True), "synchronous")
     # A version that cannot answer yet takes over only if it is told to.
     make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
-    for ignored in ("handler", "runtime"):
-        parameters.pop(ignored, None)
+    # The manifest tells, and only Python is left.
+    parameters.pop("runtime", None)
     settings, origins = _settings(parameters, str(name), manager.layers)
     version = None if version is None else str(version)
     manager.check(str(name), version)
-    await asyncio.to_thread(read_manifest, path)
     registering = manager.register(
         str(name),
         str(path),
@@ -251,6 +250,7 @@ async def options(request: web.Request) -> web.Response:
 def describe_servable(servable: Servable) -> dict[str, Any]:
     """Give what the management API shows of one version of a model."""
     settings, limits = servable.settings, servable.limits
+    signature = servable.archive.signature
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {
         "modelName": servable.name,
@@ -272,7 +272,7 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
         "archive": {
             "digest": servable.archive.digest,
             "format": servable.archive.manifest.model_format.value,
-            "signature": servable.archive.signature.to_document(),
+            "signature": signature.to_document() if signature else None,
         },
         "loadSeconds": servable.metrics.load_seconds,
         "restarts": dict(servable.metrics.restarts),
@@ -351,7 +351,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _locate(url: str, model_store: str) -> Path:
+def locate(url: str, model_store: str) -> Path:
     """Give the archive inside the model store that a `url` names.
 
     Raises:

@@ -16,7 +16,7 @@ from aiohttp import web
 from mms import log
 from mms.errors import MMSError, Unavailable
 from mms.http.errors import error_response, response
-from mms.metrics import ServableMetrics, ServerMetrics
+from mms.metrics.exporter import ServableMetrics, ServerMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

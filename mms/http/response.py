@@ -81,7 +81,9 @@ def answer_response(request: web.Request, answer: Answer, request_id: str) -> we
     ):
         return FastResponse(bytes(answer.body), request_id)
     headers = {"Content-Type": answer.content_type, **answer.headers, "X-Request-Id": request_id}
-    return web.Response(status=answer.status, body=bytes(answer.body), headers=headers)
+    return web.Response(
+        status=answer.status, reason=answer.reason or None, body=bytes(answer.body), headers=headers
+    )
 
 
 def json_response(

@@ -379,7 +379,12 @@ class ModelManager:
         self.registration(servable).is_startup = servable.is_startup = True
 
     async def _open(self, name: str, version: str, registration: Registration) -> Servable:
-        archive = await asyncio.to_thread(open_archive, registration.path, self._workspace)
+        archive = await asyncio.to_thread(
+            open_archive,
+            registration.path,
+            self._workspace,
+            handler=registration.settings.handler,
+        )
         try:
             settings = with_archive_defaults(
                 registration.settings, archive.manifest.serving, registration.origins, name

@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, WorkerDied
+from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, OutOfMemory, WorkerDied
 from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
 from mms.serving.placement import Placement
@@ -46,6 +47,9 @@ class PoolEvents(Protocol):
 
     def on_worker_result(self, worker: WorkerProcess, frame: Frame) -> None:
         """A worker finished its batch."""
+
+    def on_metrics(self, report: Any) -> None:
+        """The service has reported metrics."""
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """A worker is gone; whatever it ran will not come."""
@@ -260,6 +264,10 @@ class Pool:
         """WorkerEvents: pass a result on."""
         self._events.on_worker_result(worker, frame)
 
+    def on_metrics(self, report: Any) -> None:
+        """WorkerEvents: pass what a service has reported on."""
+        self._events.on_metrics(report)
+
     def on_lost(self, worker: WorkerProcess) -> None:
         """WorkerEvents: the socket of a worker or of the loader closed."""
         # A process may close its socket and live on; it is of no use then.
@@ -470,6 +478,9 @@ class Pool:
         except WorkerDied as error:
             status = await child.wait()
             worker.close()
+            if status.signal == signal.SIGKILL:
+                # Nobody else kills a process that loads.
+                raise OutOfMemory(f"the process that loads the model {status}") from error
             raise ModelLoadFailed(f"the process that loads the model {status}") from error
         except BaseException as error:
             worker.kill("it did not load")

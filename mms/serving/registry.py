@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mms.errors import InvalidRequest, ModelNotFound, VersionNotFound
-from mms.metrics import ServableSnapshot
+from mms.metrics.exporter import ServableSnapshot
 from mms.serving.servable import Servable
 
 DEFAULT_VERSION = "1"
@@ -141,7 +141,7 @@ class Registry:
         model = self._models.get(name)
         if model is None:
             known = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"model {_shown(name)} is not known; loaded are: {known}")
+            raise ModelNotFound(f"Model not found: {_shown(name)}; loaded are: {known}")
         return model
 
     def get(self, name: str, version: str | None = None) -> Servable:

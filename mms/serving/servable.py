@@ -27,7 +27,7 @@ from mms.errors import (
     ProtocolError,
     Unavailable,
 )
-from mms.metrics import ServableMetrics, ServableSnapshot
+from mms.metrics.exporter import ServableMetrics, ServableSnapshot
 from mms.protocol import Answer, Buffer, Frame, LoadSpec, decode_result, encode_batch
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
@@ -379,6 +379,8 @@ class Servable:
                 version=self.version,
                 folder=str(self.archive.folder),
                 service_file=settings.service and str(Path(settings.service).resolve()),
+                handler=self.archive.manifest.handler,
+                decode_input_request=settings.decode_input_request,
                 gpu=None,
                 batch_size=settings.batch_size,
                 max_response_bytes=self._max_response_bytes,
@@ -422,7 +424,9 @@ class Servable:
         if self.state is not ServableState.READY:
             self._wake_or_refuse()
         elif not (self._size or self._pool.size or self._pool.workers):
-            raise ModelNotReady(f"model {self.name!r} has no workers; scale it up", 1.0)
+            raise ModelNotReady(
+                f"No worker is available to serve request: {self.name}; scale the model up", 1.0
+            )
         now = self.last_used_at = time.monotonic()
         limit = self.settings.response_timeout
         timeout = limit if timeout_s is None else min(timeout_s, limit)
@@ -504,6 +508,10 @@ class Servable:
             self.metrics.stages.values(), result.stage_seconds, strict=True
         ):
             histogram.observe(seconds)
+
+    def on_metrics(self, report: Any) -> None:
+        """PoolEvents: keep what the service has reported."""
+        self.metrics.reported.take(report)
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """PoolEvents: put what the worker ran back into the queue."""

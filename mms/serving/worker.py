@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
 from mms.protocol import (
@@ -40,6 +40,9 @@ class WorkerEvents(Protocol):
 
     def on_result(self, worker: WorkerProcess, frame: Frame) -> None:
         """A RESULT frame came."""
+
+    def on_metrics(self, report: Any) -> None:
+        """The service has reported metrics."""
 
     def on_lost(self, worker: WorkerProcess) -> None:
         """The socket closed, or said something impossible: the process is gone or useless."""
@@ -189,6 +192,8 @@ class WorkerProcess(asyncio.Protocol):
         for frame in frames:
             if frame.type is FrameType.RESULT:
                 self._events.on_result(self, frame)
+            elif frame.type is FrameType.METRICS:
+                self._take_metrics(frame)
             elif not self._reply.done():
                 self._settle(frame)
             else:
@@ -204,6 +209,12 @@ class WorkerProcess(asyncio.Protocol):
         """Give up on a process that does not speak our language: user code wrote to its socket."""
         self._fail_reply(error)
         self.kill(str(error))
+
+    def _take_metrics(self, frame: Frame) -> None:
+        try:
+            self._events.on_metrics(decode_control(frame))
+        except ProtocolError as error:
+            self._lose(error)
 
     def _settle(self, frame: Frame) -> None:
         if frame.type is not FrameType.FAILED:

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
@@ -40,9 +40,22 @@ class Runner(Protocol):
 
     Attributes:
         batch_size: Most requests joined in one forward pass.
+        is_batchable: Whether requests can be joined.
+        can_fork: Whether what it runs survives a fork.
     """
 
     batch_size: int
+
+    @property
+    def is_batchable(self) -> bool:
+        """As described above."""
+
+    @property
+    def can_fork(self) -> bool:
+        """As described above."""
+
+    def take_metrics(self) -> list[Any]:
+        """Give what the service has reported since the last call."""
 
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
@@ -74,20 +87,17 @@ def main() -> None:
 
 
 def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
-    try:
-        from mms.worker.engine import import_mxnet
-
-        engine = f"mxnet {import_mxnet().__version__}"
-    except EngineMissing as error:
-        raise error from None
+    from mms.worker.engine import engine_name
     from mms.worker.failure import load_failure
     from mms.worker.loader import load
 
     try:
         runner, service = load(spec)
+    except EngineMissing as error:
+        raise error from None
     except (Exception, SystemExit) as error:
         raise load_failure(error, spec.folder) from error
-    can_fork = may_fork(spec)
+    can_fork = may_fork(spec) and runner.can_fork
     if can_fork:
         # Objects of the collector's permanent generation are not touched by its runs, so the
         # pages that hold them stay shared with the forked workers.
@@ -96,7 +106,7 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
     ready = Ready(
         pid=os.getpid(),
         can_fork=can_fork,
-        engine=engine,
+        engine=engine_name(),
         service=service,
         is_batchable=runner.is_batchable,
         load_seconds=time.perf_counter() - started,
@@ -108,6 +118,8 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
     while (frame := channel.receive()) is not None:
         if frame.type is FrameType.BATCH:
             result = runner.run(decode_batch(frame))
+            if metrics := runner.take_metrics():
+                channel.send([encode_control(FrameType.METRICS, metrics)])
             channel.send(encode_result(frame.batch_id, result))
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)

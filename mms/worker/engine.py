@@ -60,6 +60,14 @@ def restore_numpy_names() -> None:
             setattr(np, name, value)
 
 
+def engine_name() -> str:
+    """Give name and version of what runs the model in this process: whatever is loaded."""
+    for name in ("mxnet", "onnxruntime", "torch", "tensorflow"):
+        if name in sys.modules:
+            return f"{name} {getattr(sys.modules[name], '__version__', '')}".strip()
+    return f"python {sys.version.split()[0]}"
+
+
 def _missing_libraries(error: OSError) -> str:
     # The loader names the first one that it does not find; the other may be missing, too.
     missing = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import logging
 import os
 import sys
 import traceback
@@ -11,12 +12,15 @@ from types import TracebackType
 from mms.errors import (
     ErrorDetail,
     InferenceFailed,
+    InvalidRequest,
     MMSError,
     ModelLoadFailed,
     OutOfMemory,
     RejectedByService,
 )
 from mms.service import PredictionException
+
+logger = logging.getLogger("mms.worker")
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
@@ -51,7 +55,16 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
         return error
     if is_out_of_memory(error):
         return OutOfMemory("out of memory while the model was loaded", detail)
-    return ModelLoadFailed(f"{detail.type}: {_first_line(error)}", detail)
+    return ModelLoadFailed(f"{detail.type}: {_first_line(error)}{_hint(error)}", detail)
+
+
+def log_failure(failure: MMSError) -> None:
+    """Log why a request failed: a client's mistake briefly, the service's with its traceback."""
+    if isinstance(failure, (InvalidRequest, RejectedByService)):
+        logger.info("%s: %s", failure.code, failure)
+        return
+    detail = failure.detail
+    logger.error("%s", failure, extra={"traceback": detail.traceback if detail else ""})
 
 
 def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
@@ -113,6 +126,19 @@ def _text(value: object) -> str:
         return str(value)
     except Exception:  # noqa: BLE001 - user code: its __str__ may raise anything
         return f"({type(value).__name__} whose text cannot be read)"
+
+
+def _hint(error: BaseException) -> str:
+    """Say what to do about a package that is missing, the commonest reason of all."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    package = error.name.split(".")[0]
+    if package == "ts":
+        return (
+            "; that is TorchServe's own package, which is not here: a handler imports "
+            "mms.service and mms.context instead, and derives from no class of it"
+        )
+    return f"; install {package!r} in the environment of the server, or put it into the archive"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Load one servable: the archive's service class, its parameters, its warm-up request."""
+"""Load one servable: its service class or 1.x handler, its parameters, its warm-up request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mms.archive.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_manifest
 from mms.archive.signature import parse_signature
 from mms.errors import MMSError, ModelLoadFailed
 from mms.model_service.model_service import ModelService, SingleNodeService, load_service
 from mms.protocol import LoadSpec, Request, RequestMeta
+from mms.worker.engine import import_mxnet
+from mms.worker.handler import HandlerRunner, load_handler
 from mms.worker.runner import ServiceRunner
 
 logger = logging.getLogger("mms.worker")
@@ -28,27 +30,32 @@ _DEFAULT_SERVICES = {
 }
 
 
-def load(spec: LoadSpec) -> tuple[ServiceRunner, str]:
-    """Load the service and warm it up.
+def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
+    """Load the service, or the handler of a 1.x archive, and warm it up.
 
     Returns:
-        What runs its batches, and the name of its class.
+        What runs its batches, and the name of its class or function.
 
     Raises:
         MMSError: The archive's service is not one, or its warm-up request failed.
         Exception: Whatever the service itself raises.
     """
+    return load_handler(spec) if spec.handler else _load_service(spec)
+
+
+def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
     folder = Path(spec.folder)
     document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
     manifest = parse_manifest(document)
     signature_text = (folder / manifest.signature).read_text(encoding="utf-8-sig")
     signature = parse_signature(json.loads(signature_text), manifest.signature)
+    if manifest.model_format is not ModelFormat.ONNX:
+        # First, so that a missing library is told as such and not from inside the service.
+        import_mxnet()
     path = spec.service_file or str(folder / manifest.service)
     service_class = find_service_class(load_service(path), path)
     service = service_class(manifest.model_name, spec.folder, document, spec.gpu)
-    runner = ServiceRunner(
-        service, signature, spec.folder, spec.batch_size, spec.max_response_bytes
-    )
+    runner = ServiceRunner(service, signature, spec)
     _warm_up(runner, folder, manifest)
     return runner, service_class.__name__
 

@@ -105,6 +105,5 @@ def _become_worker(between: int, server_pid: int) -> None:
     die_with(server_pid)
     # All workers share the loader's random state, and would draw the same numbers.
     np.random.seed()
-    from mms.worker.engine import import_mxnet
-
-    import_mxnet().random.seed(int.from_bytes(os.urandom(4), "little") >> 1)
+    if "mxnet" in sys.modules:
+        sys.modules["mxnet"].random.seed(int.from_bytes(os.urandom(4), "little") >> 1)

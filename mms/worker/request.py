@@ -248,8 +248,22 @@ def _form_fields(
     body: memoryview, media_type: str, parameters: Mapping[str, str]
 ) -> dict[str, bytes]:
     """Give the first value of each field; v0.4 ignored repeated and unknown ones."""
+    fields: dict[str, bytes] = {}
+    for name, _, value in form_parts(body, media_type, parameters):
+        fields.setdefault(name, value)
+    return fields
+
+
+def form_parts(
+    body: memoryview, media_type: str, parameters: Mapping[str, str]
+) -> list[tuple[str, str, bytes]]:
+    """Give (name, content type or "", value) of each field of a form, in its order.
+
+    Raises:
+        InvalidRequest: The form is malformed or has too many fields.
+    """
     if media_type == "multipart/form-data":
-        return _multipart_fields(body, parameters)
+        return _multipart_parts(body, parameters)
     try:
         # Latin-1 carries any byte through unchanged, percent-encoded or not; given bytes, parse_qsl
         # takes ASCII only.
@@ -261,14 +275,15 @@ def _form_fields(
         )
     except ValueError:
         raise InvalidRequest(f"the form has more than {MAX_FORM_FIELDS} fields") from None
-    fields: dict[str, bytes] = {}
-    for key, value in pairs:
-        name = key.encode("latin-1").decode(errors="replace")
-        fields.setdefault(name, value.encode("latin-1"))
-    return fields
+    return [
+        (key.encode("latin-1").decode(errors="replace"), "", value.encode("latin-1"))
+        for key, value in pairs
+    ]
 
 
-def _multipart_fields(body: memoryview, parameters: Mapping[str, str]) -> dict[str, bytes]:
+def _multipart_parts(
+    body: memoryview, parameters: Mapping[str, str]
+) -> list[tuple[str, str, bytes]]:
     boundary = parameters.get("boundary", "")
     # RFC 2046 section 5.1.1 allows 70 characters; long ones have burnt CPU in other servers.
     if not 1 <= len(boundary) <= 70:
@@ -276,8 +291,8 @@ def _multipart_fields(body: memoryview, parameters: Mapping[str, str]) -> dict[s
             "the multipart body has no boundary of 1 to 70 characters in its Content-Type; let "
             "the client library set that header"
         )
-    fields: dict[str, bytes] = {}
-    name = ""
+    parts: list[tuple[str, str, bytes]] = []
+    name = type_ = ""
     chunks: list[bytes] = []
     try:
         with multipart.PushMultipartParser(
@@ -289,15 +304,17 @@ def _multipart_fields(body: memoryview, parameters: Mapping[str, str]) -> dict[s
             for event in parser.parse(bytes(body)):
                 if isinstance(event, multipart.MultipartSegment):
                     name, chunks = event.name, []
+                    # The parser gives a default for parts that name none.
+                    type_ = parse_media_type(event.header("Content-Type", ""))[0]
                 elif event:
                     chunks.append(bytes(event))
                 else:
-                    fields.setdefault(name, b"".join(chunks))
+                    parts.append((name, type_, b"".join(chunks)))
     except multipart.MultipartError as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from None
     except UnicodeError:
         raise InvalidRequest("the multipart body has a part header that is not UTF-8") from None
-    return fields
+    return parts
 
 
 def _missing_input(name: str, fields: Mapping[str, Any]) -> InvalidRequest:

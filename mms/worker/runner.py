@@ -15,8 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from mms import log
 from mms.archive.signature import Signature
 from mms.errors import (
@@ -26,14 +24,15 @@ from mms.errors import (
     RejectedByService,
     UndecodableImage,
 )
+from mms.metrics.metrics_store import MetricsStore
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import MAX_PAYLOAD_BYTES, Answer, Request, Result, Stage
-from mms.worker.engine import import_mxnet
-from mms.worker.failure import from_exception
+from mms.protocol import MAX_PAYLOAD_BYTES, Answer, LoadSpec, Request, Result, Stage
+from mms.worker.arrays import arrays_of, is_ndarray, join, join_key, rows_of, split
+from mms.worker.failure import from_exception, log_failure
+from mms.worker.images import is_image
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_output
 
-mx = import_mxnet()
 logger = logging.getLogger("mms.worker")
 
 #: Joint forwards may fail this often in a row, with the requests then succeeding one by one,
@@ -62,24 +61,20 @@ class ServiceRunner:
     Args:
         service: A ModelService, or whatever else answers `inference`.
         signature: The model's.
-        model_dir: Folder of the service's code, for error messages.
-        batch_size: Most requests joined in one forward pass.
-        max_response_bytes: Longest answer that may be sent.
+        spec: What the process was told to serve.
     """
 
-    def __init__(
-        self,
-        service: Any,
-        signature: Signature,
-        model_dir: str,
-        batch_size: int,
-        max_response_bytes: int,
-    ) -> None:
+    def __init__(self, service: Any, signature: Signature, spec: LoadSpec) -> None:
         self._service = service
         self._signature = signature
-        self._model_dir = model_dir
-        self.batch_size = batch_size
-        self._max_response_bytes = max_response_bytes
+        self._model_name = spec.model_name
+        self._model_dir = spec.folder
+        self.batch_size = spec.batch_size
+        self._max_response_bytes = spec.max_response_bytes
+        # Unless the service has something of that name itself.
+        self._metrics: MetricsStore | None = None
+        if not hasattr(service, "metrics"):
+            self._metrics = service.metrics = MetricsStore(None, spec.model_name)
         self._has_stages = (
             isinstance(service, SingleNodeService)
             and type(service).inference is SingleNodeService.inference
@@ -88,6 +83,19 @@ class ServiceRunner:
         self._seconds = [0.0] * len(Stage)
         self._room_bytes = _MAX_ANSWERS_BYTES
         self._started = 0.0
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether the service survives a fork; one that knows better says ``can_fork = False``."""
+        return bool(getattr(self._service, "can_fork", True))
+
+    def take_metrics(self) -> list[Any]:
+        """Give what the service has reported on ``self.metrics`` since the last call."""
+        if self._metrics is None or not self._metrics.store:
+            return []
+        report = self._metrics.report()
+        self._metrics = self._service.metrics = MetricsStore(None, self._model_name)
+        return report
 
     @property
     def is_batchable(self) -> bool:
@@ -134,7 +142,7 @@ class ServiceRunner:
         for job in jobs:
             if job.answer is None:
                 # Arrays that do not join share a key with nobody.
-                key = _join_key(job.value)
+                key = join_key(job.value)
                 groups[id(job) if key is None else key].append(job)
         for group in groups.values():
             if len(group) == 1 or not self._infer_jointly(group):
@@ -155,12 +163,12 @@ class ServiceRunner:
         """Run one forward pass for all jobs; False if they must run one by one."""
         log.request_id.set(",".join(job.request.meta.request_id for job in jobs))
         started = time.perf_counter()
-        rows = [_rows(job.value) for job in jobs]
+        rows = [rows_of(job.value) for job in jobs]
         service = copy.copy(self._service)
         before = dict(vars(service))
         try:
-            outputs = service._inference(_join([job.value for job in jobs]))
-            parts = _split(outputs, rows)
+            outputs = service._inference(join([job.value for job in jobs]))
+            parts = split(outputs, rows)
             _check_unchanged(before, vars(service))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - one by one tells whose fault
             logger.warning(
@@ -196,7 +204,7 @@ class ServiceRunner:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code raises anything
             failure = from_exception(error, stage.name.lower(), self._model_dir)
             job.answer = self._blame_image(failure, job, stage)
-            self._log(job.answer)
+            log_failure(job.answer)
         finally:
             self._seconds[stage] += time.perf_counter() - started
 
@@ -214,8 +222,8 @@ class ServiceRunner:
     def _inference(self, job: _Job) -> None:
         job.value = job.service._inference(job.value)
         # MXNet computes later and raises later; here both belong to this stage.
-        for array in _arrays(job.value) or ():
-            if isinstance(array, mx.nd.NDArray):
+        for array in arrays_of(job.value) or ():
+            if is_ndarray(array):
                 array.wait_to_read()
 
     def _postprocess(self, job: _Job) -> None:
@@ -236,46 +244,13 @@ class ServiceRunner:
         ):
             return failure
         for name, data in zip(self._signature.input_names, job.inputs, strict=True):
-            try:
-                mx.image.imdecode(bytes(data)).wait_to_read()
-            except (mx.base.MXNetError, ValueError):
+            if not is_image(data):
                 return UndecodableImage(
                     f"the {len(data)} bytes sent for input {name!r} are not an image that can be "
                     "decoded (JPEG, PNG, BMP, WebP, ...)",
                     failure.detail,
                 )
         return failure
-
-    def _log(self, failure: MMSError) -> None:
-        if isinstance(failure, (InvalidRequest, RejectedByService)):
-            logger.info("%s: %s", failure.code, failure)
-            return
-        detail = failure.detail
-        logger.error("%s", failure, extra={"traceback": detail.traceback if detail else ""})
-
-
-def _arrays(value: Any) -> list[Any] | None:
-    """Give the arrays that a value is or consists of; None if it is anything else."""
-    parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    if parts and all(isinstance(part, (mx.nd.NDArray, np.ndarray)) for part in parts):
-        return parts
-    return None
-
-
-def _join_key(value: Any) -> Hashable | None:
-    """Give what arrays must have in common to be joined along axis 0; None if they cannot be."""
-    arrays = _arrays(value)
-    if arrays is None or any(array.ndim == 0 for array in arrays):
-        return None
-    if len({array.shape[0] for array in arrays}) != 1:
-        return None
-    return (
-        isinstance(value, (list, tuple)),
-        *(
-            (type(a), a.shape[1:], np.dtype(a.dtype).str, str(getattr(a, "context", "")))
-            for a in arrays
-        ),
-    )
 
 
 def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -289,51 +264,3 @@ def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name, value in after.items():
         if name not in before or before[name] is not value:
             raise ValueError(f"_inference stores self.{name}, which cannot be split")
-
-
-def _rows(value: Any) -> int:
-    first = value[0] if isinstance(value, (list, tuple)) else value
-    return int(first.shape[0])
-
-
-def _join(values: list[Any]) -> Any:
-    if not isinstance(values[0], (list, tuple)):
-        return _concatenate(values)
-    return [_concatenate(column) for column in zip(*values, strict=True)]
-
-
-def _concatenate(arrays: Sequence[Any]) -> Any:
-    if isinstance(arrays[0], np.ndarray):
-        return np.concatenate(arrays)
-    return mx.nd.concat(*arrays, dim=0)
-
-
-def _split(outputs: Any, rows: list[int]) -> list[Any]:
-    """Cut outputs along axis 0 into the rows of each request.
-
-    Raises:
-        ValueError: The outputs do not have one row per row put in.
-    """
-    arrays = _arrays(outputs)
-    total = sum(rows)
-    if arrays is None:
-        raise ValueError(f"_inference gave a {type(outputs).__name__}, which cannot be split")
-    if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"_inference gave {shapes} for {total} rows, which cannot be split")
-    columns = [_cut(array, rows) for array in arrays]
-    if not isinstance(outputs, (list, tuple)):
-        return columns[0]
-    return [list(parts) for parts in zip(*columns, strict=True)]
-
-
-def _cut(array: Any, rows: list[int]) -> list[Any]:
-    ends = np.cumsum(rows)
-    if isinstance(array, np.ndarray):
-        return np.split(array, ends[:-1])
-    # Read once for the whole batch: slicing an NDArray costs an engine operation per request.
-    values = array.asnumpy()
-    return [
-        mx.nd.from_numpy(values[end - count : end]) if count else array[0:0]
-        for end, count in zip(ends, rows, strict=True)
-    ]

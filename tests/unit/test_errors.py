@@ -115,7 +115,7 @@ def test_an_error_answer_serves_both_generations_of_clients() -> None:
             "request_id": "id-1",
         },
         "code": 404,
-        "type": "ModelNotFound",
+        "type": "ModelNotFoundException",
         "message": "no model 'x'",
     }
 

@@ -41,7 +41,7 @@ serving = st.builds(
 manifests = st.builds(
     Manifest,
     model_name=texts.filter(lambda text: bool(text.strip())),
-    model_format=st.sampled_from(ModelFormat),
+    model_format=st.sampled_from([f for f in ModelFormat if f is not ModelFormat.HANDLER]),
     service=paths,
     signature=paths,
     parameters=paths,

@@ -52,13 +52,21 @@ from mms.protocol import (
 )
 
 BOUNDED = settings(max_examples=100, deadline=None)
-SPEC = LoadSpec("crepe", "1", "/tmp/x", "", None, 4, 1000, 20, 42, True)
+SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)
 READY = Ready(42, True, "mxnet 1.9.1", "Crepe", True, 0.5)
 NO_TIME = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 texts = st.text(max_size=30)
 bodies = st.binary(max_size=200)
-metas = st.builds(RequestMeta, texts, texts, texts, texts)
+metas = st.builds(
+    RequestMeta,
+    texts,
+    texts,
+    texts,
+    texts,
+    headers=st.dictionaries(texts, texts, max_size=3),
+    query=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
+)
 seconds = st.floats(0, 1e6)
 details = st.builds(ErrorDetail, texts, texts, texts, texts)
 answers = st.one_of(
@@ -69,6 +77,7 @@ answers = st.one_of(
         content_type=texts,
         status=st.integers(200, 599),
         headers=st.dictionaries(texts, texts, max_size=3),
+        reason=texts,
     ),
     st.builds(InvalidRequest, texts, details),
     st.builds(RejectedByService, texts, st.integers(400, 599), details),
@@ -279,9 +288,10 @@ def test_lengths_that_do_not_add_up_are_refused() -> None:
     ("kind", "meta", "message"),
     [
         (9, b"[]", "unknown kind 9"),
-        (AnswerKind.CUSTOM, b"[1, {}]", "content type and headers"),
-        (AnswerKind.CUSTOM, b'["a", {"b": 1}]', "content type and headers"),
-        (AnswerKind.CUSTOM, b'{"a": 1}', "content type and headers"),
+        (AnswerKind.CUSTOM, b"[1, {}]", "content type, headers"),
+        (AnswerKind.CUSTOM, b'["a", {"b": 1}, ""]', "content type, headers"),
+        (AnswerKind.CUSTOM, b'["a", {}, 1]', "content type, headers"),
+        (AnswerKind.CUSTOM, b'{"a": 1}', "content type, headers"),
         (AnswerKind.ERROR, b'{"code": "x"}', "lacks its fields"),
         (AnswerKind.ERROR, b"{", "JSON is broken"),
     ],

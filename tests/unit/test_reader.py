@@ -48,6 +48,7 @@ def test_a_sound_archive_is_unpacked_into_the_workspace(tmp_path: Path, workspac
     archive = open_archive(path, workspace)
     assert archive.folder.parent == workspace
     assert archive.manifest.model_name == "test"
+    assert archive.signature is not None
     assert archive.signature.input_names == ("data",)
     assert archive.digest == hash_file(path)
     assert (archive.folder / "sub/deep/asset.bin").read_bytes() == b"\0" * 100
@@ -214,9 +215,23 @@ def with_manifest(document: Any) -> dict[str, bytes]:
     return members() | {"MANIFEST.json": json.dumps(document).encode()}
 
 
+def mar(model: dict[str, str], **manifest: str) -> dict[str, bytes]:
+    """Give the files of a 1.x archive without its handler."""
+    return {"MAR-INF/MANIFEST.json": json.dumps({"model": model, **manifest}).encode()}
+
+
 INCOMPLETE: dict[str, tuple[dict[str, bytes], str]] = {
-    "no manifest": ({"a": b"x"}, "no MANIFEST.json at the root; make an archive with"),
-    "of another server": ({"MAR-INF/MANIFEST.json": b"{}"}, "Multi Model Server 1.x or TorchServe"),
+    "no manifest": ({"a": b"x"}, "neither MANIFEST.json nor MAR-INF/MANIFEST.json"),
+    "empty 1.x manifest": ({"MAR-INF/MANIFEST.json": b"{}"}, "the manifest has no 'model'"),
+    "1.x without handler": (mar({"modelName": "a"}), "it names no handler"),
+    "1.x of Java": (
+        mar({"modelName": "a", "handler": "x"}, runtime="java"),
+        "the runtime 'java' is not supported",
+    ),
+    "of TorchServe": (
+        mar({"modelName": "a", "handler": "image_classifier", "serializedFile": "m.pth"}),
+        "an archive of TorchServe whose handler 'image_classifier' is part of TorchServe",
+    ),
     "broken manifest": ({"MANIFEST.json": b"{"}, "MANIFEST.json: not valid JSON"),
     "broken signature": (members() | {"signature.json": b"nope"}, "signature.json: not valid JSON"),
     "wrong signature": (members() | {"signature.json": b"[]"}, "expected a JSON object"),

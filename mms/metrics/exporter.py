@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
+from mms.metrics.reported import ReportedMetrics, families
 from mms.protocol import Stage
 from mms.version import __version__
 
@@ -80,6 +81,7 @@ class ServableMetrics:
         self.restarts: Counter[str] = Counter()
         self.request_bytes = Histogram(SIZE_BUCKETS)
         self.response_bytes = Histogram(SIZE_BUCKETS)
+        self.reported = ReportedMetrics()
         self.load_seconds = 0.0
 
 
@@ -144,6 +146,9 @@ class Exporter:
         yield from self._request_metrics(snapshots)
         yield from _histograms(snapshots)
         yield from _gauges(snapshots)
+        yield from families(
+            (s.metrics.model, s.metrics.version, s.metrics.reported) for s in snapshots
+        )
         build = GaugeMetricFamily(
             "mms_build_info", "Always 1.", labels=["version", "python_version"]
         )

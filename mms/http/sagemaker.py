@@ -1,0 +1,138 @@
+"""SageMaker's routes: ``/invocations``, and those of a multi-model container.
+
+The contract: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. The routes
+that load and unload models are only there with ``multi_model``, since they are on the port that
+everybody may reach.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+from aiohttp import web
+
+from mms.archive.reader import find_archives
+from mms.config import ModelSettings, resolve
+from mms.errors import Draining, InvalidRequest, ModelNotReady
+from mms.http.body import read_body
+from mms.http.context import CONTEXT, Context
+from mms.http.inference import find_model, predict_with
+from mms.http.management import locate
+from mms.http.response import json_response
+from mms.serving.manager import ModelManager
+from mms.serving.registry import Model
+
+_MAX_BODY_BYTES = 64 << 10
+_PAGE = 100
+
+
+def add_routes(app: web.Application, multi_model: bool) -> None:
+    """Add the routes of this module."""
+    app.router.add_post("/invocations", invocations, name="invocations")
+    app.router.add_post("/models/{model}/invoke", invoke, name="invoke")
+    if multi_model:
+        app.router.add_post("/models", load, name="sagemaker_load")
+        app.router.add_get("/models", list_models, name="sagemaker_list")
+        app.router.add_get("/models/{model}", describe, name="sagemaker_describe")
+        app.router.add_delete("/models/{model}", unload, name="sagemaker_unload")
+
+
+async def invocations(request: web.Request) -> web.StreamResponse:
+    """Ask the model that ``?model_name=`` names; without it, the only one there is.
+
+    Raises:
+        InvalidRequest: There are several, and none is named.
+    """
+    context = request.app[CONTEXT]
+    name = request.query.get("model_name") or _only_model(context)
+    return await predict_with(request, find_model(context, name))
+
+
+async def invoke(request: web.Request) -> web.StreamResponse:
+    """Ask a model by its name, as 1.x's multi-model mode had it."""
+    return await predict_with(
+        request, find_model(request.app[CONTEXT], request.match_info["model"])
+    )
+
+
+async def load(request: web.Request) -> web.Response:
+    """Load a model: ``{"model_name", "url"}``, the url being a path below the model store.
+
+    Raises:
+        Conflict: It is loaded.
+        OutOfMemory: There is no room for it; SageMaker then unloads another and asks again.
+    """
+    context = request.app[CONTEXT]
+    chunks, _ = await read_body(request, _MAX_BODY_BYTES, context.settings.body_timeout)
+    try:
+        document = orjson.loads(b"".join(chunks))
+        name, url = document["model_name"], document["url"]
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        raise InvalidRequest('send {"model_name": NAME, "url": FOLDER} as JSON') from None
+    if not isinstance(name, str) or not isinstance(url, str):
+        raise InvalidRequest("model_name and url must be texts")
+    manager = _manager(context)
+    manager.check(name, None)
+    path = _archive_in(locate(url, context.settings.model_store))
+    settings, origins = resolve(ModelSettings, manager.layers, f"models.{name}.")
+    await manager.register(name, str(path), settings=settings, origins=origins)
+    return json_response(orjson.dumps({"status": f'Model "{name}" registered'}) + b"\n")
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """List the models that are loaded, a page at a time."""
+    models = list(request.app[CONTEXT].registry.models())
+    try:
+        start = int(request.query.get("next_page_token", 0))
+        limit = min(max(int(request.query.get("limit", _PAGE)), 1), _PAGE)
+    except ValueError:
+        raise InvalidRequest("next_page_token and limit must be whole numbers") from None
+    start = max(start, 0)
+    page = models[start : start + limit]
+    document: dict[str, object] = {"models": [_document(model) for model in page]}
+    if start + limit < len(models):
+        document["nextPageToken"] = str(start + limit)
+    return json_response(orjson.dumps(document) + b"\n")
+
+
+async def describe(request: web.Request) -> web.Response:
+    """Describe a model that is loaded."""
+    model = request.app[CONTEXT].registry.model(request.match_info["model"])
+    return json_response(orjson.dumps(_document(model)) + b"\n")
+
+
+async def unload(request: web.Request) -> web.Response:
+    """Unload a model; what it has accepted is still answered."""
+    context = request.app[CONTEXT]
+    name = request.match_info["model"]
+    await _manager(context).unregister(name)
+    return json_response(orjson.dumps({"status": f'Model "{name}" unregistered'}) + b"\n")
+
+
+def _document(model: Model) -> dict[str, str]:
+    return {"modelName": model.name, "modelUrl": model.versions[model.default].archive.source}
+
+
+def _only_model(context: Context) -> str:
+    names = sorted({s.name for s in context.registry.servables() if s.is_startup}) or [
+        model.name for model in context.registry.models()
+    ]
+    if len(names) == 1:
+        return names[0]
+    if not context.is_started:
+        raise ModelNotReady("the server is starting", retry_after_s=1.0)
+    known = ", ".join(names) or "none"
+    raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {known}")
+
+
+def _archive_in(path: Path) -> Path:
+    """Give what to load of the folder that SageMaker has unpacked a model into."""
+    found = find_archives(path) if path.is_dir() else []
+    return found[0] if len(found) == 1 else path
+
+
+def _manager(context: Context) -> ModelManager:
+    if context.manager is None or context.is_draining:
+        raise Draining("the server is starting or stopping", 1.0)
+    return context.manager

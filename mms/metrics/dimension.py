@@ -1,0 +1,25 @@
+"""PUBLIC: a name and value that tell metrics of one name apart, under MMS 1.x's name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+
+class Dimension:
+    """One dimension of a metric; becomes a label of the Prometheus metric.
+
+    Args:
+        name: Such as ``"stage"``.
+        value: Such as ``"tokenize"``; few different ones, for each makes a time series.
+    """
+
+    def __init__(self, name: str, value: object) -> None:
+        self.name = name
+        self.value = value
+
+    def to_dict(self) -> OrderedDict[str, object]:
+        """Give name and value."""
+        return OrderedDict(name=self.name, value=self.value)
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.value}"

@@ -1,0 +1,65 @@
+"""PUBLIC: one metric that a handler reports, under MMS 1.x's name."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from mms.metrics.dimension import Dimension
+from mms.metrics.unit import UNITS
+
+
+class Metric:
+    """A name, a value and what it is measured in.
+
+    Args:
+        name: Such as ``"TokensPerRequest"``.
+        value: A number; `MetricsStore.add_error` also takes a text.
+        unit: ``ms``, ``s``, ``percent``, ``count``, ``kB``, ``MB``, ``GB`` or any other text.
+        dimensions: What tells it from metrics of the same name.
+        request_id: The request it belongs to, if any.
+        metric_method: ``"counter"`` to add up what is reported; otherwise the last value counts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: Any,
+        unit: str | None,
+        dimensions: Sequence[Dimension],
+        request_id: str | None = None,
+        metric_method: str | None = None,
+    ) -> None:
+        self.name = name
+        self.unit = UNITS.get(unit, unit)
+        self.metric_method = metric_method
+        self.value = value
+        self.dimensions = dimensions
+        self.request_id = request_id
+
+    def update(self, value: Any) -> None:
+        """Add to a counter; replace the value of anything else."""
+        self.value = self.value + value if self.metric_method == "counter" else value
+
+    def __str__(self) -> str:
+        dimensions = ",".join(str(dimension) for dimension in self.dimensions)
+        text = (
+            f"{self.name}.{self.unit}:{self.value}|#{dimensions}|#hostname:{socket.gethostname()}"
+        )
+        return f"{text},{self.request_id}" if self.request_id else text
+
+    def to_dict(self) -> OrderedDict[str, Any]:
+        """Give everything by the names that MMS 1.x used."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return OrderedDict(
+            MetricName=self.name,
+            Value=self.value,
+            Unit=self.unit,
+            Dimensions=self.dimensions,
+            Timestamp=now.strftime("%Y-%m-%d %H:%M:%S"),
+            HostName=socket.gethostname(),
+            RequestId=self.request_id,
+        )

@@ -1,0 +1,137 @@
+"""PUBLIC: where handlers report metrics (``context.metrics``), under MMS 1.x's name.
+
+What is reported here ends up at ``/metrics`` as ``mms_service_<name>``, in base units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mms.metrics.dimension import Dimension
+from mms.metrics.metric import Metric
+
+_TIME_UNITS = ("ms", "s")
+_SIZE_UNITS = ("kB", "MB", "GB")
+
+
+class MetricsStore:
+    """The metrics reported while one batch was run.
+
+    Args:
+        request_ids: Id of each request of the batch, by its place in it.
+        model_name: The model's.
+
+    Attributes:
+        store: The metrics, in the order of their first report.
+    """
+
+    def __init__(self, request_ids: Mapping[int, str] | None, model_name: str) -> None:
+        self.store: list[Metric] = []
+        self.request_ids = request_ids
+        self.model_name = model_name
+        self.cache: dict[tuple[str, ...], Metric] = {}
+
+    def add_counter(
+        self, name: str, value: int, idx: int | None = None, dimensions: Any = None
+    ) -> None:
+        """Add to a counter.
+
+        Args:
+            name: Of the metric.
+            value: How much to add.
+            idx: Place in the batch of the request it belongs to; all of them by default.
+            dimensions: List of `Dimension`.
+        """
+        self._add(name, value, self._request_id(idx), "count", "counter", dimensions)
+
+    def add_time(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "ms",
+        dimensions: Any = None,
+    ) -> None:
+        """Report how long something took, in ``ms`` or ``s``."""
+        if unit not in _TIME_UNITS:
+            raise ValueError(f"the unit of a time is one of {_TIME_UNITS}, got {unit!r}")
+        self._add(name, value, self._request_id(idx), unit, None, dimensions)
+
+    def add_size(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "MB",
+        dimensions: Any = None,
+    ) -> None:
+        """Report a size in ``kB``, ``MB`` or ``GB``."""
+        if unit not in _SIZE_UNITS:
+            raise ValueError(f"the unit of a size is one of {_SIZE_UNITS}, got {unit!r}")
+        self._add(name, value, self._request_id(idx), unit, None, dimensions)
+
+    def add_percent(
+        self, name: str, value: float, idx: int | None = None, dimensions: Any = None
+    ) -> None:
+        """Report a share of a hundred."""
+        self._add(name, value, self._request_id(idx), "percent", None, dimensions)
+
+    def add_error(self, name: str, value: Any, dimensions: Any = None) -> None:
+        """Report an error; `value` is usually a text."""
+        self._add(name, value, None, "", None, dimensions)
+
+    def add_metric(
+        self,
+        name: str,
+        value: Any,
+        idx: int | None = None,
+        unit: str | None = None,
+        dimensions: Any = None,
+    ) -> None:
+        """Report anything else."""
+        self._add(name, value, self._request_id(idx), unit, None, dimensions)
+
+    def report(self) -> list[Any]:
+        """Give everything as the server reads it: see `mms.metrics.reported`."""
+        return [
+            [
+                str(metric.name),
+                metric.value if isinstance(metric.value, (int, float)) else str(metric.value),
+                str(metric.unit),
+                metric.metric_method == "counter",
+                [[str(d.name), str(d.value)] for d in metric.dimensions],
+            ]
+            for metric in self.store
+        ]
+
+    def _add(
+        self,
+        name: str,
+        value: Any,
+        request_id: str | None,
+        unit: str | None,
+        method: str | None,
+        dimensions: Any,
+    ) -> None:
+        if dimensions is not None and not isinstance(dimensions, list):
+            raise ValueError("dimensions must be a list of Dimension")
+        own = list(dimensions or [])
+        key = (name, str(unit), str(request_id), *map(str, own))
+        if key in self.cache:
+            self.cache[key].update(value)
+            return
+        level = "Error" if request_id is None else "Model"
+        model = [] if request_id is None else [Dimension("ModelName", self.model_name)]
+        metric = Metric(
+            name, value, unit, [*own, *model, Dimension("Level", level)], request_id, method
+        )
+        self.cache[key] = metric
+        self.store.append(metric)
+
+    def _request_id(self, idx: int | None) -> str | None:
+        if not isinstance(self.request_ids, Mapping):
+            return None if self.request_ids is None else str(self.request_ids)
+        if idx is not None and idx in self.request_ids:
+            return self.request_ids[idx]
+        return ",".join(self.request_ids.values())

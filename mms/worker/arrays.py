@@ -1,0 +1,93 @@
+"""Arrays of either kind, MXNet's or NumPy's, joined and split along the batch axis.
+
+Never imports mxnet: where it is not loaded, there is no NDArray.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def is_ndarray(value: Any) -> bool:
+    """Whether a value is MXNet's NDArray."""
+    mx = sys.modules.get("mxnet")
+    return mx is not None and isinstance(value, mx.nd.NDArray)
+
+
+def arrays_of(value: Any) -> list[Any] | None:
+    """Give the arrays that a value is or consists of; None if it is anything else."""
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if parts and all(isinstance(part, np.ndarray) or is_ndarray(part) for part in parts):
+        return parts
+    return None
+
+
+def join_key(value: Any) -> Hashable | None:
+    """Give what arrays must have in common to be joined along axis 0; None if they cannot be."""
+    arrays = arrays_of(value)
+    if arrays is None or any(array.ndim == 0 for array in arrays):
+        return None
+    if len({array.shape[0] for array in arrays}) != 1:
+        return None
+    return (
+        isinstance(value, (list, tuple)),
+        *(
+            (type(a), a.shape[1:], np.dtype(a.dtype).str, str(getattr(a, "context", "")))
+            for a in arrays
+        ),
+    )
+
+
+def rows_of(value: Any) -> int:
+    """Give the length of axis 0 of an array, or of the first of several."""
+    first = value[0] if isinstance(value, (list, tuple)) else value
+    return int(first.shape[0])
+
+
+def join(values: list[Any]) -> Any:
+    """Join arrays, or lists of arrays column by column, that have a `join_key` in common."""
+    if not isinstance(values[0], (list, tuple)):
+        return _concatenate(values)
+    return [_concatenate(column) for column in zip(*values, strict=True)]
+
+
+def split(outputs: Any, rows: list[int]) -> list[Any]:
+    """Cut outputs along axis 0 into the rows of each request.
+
+    Raises:
+        ValueError: The outputs do not have one row per row put in.
+    """
+    arrays = arrays_of(outputs)
+    total = sum(rows)
+    if arrays is None:
+        raise ValueError(f"_inference gave a {type(outputs).__name__}, which cannot be split")
+    if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"_inference gave {shapes} for {total} rows, which cannot be split")
+    columns = [_cut(array, rows) for array in arrays]
+    if not isinstance(outputs, (list, tuple)):
+        return columns[0]
+    return [list(parts) for parts in zip(*columns, strict=True)]
+
+
+def _concatenate(arrays: Sequence[Any]) -> Any:
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays)
+    return sys.modules["mxnet"].nd.concat(*arrays, dim=0)
+
+
+def _cut(array: Any, rows: list[int]) -> list[Any]:
+    ends = np.cumsum(rows)
+    if isinstance(array, np.ndarray):
+        return np.split(array, ends[:-1])
+    # Read once for the whole batch: slicing an NDArray costs an engine operation per request.
+    values = array.asnumpy()
+    from_numpy = sys.modules["mxnet"].nd.from_numpy
+    return [
+        from_numpy(values[end - count : end]) if count else array[0:0]
+        for end, count in zip(ends, rows, strict=True)
+    ]

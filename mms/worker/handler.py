@@ -1,0 +1,347 @@
+"""Run batches through a handler of MMS 1.x: ``handle(data, context)`` with a list of requests.
+
+A handler sees the whole batch at once, as it did there. Where it raises for a batch, or answers
+the wrong number of requests, each one is run again alone, so that only the culprit fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import orjson
+
+from mms import log
+from mms.archive.manifest import MAR_MANIFEST_NAME
+from mms.context import Context, RequestProcessor
+from mms.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    InvalidServiceOutput,
+    MMSError,
+    ModelLoadFailed,
+    OutOfMemory,
+)
+from mms.metrics.metrics_store import MetricsStore
+from mms.protocol import MAX_PAYLOAD_BYTES, Answer, LoadSpec, Request, Result, Stage
+from mms.worker.engine import restore_numpy_names
+from mms.worker.failure import from_exception, log_failure
+from mms.worker.request import form_parts, is_form, parse_media_type
+from mms.worker.response import encode_json
+
+logger = logging.getLogger("mms.worker")
+
+EntryPoint = Callable[[Any, Context], Any]
+
+#: The function looked for where the manifest names only a module.
+_DEFAULT_FUNCTION = "handle"
+#: Of these routes, 1.x passed no query parameters on.
+_WITHOUT_QUERY = ("predictions", "predictions_version")
+_MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
+#: Packages whose threads do not survive a fork.
+_UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
+
+
+class HandlerRunner:
+    """Runs one handler.
+
+    Args:
+        handle: The handler.
+        context: The one it was initialized with; it sees this one at every call.
+        spec: What the process was told to serve.
+    """
+
+    is_batchable = True
+
+    def __init__(self, handle: EntryPoint, context: Context, spec: LoadSpec) -> None:
+        self._handle = handle
+        self._context = context
+        self._spec = spec
+        self.batch_size = spec.batch_size
+        self._reports: list[Any] = []
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether workers may be forked now: not beside threads that a fork would lose."""
+        if any(name in sys.modules for name in _UNFORKABLE):
+            return False
+        # MXNet stops its own threads around a fork; of others nobody knows.
+        return "mxnet" in sys.modules or len(os.listdir("/proc/self/task")) == 1
+
+    def take_metrics(self) -> list[Any]:
+        """Give what the handler has reported since the last call, as `ReportedMetrics` reads it."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def run(self, requests: Sequence[Request]) -> Result:
+        """Answer each request, in order."""
+        started = time.perf_counter()
+        seconds = [0.0] * len(Stage)
+        answers: list[Answer | MMSError | None] = [None] * len(requests)
+        inputs: list[tuple[int, Request, dict[str, Any], RequestProcessor]] = []
+        for index, request in enumerate(requests):
+            log.request_id.set(request.meta.request_id)
+            try:
+                data, processor = decode_parameters(request, self._spec.decode_input_request)
+            except MMSError as error:
+                answers[index] = error
+                log_failure(error)
+            else:
+                inputs.append((index, request, data, processor))
+        seconds[Stage.DECODE] = time.perf_counter() - started
+        for start in range(0, len(inputs), max(self.batch_size, 1)):
+            batch = inputs[start : start + max(self.batch_size, 1)]
+            waited_ms = (time.perf_counter() - started) * 1000
+            late = [index for index, request, _, _ in batch if waited_ms > request.ms_left]
+            for index in late:
+                answers[index] = DeadlineExceeded("the request waited past its deadline")
+            batch = [item for item in batch if item[0] not in late]
+            if batch:
+                self._run_batch(batch, answers, seconds)
+        log.request_id.set("")
+        room = _MAX_ANSWERS_BYTES
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Answer):
+                if len(answer.body) > min(self._spec.max_response_bytes, room):
+                    answers[index] = InvalidServiceOutput(
+                        f"the answer has {len(answer.body)} bytes, more than max_response_bytes "
+                        f"({self._spec.max_response_bytes})"
+                    )
+                else:
+                    room -= len(answer.body)
+        decode, preprocess, inference, postprocess, encode = seconds
+        done = [answer for answer in answers if answer is not None]
+        return Result(done, (decode, preprocess, inference, postprocess, encode))
+
+    def _run_batch(
+        self,
+        batch: list[tuple[int, Request, dict[str, Any], RequestProcessor]],
+        answers: list[Answer | MMSError | None],
+        seconds: list[float],
+    ) -> None:
+        """Run the handler once for a batch; if that fails, once for each of its requests."""
+        ids = [request.meta.request_id for _, request, _, _ in batch]
+        log.request_id.set(",".join(ids))
+        started = time.perf_counter()
+        try:
+            values = self._call(batch, ids)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code raises anything
+            seconds[Stage.INFERENCE] += time.perf_counter() - started
+            failure = self._failure(error)
+            if len(batch) == 1:
+                self._take_report()
+                log_failure(failure)
+                answers[batch[0][0]] = failure
+                return
+            logger.warning(
+                "a batch of %d failed as one (%s); its requests run one by one", len(batch), failure
+            )
+            for index, request, data, processor in batch:
+                fresh = RequestProcessor(processor.get_request_properties())
+                self._run_batch([(index, request, data, fresh)], answers, seconds)
+            return
+        self._take_report()
+        encoding = time.perf_counter()
+        seconds[Stage.INFERENCE] += encoding - started
+        for (index, _, _, processor), value in zip(batch, values, strict=True):
+            try:
+                answers[index] = encode_value(value, processor)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - values of user classes
+                failure = from_exception(error, "encode", self._spec.folder)
+                log_failure(failure)
+                answers[index] = failure
+        seconds[Stage.ENCODE] += time.perf_counter() - encoding
+
+    def _call(
+        self, batch: list[tuple[int, Request, dict[str, Any], RequestProcessor]], ids: list[str]
+    ) -> list[Any]:
+        context = self._context
+        context.request_ids = dict(enumerate(ids))
+        context.request_processor = [processor for _, _, _, processor in batch]
+        context.metrics = MetricsStore(context.request_ids, self._spec.model_name)
+        values = self._handle([data for _, _, data, _ in batch], context)
+        if not isinstance(values, list):
+            raise InvalidServiceOutput(
+                "Invalid model predict output: the handler must answer a list with one entry per "
+                f"request, it answered a {type(values).__name__}"
+            )
+        if len(values) != len(batch):
+            raise InvalidServiceOutput(
+                f"number of batch response mismatched: {len(batch)} requests, {len(values)} answers"
+            )
+        return values
+
+    def _take_report(self) -> None:
+        store = self._context.metrics
+        # A handler may have put anything in its place.
+        if isinstance(store, MetricsStore):
+            self._reports += store.report()
+
+    def _failure(self, error: BaseException) -> MMSError:
+        """Give the error to answer with, in 1.x's words."""
+        failure = from_exception(error, "inference", self._spec.folder)
+        if isinstance(failure, OutOfMemory):
+            return OutOfMemory("Out of resources", failure.detail)
+        if type(failure) is InferenceFailed:
+            return InferenceFailed("Prediction failed", failure.detail)
+        return failure
+
+
+def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
+    """Load a 1.x handler and initialize it.
+
+    Returns:
+        What runs its batches, and its name.
+
+    Raises:
+        MMSError: The handler is not there, or not one.
+        Exception: Whatever the handler itself raises.
+    """
+    # For handlers that import mxnet themselves.
+    restore_numpy_names()
+    folder = Path(spec.folder)
+    # 1.x ran its workers there, and handlers open their files by bare names.
+    os.chdir(folder)
+    sys.path.insert(0, spec.folder)
+    path = folder / MAR_MANIFEST_NAME
+    manifest = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
+    context = Context(spec.model_name, spec.folder, manifest, spec.batch_size, spec.gpu)
+    context.metrics = MetricsStore(None, spec.model_name)
+    module, function = _import(spec.handler)
+    target = getattr(module, function or _DEFAULT_FUNCTION, None)
+    if target is None:
+        target = _only_class(module, function or _DEFAULT_FUNCTION)
+    if inspect.isclass(target):
+        return HandlerRunner(_initialized(target, context), context, spec), target.__name__
+    if not callable(target):
+        raise ModelLoadFailed(f"{spec.handler}: {function!r} is not a function")
+    # 1.x's sign that there is no request, only a model to load.
+    target(None, context)
+    return HandlerRunner(target, context, spec), f"{module.__name__}:{target.__name__}"
+
+
+def _import(handler: str) -> tuple[ModuleType, str]:
+    """Import a handler's module; give it and the name after the colon."""
+    text, _, function = handler.partition(":")
+    name = text.removesuffix(".py").split("/")[-1]
+    try:
+        return importlib.import_module(name), function
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModelLoadFailed(
+            f"the handler {handler!r} is neither in the archive ({name}.py) nor installed"
+        ) from None
+
+
+def _only_class(module: ModuleType, function: str) -> type[Any]:
+    classes = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__ == module.__name__
+    ]
+    if len(classes) > 1:
+        # Helpers beside the handler: 1.x refused these, without need.
+        classes = [cls for cls in classes if hasattr(cls, "handle")]
+    if len(classes) == 1:
+        return classes[0]
+    names = ", ".join(cls.__name__ for cls in classes) or "none"
+    raise ModelLoadFailed(
+        f"{module.__name__} has neither a function {function!r} nor just one class with a method "
+        f"handle(data, context); its classes: {names}"
+    )
+
+
+def _initialized(cls: type[Any], context: Context) -> EntryPoint:
+    service = cls()
+    handle: EntryPoint | None = getattr(service, "handle", None)
+    if handle is None:
+        raise ModelLoadFailed(f"{cls.__name__} has no method handle(data, context)")
+    initialize = getattr(service, "initialize", None)
+    if initialize is not None:
+        initialize(context)
+    return handle
+
+
+def decode_parameters(request: Request, decodes: bool) -> tuple[dict[str, Any], RequestProcessor]:
+    """Give what a handler gets of a request: values by name, and its headers.
+
+    A form gives its fields by name, anything else its bytes as ``body``: bytearrays, but for JSON
+    and text, which come decoded.
+
+    Args:
+        request: The request.
+        decodes: Whether JSON and text are decoded.
+
+    Raises:
+        InvalidRequest: The body is malformed.
+    """
+    meta = request.meta
+    data: dict[str, Any] = {}
+    headers: dict[str, Any] = {}
+    if meta.route not in _WITHOUT_QUERY:
+        for name, text in meta.query:
+            data[name] = bytearray(text, "utf-8", "surrogateescape")
+            headers[name] = {"content-type": ""}
+    media_type, parameters = parse_media_type(meta.content_type)
+    if is_form(media_type):
+        for name, type_, value in form_parts(request.body, media_type, parameters):
+            data[name] = _decoded(name, type_, value, decodes)
+            headers[name] = {"content-type": type_}
+    else:
+        data["body"] = _decoded("body", media_type, request.body, decodes)
+        headers["body"] = {"content-type": media_type}
+    return data, RequestProcessor({**headers, **meta.headers})
+
+
+def _decoded(name: str, media_type: str, value: bytes | memoryview, decodes: bool) -> Any:
+    if decodes and media_type == "application/json":
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            reason = error
+        try:
+            # NaN and the like, which Python's own parser takes.
+            return json.loads(bytes(value))
+        except (ValueError, RecursionError):
+            raise InvalidRequest(f"{name!r} is not valid JSON: {reason}") from None
+    if decodes and media_type.startswith("text"):
+        try:
+            return str(value, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name!r} is not UTF-8 text (byte {error.start})") from None
+    return bytearray(value)
+
+
+def encode_value(value: Any, processor: RequestProcessor) -> Answer:
+    """Give the answer for one entry of a handler's list.
+
+    Raises:
+        InvalidServiceOutput: It cannot be sent, or its status is none.
+    """
+    headers = {str(k): str(v) for k, v in processor.get_response_headers().items()}
+    name = next((n for n in headers if n.lower() == "content-type"), None)
+    body: bytes
+    if isinstance(value, str):
+        body, content_type = value.encode(), "text/plain; charset=utf-8"
+    elif isinstance(value, (bytes, bytearray)):
+        body, content_type = bytes(value), "application/octet-stream"
+    else:
+        body, content_type = encode_json(value), "application/json"
+    if name is not None:
+        content_type = headers.pop(name) or content_type
+    status = processor.get_response_status_code()
+    if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
+        raise InvalidServiceOutput(f"the handler set the status {status!r}, which is none")
+    reason = processor.get_response_status_phrase() or ""
+    return Answer(body, content_type, status, headers, " ".join(str(reason).split()))
