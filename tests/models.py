@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,44 @@ def write_linear(folder: Path) -> Path:
     subprocess.run([sys.executable, "-c", _LINEAR], cwd=folder, check=True)
     (folder / "signature.json").write_text(json.dumps(signature([0, 3])))
     return folder
+
+
+HANDLERS = Path(__file__).parent / "handlers"
+
+
+def make_mar(
+    folder: Path,
+    source: str,
+    handler: str = "service:handle",
+    name: str = "handled",
+    files: Mapping[str, bytes] | None = None,
+    **manifest: Any,
+) -> Path:
+    """Write a 1.x archive as its archiver did, and give its path.
+
+    Args:
+        folder: Where to.
+        source: Text of ``service.py``, or the name of a file of ``tests/handlers``.
+        handler: As the manifest names it.
+        name: Of the model.
+        files: Further files by name.
+        manifest: Further keys of the manifest's ``model``.
+    """
+    path = HANDLERS / f"{source}.py"
+    text = path.read_text() if "\n" not in source and path.exists() else textwrap.dedent(source)
+    document = {
+        "specificationVersion": "1.0",
+        "implementationVersion": "1.0",
+        "modelServerVersion": "1.0",
+        "license": "Apache 2.0",
+        "runtime": "python",
+        "model": {"modelName": name, "handler": handler, **manifest},
+        "engine": {"engineName": "MXNet", "engineVersion": "1.2"},
+    }
+    target = folder / f"{name}.mar"
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(document))
+        archive.writestr("service.py", text)
+        for file, content in (files or {}).items():
+            archive.writestr(file, content)
+    return target

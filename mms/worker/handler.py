@@ -59,12 +59,16 @@ class HandlerRunner:
         handle: The handler.
         context: The one it was initialized with; it sees this one at every call.
         spec: What the process was told to serve.
+        threads_before: Threads that the process had before the handler was loaded.
     """
 
     is_batchable = True
 
-    def __init__(self, handle: EntryPoint, context: Context, spec: LoadSpec) -> None:
+    def __init__(
+        self, handle: EntryPoint, context: Context, spec: LoadSpec, threads_before: int
+    ) -> None:
         self._handle = handle
+        self._threads_before = threads_before
         self._context = context
         self._spec = spec
         self.batch_size = spec.batch_size
@@ -75,8 +79,9 @@ class HandlerRunner:
         """Whether workers may be forked now: not beside threads that a fork would lose."""
         if any(name in sys.modules for name in _UNFORKABLE):
             return False
-        # MXNet stops its own threads around a fork; of others nobody knows.
-        return "mxnet" in sys.modules or len(os.listdir("/proc/self/task")) == 1
+        # MXNet stops its own threads around a fork; of others that the handler started nobody
+        # knows.
+        return "mxnet" in sys.modules or _native_threads() <= self._threads_before
 
     def take_metrics(self) -> list[Any]:
         """Give what the handler has reported since the last call, as `ReportedMetrics` reads it."""
@@ -207,6 +212,7 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
         MMSError: The handler is not there, or not one.
         Exception: Whatever the handler itself raises.
     """
+    threads = _native_threads()
     # For handlers that import mxnet themselves.
     restore_numpy_names()
     folder = Path(spec.folder)
@@ -222,12 +228,19 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
     if target is None:
         target = _only_class(module, function or _DEFAULT_FUNCTION)
     if inspect.isclass(target):
-        return HandlerRunner(_initialized(target, context), context, spec), target.__name__
+        handle = _initialized(target, context)
+        return HandlerRunner(handle, context, spec, threads), target.__name__
     if not callable(target):
         raise ModelLoadFailed(f"{spec.handler}: {function!r} is not a function")
     # 1.x's sign that there is no request, only a model to load.
     target(None, context)
-    return HandlerRunner(target, context, spec), f"{module.__name__}:{target.__name__}"
+    name = f"{module.__name__}:{getattr(target, '__name__', function)}"
+    return HandlerRunner(target, context, spec, threads), name
+
+
+def _native_threads() -> int:
+    """Give the number of this process's threads, those that Python knows nothing of included."""
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 
 
 def _import(handler: str) -> tuple[ModuleType, str]:

@@ -257,7 +257,9 @@ def _form_fields(
 def form_parts(
     body: memoryview, media_type: str, parameters: Mapping[str, str]
 ) -> list[tuple[str, str, bytes]]:
-    """Give (name, content type or "", value) of each field of a form, in its order.
+    """Give (name, content type, value) of each field of a form, in its order.
+
+    Only files have a content type; that of any other field is "".
 
     Raises:
         InvalidRequest: The form is malformed or has too many fields.
@@ -304,8 +306,9 @@ def _multipart_parts(
             for event in parser.parse(bytes(body)):
                 if isinstance(event, multipart.MultipartSegment):
                     name, chunks = event.name, []
-                    # The parser gives a default for parts that name none.
-                    type_ = parse_media_type(event.header("Content-Type", ""))[0]
+                    # Of a mere field 1.x took no notice of the type.
+                    is_file = event.filename is not None
+                    type_ = parse_media_type(event.header("Content-Type", ""))[0] * is_file
                 elif event:
                     chunks.append(bytes(event))
                 else:

@@ -1,0 +1,306 @@
+"""Archives of MMS 1.x: what their handlers get, and what becomes of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from mms.errors import ModelLoadFailed
+from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.models import make_mar
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("handlers")
+    inspecting = make_mar(folder, "inspecting", files={"vocabulary.txt": b"a\n"})
+    batching = make_mar(folder, "in_class", "service.py", "batching", batchSize=4)
+    async with running_servers(folder) as start:
+        yield await start(
+            {"debug_errors": "on"},
+            inspecting=inspecting,
+            undecoded=(inspecting, {"decode_input_request": False}),
+            batching=batching,
+        )
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
+    async with fresh_client(shared) as server:
+        yield server
+
+
+async def ask(
+    server: RunningServer,
+    path: str = "/predictions/inspecting",
+    data: Any = None,
+    headers: dict[str, str] | None = None,
+    method: str = "POST",
+) -> tuple[int, Any]:
+    url = server.url + path
+    async with server.session.request(method, url, data=data, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def command(server: RunningServer, **what: Any) -> tuple[int, Any]:
+    return await ask(server, data=json.dumps(what).encode(), headers=JSON)
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        ("type_", "body", "value"),
+        [
+            ("application/json", b'{"a": [1, NaN]}', ["dict", {"a": [1, None]}]),
+            ("application/json; charset=utf-8", b"[1]", ["list", [1]]),
+            ("text/plain", "größer".encode(), ["str", "größer"]),
+            ("text/csv", b"1,2", ["str", "1,2"]),
+            ("image/jpeg", b"\xff\xd8", ["bytearray", "\xff\xd8"]),
+            ("application/octet-stream", b"", ["bytearray", ""]),
+        ],
+    )
+    async def test_a_body_arrives_decoded_by_its_type(
+        self, server: RunningServer, type_: str, body: bytes, value: Any
+    ) -> None:
+        status, answer = await ask(server, data=body, headers={"Content-Type": type_})
+        assert status == 200
+        assert answer["values"] == {"body": value}
+        assert answer["types"] == {"body": {"content-type": type_.split(";")[0]}}
+
+    async def test_bodies_arrive_as_they_are_where_the_setting_says_so(
+        self, server: RunningServer
+    ) -> None:
+        status, answer = await ask(server, "/predictions/undecoded", b"[1]", JSON)
+        assert (status, answer["values"]) == (200, {"body": ["bytearray", "[1]"]})
+
+    async def test_form_fields_arrive_as_bytearrays_and_files_by_their_type(
+        self, server: RunningServer
+    ) -> None:
+        form = aiohttp.FormData()
+        form.add_field("field", "a b")
+        form.add_field("picture", b"\x89PNG", filename="a.png", content_type="image/png")
+        form.add_field("json", b"[2]", filename="a.json", content_type="application/json")
+        _, answer = await ask(server, data=form)
+        assert answer["values"] == {
+            "field": ["bytearray", "a b"],
+            "picture": ["bytearray", "\x89PNG"],
+            "json": ["list", [2]],
+        }
+        assert answer["types"]["picture"] == {"content-type": "image/png"}
+        _, answer = await ask(server, data={"x": "1", "y": "ü"})
+        values = {"x": ["bytearray", "1"], "y": ["bytearray", "ü".encode().decode("latin-1")]}
+        assert answer["values"] == values
+
+    @pytest.mark.parametrize(
+        ("path", "gets_query"),
+        [
+            ("/predictions/inspecting", False),
+            ("/predictions/inspecting/1", False),
+            ("/models/inspecting/invoke", True),
+            ("/inspecting/predict", True),
+            ("/invocations?model_name=inspecting", True),
+        ],
+    )
+    async def test_query_parameters_reach_handlers_on_the_routes_where_1_x_passed_them(
+        self, server: RunningServer, path: str, gets_query: bool
+    ) -> None:
+        sign = "&" if "?" in path else "?"
+        status, answer = await ask(server, f"{path}{sign}top=3", b"x")
+        assert status == 200
+        assert answer["values"].get("top") == (["bytearray", "3"] if gets_query else None)
+        assert answer["values"]["body"] == ["bytearray", "x"]
+
+    async def test_a_get_reaches_the_handler_with_an_empty_body(
+        self, server: RunningServer
+    ) -> None:
+        status, answer = await ask(server, method="GET")
+        assert (status, answer["values"]) == (200, {"body": ["bytearray", ""]})
+
+    async def test_headers_and_the_request_id_reach_the_handler(
+        self, server: RunningServer
+    ) -> None:
+        headers = {"X-Own": "value", "User-Agent": "test", "X-Request-Id": "id-7"}
+        _, answer = await ask(server, data=b"", headers=headers)
+        assert (answer["agent"], answer["own"], answer["id"]) == ("test", "value", "id-7")
+
+    async def test_malformed_json_is_the_clients_fault(self, server: RunningServer) -> None:
+        status, answer = await ask(server, data=b"[1", headers=JSON)
+        assert (status, answer["error"]["code"]) == (400, "invalid_request")
+        assert answer["type"] == "BadRequestException"
+        status, answer = await ask(server, data=b"\xff", headers={"Content-Type": "text/plain"})
+        assert (status, "UTF-8" in answer["message"]) == (400, True)
+
+    async def test_invocations_need_a_name_among_several_models(
+        self, server: RunningServer
+    ) -> None:
+        status, answer = await ask(server, "/invocations", b"x")
+        assert status == 400
+        assert "batching, inspecting, undecoded" in answer["message"]
+        status, answer = await ask(server, "/invocations?model_name=none", b"x")
+        assert (status, answer["type"]) == (404, "ModelNotFoundException")
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("value", "type_", "body"),
+        [
+            ({"a": 1}, "application/json", b'{"a":1}'),
+            ([1, None], "application/json", b"[1,null]"),
+            ("plain", "text/plain; charset=utf-8", b"plain"),
+        ],
+    )
+    async def test_a_value_is_sent_by_its_type(
+        self, server: RunningServer, value: Any, type_: str, body: bytes
+    ) -> None:
+        url = f"{server.url}/predictions/inspecting"
+        async with server.session.post(url, json={"answer": value}) as response:
+            assert response.headers["Content-Type"] == type_
+            assert await response.read() == body
+
+    async def test_the_legacy_route_answers_a_1_x_handlers_value_bare(
+        self, server: RunningServer
+    ) -> None:
+        body = b'{"answer": {"a": 1}}'
+        assert await ask(server, "/inspecting/predict", body, JSON) == (200, {"a": 1})
+
+    async def test_status_phrase_headers_and_content_type_are_the_handlers(
+        self, server: RunningServer
+    ) -> None:
+        url = f"{server.url}/predictions/inspecting"
+        async with server.session.post(url, json={"status": 203}) as response:
+            assert (response.status, response.reason) == (203, "Quite Odd")
+            assert response.headers["X-Own"] == "yes"
+            assert await response.json() == {"status": 203}
+        async with server.session.post(url, json={"bytes": "00ff"}) as response:
+            assert response.headers["Content-Type"] == "image/x-test"
+            assert await response.read() == b"\x00\xff"
+
+    @pytest.mark.parametrize(
+        ("what", "status", "code", "message"),
+        [
+            ({"raise": "odd"}, 500, "inference_failed", "Prediction failed: ValueError: odd"),
+            ({"refuse": 1}, 442, "rejected_by_service", "not this one"),
+            ({"memory": 1}, 507, "out_of_memory", "Out of resources"),
+            ({"miscount": 1}, 500, "invalid_service_output", "number of batch response mismatched"),
+            ({"object": 1}, 500, "invalid_service_output", "cannot be sent as JSON"),
+            ({"status": 99}, 500, "invalid_service_output", "the status 99"),
+        ],
+    )
+    async def test_a_failure_is_told_in_the_words_of_1_x(
+        self, server: RunningServer, what: dict[str, Any], status: int, code: str, message: str
+    ) -> None:
+        got, answer = await command(server, **what)
+        assert (got, answer["error"]["code"]) == (status, code)
+        assert answer["code"] == status
+        assert message in answer["message"]
+        assert await command(server, answer=["alive"]) == (200, ["alive"])
+
+    async def test_what_a_handler_reports_is_among_the_metrics(self, server: RunningServer) -> None:
+        labels = {"model": "inspecting", "version": "1"}
+        before = await server.metric("mms_service_tokens_total", **labels)
+        for _ in range(2):
+            url = f"{server.url}/predictions/inspecting"
+            async with server.session.post(url, json={"metrics": 1}) as response:
+                assert await response.text() == "reported"
+        assert await server.metric("mms_service_tokens_total", **labels) == before + 6
+        times = labels | {"step": "first"}
+        count = await server.metric("mms_service_tokenize_time_seconds_count", **times)
+        total = await server.metric("mms_service_tokenize_time_seconds_sum", **times)
+        assert total / count == pytest.approx(0.02)
+        assert await server.metric("mms_service_vocabulary_bytes", **labels) == 2e6
+        assert await server.metric("mms_service_known_ratio", **labels) == 0.5
+        assert "trouble" not in await server.metrics()
+
+
+class TestLoading:
+    async def test_a_handler_is_initialized_in_its_folder_before_the_first_request(
+        self, server: RunningServer
+    ) -> None:
+        _, answer = await command(server, initialized=1)
+        folder = answer["properties"]["model_dir"]
+        assert answer["cwd"] == folder
+        assert "vocabulary.txt" in answer["files"]
+        assert answer["handler"] == "service:handle"
+        assert answer["name"] == "inspecting"
+        assert answer["properties"]["gpu_id"] is None
+        assert answer["properties"]["server_name"] == "MMS"
+
+    async def test_no_mxnet_is_loaded_for_a_handler_that_has_no_use_for_it(
+        self, server: RunningServer
+    ) -> None:
+        (worker,) = server.servable("inspecting").workers
+        assert worker.ready is not None
+        assert worker.ready.engine.startswith("python")
+        maps = Path(f"/proc/{worker.child.pid}/maps").read_text()
+        assert "libmxnet" not in maps
+
+    @pytest.mark.parametrize(
+        ("source", "handler", "message"),
+        [
+            ("import torch_is_not_here\n", "service:handle", "install 'torch_is_not_here'"),
+            ("from ts.torch_handler import X\n", "service:handle", "TorchServe's own package"),
+            ("x = 1\n", "service:handle", "neither a function 'handle' nor just one class"),
+            ("handle = 3\n", "service:handle", "'handle' is not a function"),
+            ("class A:\n    pass\n", "service", "A has no method handle"),
+            ("def handle(data, context):\n    1 / 0\n", "service", "ZeroDivisionError"),
+            ("x = 1\n", "elsewhere:handle", "neither in the archive (elsewhere.py) nor installed"),
+        ],
+    )
+    async def test_a_handler_that_does_not_load_says_why(
+        self,
+        tmp_path: Path,
+        source: str,
+        handler: str,
+        message: str,
+    ) -> None:
+        archive = make_mar(tmp_path, source, handler)
+        async with running_servers(tmp_path) as start:
+            with pytest.raises(ModelLoadFailed) as failure:
+                await start(handled=archive)
+        assert message in str(failure.value)
+
+    async def test_a_folder_with_a_handler_needs_no_manifest(self, tmp_path: Path) -> None:
+        folder = tmp_path / "loose"
+        folder.mkdir()
+        (folder / "own.py").write_text("def work(data, context):\n    return [1] if data else 0\n")
+        async with running_servers(tmp_path) as start:
+            server = await start(loose=(folder, {"handler": "own:work"}))
+            assert await ask(server, "/predictions/loose", b"x") == (200, 1)
+
+
+class TestBatches:
+    async def test_a_batch_is_handled_as_one_and_only_the_culprit_fails(
+        self, server: RunningServer
+    ) -> None:
+        async def send(text: str) -> tuple[int, Any]:
+            headers = {"Content-Type": "text/plain"}
+            return await ask(server, "/predictions/batching", text.encode(), headers)
+
+        first = asyncio.create_task(send("slow"))
+        await asyncio.sleep(0.1)
+        others = await asyncio.gather(*(send("good") for _ in range(4)))
+        assert (await first)[1]["batch"] == 1
+        assert [answer["batch"] for _, answer in others] == [4] * 4
+        assert others[0][1] == {"batch": 4, "most": 4, "has_dir": True}
+        first = asyncio.create_task(send("slow"))
+        await asyncio.sleep(0.1)
+        mixed = await asyncio.gather(*(send(t) for t in ("good", "poison", "good")))
+        await first
+        assert [status for status, _ in mixed] == [200, 500, 200]
+
+
+async def test_without_the_setting_models_cannot_be_changed_on_the_inference_port(
+    server: RunningServer,
+) -> None:
+    assert (await ask(server, "/models", b"{}", JSON))[0] == 404
+    assert (await ask(server, "/models/inspecting", method="DELETE"))[0] in (404, 405)
