@@ -24,10 +24,12 @@ from mms.archive.manifest import (
     MANIFEST_NAME,
     Manifest,
     ModelFormat,
+    Quantization,
     Sample,
     is_model_name,
     parse_serving,
 )
+from mms.archive.reader import Archive
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, SignatureError
@@ -132,6 +134,42 @@ def export_model(
     except OSError as error:
         raise ExportError(f"{export_path}: cannot be made: {error.strerror}") from None
     target = export_path / f"{model_name}.model"
+    manifest = write_archive(target, manifest, contents, overwrite=force)
+    return Export(target, manifest, len(contents) + 1)
+
+
+def export_quantized(
+    archive: Archive,
+    files: Mapping[str, Path],
+    quantization: Quantization,
+    target: Path,
+    force: bool = False,
+) -> Export:
+    """Write an archive again with a quantized network in place of the original.
+
+    Args:
+        archive: The original, unpacked.
+        files: The quantized ``symbol`` and ``parameters``.
+        quantization: How well they agree with the original.
+        target: The file to write.
+        force: Replace an existing one.
+
+    Raises:
+        ExportError: It cannot be written.
+    """
+    old = archive.manifest
+    left_out = {old.symbol, old.parameters, MANIFEST_NAME}
+    contents: dict[str, Path | bytes] = {
+        name: path for name, path in _collect(archive.folder) if name not in left_out
+    }
+    names = {kind: path.name for kind, path in files.items()}
+    contents |= {path.name: path for path in files.values()}
+    manifest = replace(
+        old,
+        symbol=names["symbol"],
+        parameters=names["parameters"],
+        serving=replace(old.serving, quantization=quantization),
+    )
     manifest = write_archive(target, manifest, contents, overwrite=force)
     return Export(target, manifest, len(contents) + 1)
 

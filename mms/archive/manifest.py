@@ -7,6 +7,7 @@ has a schema of its own, of which the parts that matter here are read.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
 from dataclasses import dataclass, field
@@ -51,6 +52,23 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a network was made smaller, and how well it agrees with the original.
+
+    Attributes:
+        dtype: ``int8``.
+        samples: Rows of the calibration data that were compared.
+        agreement: Share of them with the same largest output; see `mms.quantization.calibrate`.
+        max_relative_error: Largest difference of any output over the largest output.
+    """
+
+    dtype: str
+    samples: int
+    agreement: float
+    max_relative_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServingDefaults:
     """How to serve the model unless flags, environment or configuration say otherwise."""
 
@@ -60,6 +78,7 @@ class ServingDefaults:
     response_timeout: float | None = None
     device: str | None = None
     sample: Sample | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +247,24 @@ def parse_serving(value: Any, source: str) -> ServingDefaults:
         ),
         device=_optional_text(serving, "device", source),
         sample=_sample(serving.get("sample"), source),
+        quantization=_quantization(serving.get("quantization"), source),
+    )
+
+
+def _quantization(value: Any, source: str) -> Quantization | None:
+    if value is None:
+        return None
+    key = "Serving.quantization"
+    entry = _object(value, source, key)
+    dtype = _text(_required(entry, "dtype", source, key), f"{key}.dtype", source)
+    if dtype != "int8":
+        raise ManifestError(f"{source}: {key}.dtype must be int8, got {dtype!r}")
+    return Quantization(
+        dtype=dtype,
+        samples=_optional_number(entry, "samples", source, int, minimum=0) or 0,
+        agreement=_optional_number(entry, "agreement", source, float, minimum=-1) or 0.0,
+        max_relative_error=_optional_number(entry, "max_relative_error", source, float, minimum=0)
+        or 0.0,
     )
 
 
@@ -252,6 +289,8 @@ def _serving_document(serving: ServingDefaults) -> dict[str, Any]:
             "file": serving.sample.file,
             "content_type": serving.sample.content_type,
         }
+    if serving.quantization:
+        document["quantization"] = dataclasses.asdict(serving.quantization)
     return document
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import click
 
-from mms.archive.export import Export, export_model
-from mms.archive.manifest import SERVING_KEYS
+from mms.archive.export import Export, export_model, export_quantized
+from mms.archive.manifest import SERVING_KEYS, Quantization
 from mms.archive.reader import open_archive
-from mms.config import ModelSettings, check_keys
-from mms.errors import ConfigError, ExportError, MMSError, StartupError
+from mms.config import ModelSettings, check_keys, usable_cores
+from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.log import configure_logging
 from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
@@ -62,6 +63,27 @@ def main() -> None:
     "--check", is_flag=True, help="Load the archive in a worker and run its sample request."
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Make the network smaller and faster on CPUs, at some cost in accuracy, which is "
+    "measured on the calibration data.",
+)
+@click.option(
+    "--calibration-data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="For --quantize: a .jsonl file with the body of a request per line (or .json with a list "
+    "of them), a .npz file with an array per input, or a folder of images. A hundred or more, "
+    "like those to come.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="For --quantize: refuse an int8 network that agrees less than this with the original.",
+)
+@click.option(
     "--model-type",
     type=click.Choice(["symbolic", "imperative"]),
     help="Ignored; the files tell. Accepted because v0.4's exporter asked for it.",
@@ -75,6 +97,9 @@ def command(
     serving: tuple[str, ...],
     force: bool,
     check: bool,
+    quantize: str | None,
+    calibration_data: Path | None,
+    min_agreement: float,
     model_type: str | None,
 ) -> None:
     r"""Pack a Gluon or MXNet symbolic model into a .model archive.
@@ -83,14 +108,19 @@ def command(
     mxnet-model-export --model-name character_cnn --model-path FOLDER --check
     """
     try:
-        export = export_model(
-            model_name,
-            model_path,
-            service_file_path,
-            export_path,
-            force,
-            _parse_serving(serving),
-        )
+        if bool(quantize) != bool(calibration_data):
+            raise ConfigError("--quantize and --calibration-data go together")
+        parts = (model_name, model_path, service_file_path)
+        if calibration_data is None:
+            export = export_model(*parts, export_path, force, _parse_serving(serving))
+        else:
+            with tempfile.TemporaryDirectory(prefix="mxnet-model-export-") as folder:
+                original = export_model(*parts, Path(folder), False, _parse_serving(serving))
+                target = Path(os.path.expanduser(export_path)) / original.path.name
+                if target.exists() and not force:
+                    raise ExportError(f"{target} exists already; give --force to replace it")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                export = _quantize(original, calibration_data, min_agreement, target)
         _describe(export)
         if check:
             _check(export)
@@ -122,6 +152,51 @@ def _describe(export: Export) -> None:
         f"{export.path}: {manifest.model_format.value} model {manifest.model_name!r}, "
         f"{export.members} files, {size / 1e6:.1f} MB, service {manifest.service}"
     )
+
+
+def _quantize(
+    original: Export, calibration_data: Path, min_agreement: float, target: Path
+) -> Export:
+    """Quantize an archive in a process of its own, and write it to the target.
+
+    Raises:
+        ExportError: The network cannot be quantized, or agrees too little with the original.
+    """
+    if not calibration_data.exists():
+        raise ExportError(f"{calibration_data}: no such file or folder with calibration data")
+    folder = original.path.parent
+    archive = open_archive(original.path, folder)
+    prefix = folder / f"{original.manifest.model_name}-int8"
+    command = [sys.executable, "-m", "mms.quantization.calibrate"]
+    click.echo(f"quantizing by {calibration_data} ...", err=True)
+    done = subprocess.run(
+        [*command, str(archive.folder), str(calibration_data), str(prefix)],
+        env=worker_environment(os.environ, usable_cores(), lambda _: False),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        *details, reason = done.stderr.strip().splitlines() or ["the process was killed"]
+        raise ExportError(
+            f"--quantize: {reason}",
+            ErrorDetail("load", traceback="\n".join(details)) if done.returncode != 3 else None,
+        )
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    agreement = report["agreement"]
+    click.echo(
+        f"int8 agrees with fp32 on {agreement:.2%} of {report['samples']} rows; largest error "
+        f"{report['max_relative_error']:.1%} of the largest output",
+        err=True,
+    )
+    if agreement < min_agreement:
+        raise ExportError(
+            f"int8 agrees with fp32 on {agreement:.2%} only, less than --min-agreement "
+            f"{min_agreement:.2%}; nothing was written. Calibrate with data like that to come, or "
+            "lower the threshold if this is good enough"
+        )
+    files = {kind: folder / report[kind] for kind in ("symbol", "parameters")}
+    quantization = Quantization("int8", report["samples"], agreement, report["max_relative_error"])
+    return export_quantized(archive, files, quantization, target, force=True)
 
 
 def _check(export: Export) -> None:

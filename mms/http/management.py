@@ -6,6 +6,7 @@ Paths, parameters, statuses and messages are those of MMS 1.x where a client cou
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import hmac
 import ipaddress
@@ -251,6 +252,7 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
     """Give what the management API shows of one version of a model."""
     settings, limits = servable.settings, servable.limits
     signature = servable.archive.signature
+    quantization = servable.archive.manifest.serving.quantization
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {
         "modelName": servable.name,
@@ -273,6 +275,7 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
             "digest": servable.archive.digest,
             "format": servable.archive.manifest.model_format.value,
             "signature": signature.to_document() if signature else None,
+            "quantization": quantization and dataclasses.asdict(quantization),
         },
         "loadSeconds": servable.metrics.load_seconds,
         "restarts": dict(servable.metrics.restarts),

@@ -11,6 +11,7 @@ import numpy as np
 
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
+from mms.quantization.net import QuantizedNet
 from mms.worker.engine import import_mxnet
 
 mx = import_mxnet()
@@ -86,6 +87,9 @@ class _ArchiveService(SingleNodeService):
         self.ctx = _device(gpu)
         self.param_filename = manifest["Model"].get("Parameters") or None
         self._signature = _read_signature(model_dir, manifest)
+        self._model_dir = model_dir
+        self._symbol_filename = manifest["Model"].get("Symbol") or None
+        self._is_quantized = bool((manifest.get("Serving") or {}).get("quantization"))
         synset = os.path.join(model_dir, "synset.txt")
         if os.path.isfile(synset):
             with open(synset, encoding="utf-8") as file:
@@ -99,6 +103,15 @@ class _ArchiveService(SingleNodeService):
     def signature(self) -> dict[str, Any]:
         """signature.json as a dict."""
         return self._signature
+
+    def _quantized_net(self) -> QuantizedNet:
+        """Give the archive's int8 network."""
+        return QuantizedNet(
+            os.path.join(self._model_dir, str(self._symbol_filename)),
+            os.path.join(self._model_dir, str(self.param_filename)),
+            [spec["data_name"] for spec in self._signature["inputs"]],
+            self.ctx,
+        )
 
 
 class MXNetBaseService(_ArchiveService):
@@ -114,7 +127,7 @@ class MXNetBaseService(_ArchiveService):
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
     ) -> None:
         super().__init__(model_name, model_dir, manifest, gpu)
-        symbol = manifest["Model"].get("Symbol")
+        symbol = self._symbol_filename
         if not symbol or not self.param_filename:
             raise ModelLoadFailed(
                 "MXNetBaseService needs a symbol and a parameter file in the archive; "
@@ -125,6 +138,7 @@ class MXNetBaseService(_ArchiveService):
             os.path.join(model_dir, self.param_filename),
             [spec["data_name"] for spec in self._signature["inputs"]],
             self.ctx,
+            self._quantized_net() if self._is_quantized else None,
         )
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
@@ -174,6 +188,9 @@ class GluonImperativeBaseService(_ArchiveService):
         self.net = net
         if net is None:
             return
+        if self._is_quantized:
+            self.net = self._quantized_net()
+            return
         if self.param_filename:
             _load_parameters(net, os.path.join(model_dir, self.param_filename), self.ctx)
         if isinstance(net, mx.gluon.HybridBlock):
@@ -201,18 +218,31 @@ class SymbolModel:
         param_file: Path of ``...-NNNN.params``.
         data_names: Names of the symbol's inputs, in the order of the signature.
         ctx: Device to load onto.
+        quantized: The network to run instead, made from an int8 symbol and its parameters.
+
+    Attributes:
+        block: What runs the network.
 
     Raises:
         ModelLoadFailed: The symbol lacks an input, or the parameters do not fit the symbol.
     """
 
     def __init__(
-        self, symbol_file: str, param_file: str, data_names: Sequence[str], ctx: Any
+        self,
+        symbol_file: str,
+        param_file: str,
+        data_names: Sequence[str],
+        ctx: Any,
+        quantized: QuantizedNet | None = None,
     ) -> None:
         self.symbol = mx.sym.load(symbol_file)
         self._ctx = ctx
         self._data_names = list(data_names)
         self._outputs: list[Any] = []
+        self._label_names: list[str] = []
+        if quantized is not None:
+            self.block: Any = quantized
+            return
         parameters = {_bare_name(name) for name in mx.nd.load(param_file)}
         arguments = self.symbol.list_arguments()
         free = [name for name in arguments if name not in parameters]
@@ -230,11 +260,11 @@ class SymbolModel:
                     f"parameter {name!r} of the symbol is missing in {os.path.basename(param_file)}"
                 )
         inputs = self._data_names + self._label_names
-        self._block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
-        self._block.collect_params().load(
+        self.block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
+        self.block.collect_params().load(
             param_file, ctx=ctx, ignore_extra=True, cast_dtype=True, dtype_source="saved"
         )
-        self._block.hybridize(static_alloc=True)
+        self.block.hybridize(static_alloc=True)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the network.
@@ -247,7 +277,7 @@ class SymbolModel:
             The outputs, one NDArray each.
         """
         floats = [array.astype("float32", copy=False) for array in inputs]
-        outputs = self._block(*floats, *self._labels(floats))
+        outputs = self.block(*floats, *self._labels(floats))
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
     def forward(self, data_batch: Any, is_train: bool | None = None) -> None:
@@ -272,7 +302,7 @@ class SymbolModel:
     def get_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Give (arguments, auxiliary states), NDArrays by name, as Module.get_params does."""
         auxiliary = set(self.symbol.list_auxiliary_states())
-        values = {name: p.data() for name, p in self._block.collect_params().items()}
+        values = {name: p.data() for name, p in self.block.collect_params().items()}
         return (
             {name: value for name, value in values.items() if name not in auxiliary},
             {name: value for name, value in values.items() if name in auxiliary},

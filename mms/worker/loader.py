@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_manifest
-from mms.archive.signature import parse_signature
+from mms.archive.signature import Signature, parse_signature
 from mms.errors import MMSError, ModelLoadFailed
 from mms.model_service.model_service import ModelService, SingleNodeService, load_service
 from mms.protocol import LoadSpec, Request, RequestMeta
@@ -44,6 +44,19 @@ def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
 
 
 def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
+    service, signature, manifest = make_service(spec)
+    runner = ServiceRunner(service, signature, spec)
+    _warm_up(runner, Path(spec.folder), manifest)
+    return runner, type(service).__name__
+
+
+def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
+    """Make the service of a v0.4 archive; give it with the archive's signature and manifest.
+
+    Raises:
+        MMSError: The archive's service is not one.
+        Exception: Whatever the service itself raises.
+    """
     folder = Path(spec.folder)
     document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
     manifest = parse_manifest(document)
@@ -54,10 +67,11 @@ def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
         import_mxnet()
     path = spec.service_file or str(folder / manifest.service)
     service_class = find_service_class(load_service(path), path)
-    service = service_class(manifest.model_name, spec.folder, document, spec.gpu)
-    runner = ServiceRunner(service, signature, spec)
-    _warm_up(runner, folder, manifest)
-    return runner, service_class.__name__
+    return (
+        service_class(manifest.model_name, spec.folder, document, spec.gpu),
+        signature,
+        manifest,
+    )
 
 
 def find_service_class(module: ModuleType, path: str) -> type[Any]:

@@ -46,7 +46,7 @@ def ours(module: str) -> set[str]:
     return {name for name in imports(module) if is_below(name, "mms")}
 
 
-ENGINE_ROOMS = ("mms.worker", "mms.model_service", "mms.utils")
+ENGINE_ROOMS = ("mms.worker", "mms.model_service", "mms.quantization", "mms.utils")
 
 
 def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
