@@ -29,8 +29,9 @@ from mms.http.middleware import Handler, make_middleware
 from mms.http.response import json_response
 from mms.protocol import error_document
 from mms.serving.manager import ModelManager
+from mms.serving.memory import resident_bytes
 from mms.serving.registry import Traffic
-from mms.serving.servable import Servable, memory_bytes, resident_bytes
+from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
 
 audit = logging.getLogger("mms.audit")
@@ -153,7 +154,7 @@ async def describe(request: web.Request) -> web.Response:
     servable = registry.get(match["model"], match.get("version"))
     document = describe_servable(servable)
     document |= {
-        "memoryUsage": await asyncio.to_thread(memory_bytes, servable),
+        "memoryUsage": await asyncio.to_thread(servable.memory_bytes),
         "defaultVersion": model.default,
         "versions": list(model.versions),
         "traffic": {

@@ -34,7 +34,7 @@ from mms.serving.lifecycle import ServableState
 from mms.serving.placement import Placement
 from mms.serving.processes import reap_orphans
 from mms.serving.registry import DEFAULT_VERSION, Registry, Traffic
-from mms.serving.servable import Servable, memory_bytes
+from mms.serving.servable import Servable
 from mms.serving.state import State, file_stamp, read_state, write_state
 from mms.serving.tasks import Tasks
 
@@ -445,7 +445,7 @@ class ModelManager:
     async def _keep_within_budget(self) -> None:
         """Put models to sleep, the one unused for longest first, until the rest fit."""
         servables = [s for s in self._registry.servables() if s.state is ServableState.READY]
-        used = {servable: memory_bytes(servable) for servable in servables}
+        used = {servable: servable.memory_bytes() for servable in servables}
         excess = sum(used.values()) - self._config.server.memory_budget
         for servable in sorted(servables, key=lambda s: s.last_used_at):
             if excess <= 0:

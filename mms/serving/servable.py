@@ -30,7 +30,9 @@ from mms.errors import (
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
 from mms.protocol import Answer, Buffer, Frame, LoadSpec, decode_result, encode_batch
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
+from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
+from mms.serving.memory import resident_bytes, shared_bytes
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
 from mms.serving.tasks import Tasks
@@ -40,50 +42,6 @@ from mms.serving.worker import WorkerProcess
 logger = logging.getLogger("mms.servable")
 
 _QUEUE_PER_WORKER = 100
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-class Inference:
-    """One request from its arrival to its answer; the dispatcher's Job."""
-
-    __slots__ = (
-        "chunks", "deadline", "deaths", "enqueued_at", "future", "is_urgent", "meta", "size"
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        meta: bytes,
-        chunks: Sequence[Buffer],
-        size: int,
-        enqueued_at: float,
-        deadline: float,
-        future: asyncio.Future[Answer],
-        is_urgent: bool,
-    ) -> None:
-        self.meta = meta
-        self.chunks = chunks
-        self.size = size
-        self.enqueued_at = enqueued_at
-        self.deadline = deadline
-        self.deaths = 0
-        self.is_urgent = is_urgent
-        self.future = future
-
-    def is_abandoned(self) -> bool:
-        """Whether nobody waits: the client left, or an error has been answered."""
-        return self.future.done()
-
-    def fail(self, error: MMSError) -> None:
-        """End it with an error."""
-        # The client may have left: its future is then cancelled, and setting it would raise here
-        # and leave the rest of the batch waiting for ever.
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def succeed(self, answer: Answer) -> None:
-        """End it with an answer."""
-        if not self.future.done():
-            self.future.set_result(answer)
 
 
 class Servable:
@@ -149,6 +107,13 @@ class Servable:
     def pool(self) -> Pool:
         """The workers and who keeps them."""
         return self._pool
+
+    def memory_bytes(self) -> int:
+        """Give the memory of its processes; what workers share with their loader counts once."""
+        pids = [worker.child.pid for worker in self.workers]
+        if self._pool.loader:
+            pids.append(self._pool.loader.child.pid)
+        return shared_bytes(pids)
 
     @property
     def limits(self) -> Limits:
@@ -658,34 +623,3 @@ async def _first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
     await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
-
-
-def resident_bytes(pid: int) -> int:
-    """Give the resident memory of a process, 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
-
-
-def memory_bytes(servable: Servable) -> int:
-    """Give the memory of a servable's processes; what workers share with their loader counts once.
-
-    The proportional set size (proc(5), smaps_rollup) sums to just that.
-    """
-    pids = [worker.child.pid for worker in servable.workers]
-    if servable.pool.loader:
-        pids.append(servable.pool.loader.child.pid)
-    return sum(_proportional_bytes(pid) for pid in pids)
-
-
-def _proportional_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return resident_bytes(pid)

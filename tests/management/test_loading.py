@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from mms.serving.lifecycle import ServableState
-from mms.serving.servable import Servable, memory_bytes
+from mms.serving.servable import Servable
 from tests.conftest import (
     RunningServer,
     StartServer,
@@ -259,7 +259,7 @@ class TestMemoryBudget:
     async def test_no_more_go_than_must(self, start_server: StartServer, store: Path) -> None:
         models = {"a": store / "v1", "b": store / "v2", "c": store / "v3"}
         first = await start_server(**models)
-        used = [memory_bytes(first.servable(name)) for name in models]
+        used = [first.servable(name).memory_bytes() for name in models]
         await first.server.stop()
         # Room for two: what models share with each other counts once, however many there are.
         budget = sum(used) - min(used) // 2

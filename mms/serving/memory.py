@@ -1,0 +1,36 @@
+"""What processes hold in memory, by Linux's own books."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes(pid: int) -> int:
+    """Give the resident memory of a process, 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def shared_bytes(pids: Iterable[int]) -> int:
+    """Give the memory of processes together; what they share counts once.
+
+    The proportional set size (proc(5), smaps_rollup) sums to just that.
+    """
+    return sum(_proportional_bytes(pid) for pid in pids)
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return resident_bytes(pid)
