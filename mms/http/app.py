@@ -7,7 +7,7 @@ import ipaddress
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.http import describe, inference, status
+from mms.http import describe, docs, inference, status
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import make_middleware
 
@@ -23,6 +23,7 @@ def make_app(context: Context) -> web.Application:
     app[CONTEXT] = context
     status.add_routes(app)
     describe.add_routes(app)
+    docs.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
     return app
