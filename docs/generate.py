@@ -1,4 +1,4 @@
-"""Write docs/reference.md and docs/mms.example.yaml from the code's declarations: `make docs`.
+"""Write reference.md, metrics.md and mms.example.yaml from the code's declarations: `make docs`.
 
 A test compares the files with what this gives, so that they cannot fall behind.
 """
@@ -20,6 +20,7 @@ from mms.http.context import Context
 from mms.http.errors import status_of
 from mms.http.management import make_management_app
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
+from mms.metrics.writer import Counts, Machine
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
@@ -27,7 +28,8 @@ from mms.serving.shadow import Shadows
 
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"
-#: v0.4's metrics, which it wrote to a log or a CSV file, and what says the same now.
+METRICS = Path(__file__).parent / "metrics.md"
+#: v0.4's metrics, and what says the same to Prometheus.
 _V04_METRICS = {
     "PredictionTotal": 'sum of `mms_requests_total{model="..."}`',
     "Prediction4XX": '`mms_requests_total{model="...",code=~"4.."}`',
@@ -35,10 +37,16 @@ _V04_METRICS = {
     "LatencyOverall": "`mms_request_duration_seconds`",
     "LatencyPreprocess": '`mms_stage_duration_seconds{stage="preprocess"}`',
     "LatencyInference": '`mms_stage_duration_seconds{stage="inference"}`',
+    "LatencyPostprocess": '`mms_stage_duration_seconds{stage="postprocess"}`',
     "PingTotal": '`mms_requests_total{route="ping"}`',
     "APIDescriptionTotal": '`mms_requests_total{route="api_description"}`',
-    "CPU, MEMORY, DISK": "`process_cpu_seconds_total`, `process_resident_memory_bytes`, "
-    "`mms_worker_memory_bytes`; disks are the node exporter's business",
+    "CPUUtilization": "the node exporter's; of the server alone, `process_cpu_seconds_total`",
+    "MemoryUsed": "the node exporter's; `process_resident_memory_bytes`, `mms_worker_memory_bytes`",
+    "MemoryAvailable": "the node exporter's",
+    "MemoryUtilization": "the node exporter's",
+    "DiskUsed": "the node exporter's",
+    "DiskAvailable": "the node exporter's",
+    "DiskUtilization": "the node exporter's",
 }
 
 
@@ -58,11 +66,95 @@ def reference() -> str:
         + _routes(_management_app()),
         "## Errors\n\n" + _errors(),
         "## Exit statuses\n\n" + _exit_statuses(),
-        "## Metrics\n\n" + _metrics(),
-        "### Names of 0.4\n\n"
-        + _table(("0.4", "now"), [(f"`{k}`", v) for k, v in _V04_METRICS.items()]),
+        "## Metrics\n\nIn [metrics.md](metrics.md).",
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def metrics() -> str:
+    """Give the page on metrics."""
+    return _METRICS_PAGE.format(
+        metrics=_metrics().rstrip(),
+        destinations=_table(("`--metrics-write-to`", ""), _DESTINATIONS).rstrip(),
+        names=_v04_metrics().rstrip(),
+    )
+
+
+_DESTINATIONS: list[tuple[str, ...]] = [
+    (
+        "`log`",
+        "a line of the logger `mms.metrics` for each metric; in JSON logs, `model` says whose it "
+        "is",
+    ),
+    (
+        "`csv`",
+        "`mms_NAME.csv` for each metric, in the folder `--metrics-dir` (`metrics`); its columns "
+        "are time (UTC), value and model",
+    ),
+    (
+        "`cloudwatch`",
+        "AWS CloudWatch, namespace `MXNetModelServer`, dimensions `host` and, for models, "
+        "`model_name`; needs `pip install 'mxnet-model-server[cloudwatch]'`, a region "
+        "(`AWS_DEFAULT_REGION`) and credentials that allow `cloudwatch:PutMetricData`",
+    ),
+]
+_METRICS_PAGE = """\
+# Metrics
+
+Written from the code by `make docs`; do not edit.
+
+## Prometheus
+
+`GET /metrics` on the inference port, in Prometheus' text format:
+
+```yaml
+scrape_configs:
+  - job_name: mms
+    static_configs:
+      - targets: ["127.0.0.1:8080"]
+```
+
+Units are seconds and bytes. Requests that belong to no model (pings, descriptions, unknown models)
+have empty model and version labels; a name that a client makes up never becomes a label.
+
+{metrics}
+
+## Under their names of 0.4
+
+`--metrics-write-to` writes metrics as Model Server for Apache MXNet 0.4 named them, every
+`--metrics-interval` seconds (60) and once more when the server stops. Counts are sums over the
+interval, times are means over its requests (of a stage, over its batches), and what concerns the
+machine is the mean of a look every 5 seconds. A metric that nothing happened to is not written.
+The versions of a model count as one.
+
+{destinations}
+
+A destination that fails is named in the log once, until it works again; what the interval had is
+then lost, and serving goes on.
+
+{names}
+
+Different from 0.4: nothing is written unless asked for; the CSV files have a header and a third
+column, the model, without which several models could not be told apart; the log line is another;
+`APIDescriptionTotal` has the unit Count, not Percent.
+"""
+
+
+def _v04_metrics() -> str:
+    model, server = ServableMetrics("model", "1"), ServerMetrics()
+    counts, machine = Counts(lambda: [model], server), Machine()
+    for status in (400, 500):
+        model.requests["predictions", status] += 1
+    for histogram in (model.duration, *model.stages.values()):
+        histogram.observe(1.0)
+    for route in ("ping", "api_description"):
+        server.requests[route, 200] += 1
+    machine.sample()
+    rows = [
+        (f"`{reading.name}`", reading.unit, _V04_METRICS[reading.name])
+        for reading in counts.take() + machine.take()
+    ]
+    return _table(("0.4", "unit", "for Prometheus"), rows)
 
 
 def _settings(cls: type[Any]) -> str:
@@ -192,4 +284,5 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference(), encoding="utf-8")
+    METRICS.write_text(metrics(), encoding="utf-8")
     EXAMPLE.write_text(example(), encoding="utf-8")

@@ -225,6 +225,22 @@ class ServerSettings:
     work_dir: str = setting(
         "", "Folder to unpack archives in; the system's temporary one if empty."
     )
+    metrics_write_to: str = setting(
+        "",
+        "Where to write metrics under their names of 0.4, besides /metrics: log, csv or "
+        "cloudwatch; nowhere if empty.",
+        choices=("", "log", "csv", "cloudwatch"),
+    )
+    metrics_interval: float = setting(
+        60.0, "Seconds between writes of metrics_write_to.", minimum=0.01
+    )
+    metrics_dir: str = setting("metrics", "Folder for the files that metrics_write_to csv makes.")
+    gen_api: str = setting(
+        "",
+        "Language of a client to generate once the models are loaded: python, or any that an "
+        "installed OpenAPI generator knows.",
+    )
+    gen_api_dir: str = setting("build", "Folder for openapi.json and the generated client.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +509,8 @@ def _convert(value: Any, kind: Any, rules: Mapping[str, Any], where: str) -> Any
         for choice in choices:
             if str(converted).lower() == choice.lower():
                 return choice
-        raise ConfigError(f"{where}: must be one of {', '.join(choices)}, got {value!r}")
+        known = ", ".join(filter(None, choices))
+        raise ConfigError(f"{where}: must be one of {known}, got {value!r}")
     return converted
 
 

@@ -25,8 +25,12 @@ from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app
 from mms.http.context import Context
+from mms.http.description import models_of
+from mms.http.generate import find_generator
 from mms.http.management import make_management_app
-from mms.metrics.exporter import Exporter, ServerMetrics
+from mms.http.openapi import routes_of
+from mms.metrics.exporter import Exporter, ServableMetrics, ServerMetrics
+from mms.metrics.writer import MetricsWriter, make_writer
 from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
@@ -102,7 +106,11 @@ class Server:
         """
         _tune_allocator()
         become_subreaper()
-        await self._listen()
+        generator = find_generator(self.config.server)
+        writer = self._make_metrics_writer()
+        app = await self._listen()
+        if writer:
+            writer.start()
         self.workspace = self._make_workspace()
         self.manager = ModelManager(
             self.config,
@@ -115,6 +123,8 @@ class Server:
             await self._listen_for_management(self.manager)
         await self.manager.start()
         self.context.is_started = True
+        if generator:
+            await generator.generate(routes_of(app), models_of(self.registry), self.url)
 
     async def stop(self) -> None:
         """Turn not ready, stop listening, finish what was accepted, stop the workers."""
@@ -135,6 +145,13 @@ class Server:
         if self.manager:
             await self.manager.stop(timeout_s, self._stop_now)
         await self._stack.aclose()
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the inference API."""
+        host = self.config.server.host
+        known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{self.port}"
 
     def request_stop(self) -> None:
         """Stop gracefully; asked a second time, at once."""
@@ -175,11 +192,13 @@ class Server:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> web.Application:
         settings = self.config.server
         sock = _bind(settings.host, settings.port, "port")
-        self._site = await self._serve(make_app(self.context), sock)
+        app = make_app(self.context)
+        self._site = await self._serve(app, sock)
         self.port = sock.getsockname()[1]
+        return app
 
     async def _listen_for_management(self, manager: ModelManager) -> None:
         settings = self.config.server
@@ -209,6 +228,17 @@ class Server:
         site = web.SockSite(runner, sock, backlog=_BACKLOG)
         await site.start()
         return site
+
+    def _make_metrics_writer(self) -> MetricsWriter | None:
+        """Give what writes metrics where the settings say; stopped after the last request."""
+
+        def source() -> list[ServableMetrics]:
+            return [servable.metrics for servable in self.registry.servables()]
+
+        writer = make_writer(self.config.server, source, self.metrics)
+        if writer:
+            self._stack.push_async_callback(writer.stop)
+        return writer
 
     def _make_workspace(self) -> Path:
         folder = self.config.server.work_dir

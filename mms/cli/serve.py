@@ -172,9 +172,7 @@ def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _announce(server: Server) -> None:
     """Say what is served where, with a command that works."""
-    host = server.config.server.host
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    base = f"http://{shown}:{server.port}"
+    base = server.url
     rows = [
         (
             s.name,

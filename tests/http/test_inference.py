@@ -314,7 +314,7 @@ class TestRefusals:
         url = f"{server.url}/predictions/echo"
         async with server.session.request(method, url) as response:
             assert response.status == 405
-            assert response.headers["Allow"] == "GET, POST"
+            assert response.headers["Allow"] == "GET, OPTIONS, POST"
             assert (await response.read() == b"") == (method == "HEAD")
 
     async def test_a_body_over_the_limit_is_a_413_that_names_the_option(

@@ -31,6 +31,10 @@ def test_the_reference_is_what_the_code_declares(generate: ModuleType) -> None:
     assert (ROOT / "docs" / "reference.md").read_text() == generate.reference(), "run: make docs"
 
 
+def test_the_page_on_metrics_is_what_the_code_declares(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == generate.metrics(), "run: make docs"
+
+
 def test_the_example_file_is_what_the_code_declares(generate: ModuleType) -> None:
     assert (ROOT / "docs" / "mms.example.yaml").read_text() == generate.example(), "run: make docs"
 
