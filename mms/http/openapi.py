@@ -246,6 +246,12 @@ def _plain_operation(route: Route, id_: str, model_name: str = "model") -> Docum
         ],
         "responses": _plain_responses(route),
     }
+    if route.name == "invocations":
+        description = "The model to ask; required where there are several."
+        schema = {"type": "string"}
+        operation["parameters"].append(
+            {"in": "query", "name": "model_name", "description": description, "schema": schema}
+        )
     if route.method == "POST":
         content = free_content()
         if route.is_protocol:
