@@ -139,7 +139,8 @@ def test_1x_calls_the_variable_model_name() -> None:
     for path, methods in paths.items():
         for operation in methods.values():
             for parameter in operation["parameters"]:
-                assert f"{{{parameter['name']}}}" in path
+                in_path = f"{{{parameter['name']}}}" in path
+                assert in_path == (parameter["in"] == "path")
 
 
 def test_one_model_s_document_has_every_way_to_ask_it() -> None:
