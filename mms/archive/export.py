@@ -29,6 +29,15 @@ from mms.archive.manifest import (
     is_model_name,
     parse_serving,
 )
+from mms.archive.onnx import (
+    Graph,
+    check_images,
+    check_inputs,
+    check_labels,
+    check_outputs,
+    make_signature,
+)
+from mms.archive.onnx_file import external_members, read_graph
 from mms.archive.reader import Archive
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
@@ -37,6 +46,8 @@ from mms.version import __version__
 
 SIGNATURE_NAME = "signature.json"
 DEFAULT_SERVICE_NAME = "default_service.py"
+_LABELS_NAME = "synset.txt"
+_ONNX_SUFFIX = ".onnx"
 _SAMPLE_STEM = "sample"
 _SAMPLE_TYPES = {
     ".json": "application/json",
@@ -52,8 +63,17 @@ _BASES = {
     "GluonVisionService": ModelFormat.GLUON,
     "MXNetBaseService": ModelFormat.SYMBOLIC,
     "MXNetVisionService": ModelFormat.SYMBOLIC,
+    "OnnxBaseService": ModelFormat.ONNX,
+    "OnnxVisionService": ModelFormat.ONNX,
     "SingleNodeService": None,
     "ModelService": None,
+}
+#: Module and class of the default service, by whether the inputs are images.
+_DEFAULT_SERVICES = {
+    (ModelFormat.SYMBOLIC, False): ("mxnet_model_service", "MXNetBaseService"),
+    (ModelFormat.SYMBOLIC, True): ("mxnet_vision_service", "MXNetVisionService"),
+    (ModelFormat.ONNX, False): ("onnx_service", "OnnxBaseService"),
+    (ModelFormat.ONNX, True): ("onnx_service", "OnnxVisionService"),
 }
 
 
@@ -85,9 +105,11 @@ def export_model(
     Args:
         model_name: Name for the manifest and the file.
         model_path: Folder with signature.json, the parameters and, for symbolic models, the
-            symbol; everything else in it is packed too, keeping its folders.
+            symbol; or with an ONNX model, which needs no signature.json. Everything else in it is
+            packed too, keeping its folders.
         service_file: The service, in that folder or elsewhere. Without one, the only service in
-            the folder is taken, or for a symbolic model the default one for its input type.
+            the folder is taken, or for a symbolic or ONNX model the default one for its input
+            type.
         export_path: Folder to write to; made if missing.
         force: Replace an existing archive.
         serving: Defaults for how to serve the model: workers, batch_size, max_batch_delay,
@@ -95,6 +117,7 @@ def export_model(
 
     Raises:
         ExportError, SignatureError: What is missing or wrong, and how to mend it.
+        EngineMissing: It is an ONNX model, and there is no onnxruntime to read it.
     """
     if not is_model_name(model_name):
         raise ExportError(
@@ -107,19 +130,30 @@ def export_model(
     files = dict(_collect(model_path))
     _check_names(model_path, files)
     symbol, parameters = _find_model_files(model_path, list(files))
-    signature = _read_signature(model_path)
+    model_format = _format_of(symbol)
     contents: dict[str, Path | bytes] = dict(files)
-    service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
+    if model_format is ModelFormat.ONNX:
+        # Whatever their names: without them the model does not load.
+        contents |= external_members(model_path, symbol)
+        graph = read_graph(model_path / symbol)
+        signature = _add_onnx_signature(contents, model_path, symbol, graph)
+        service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
+        _check_onnx_signature(contents, model_path, signature, graph, service)
+        engine = {"onnxruntime": graph.runtime}
+    else:
+        signature = _read_signature(model_path)
+        service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
+        engine = {"MXNet": _engine_version(files[symbol]) if symbol else "1.9.1"}
     manifest = Manifest(
         model_name=model_name,
-        model_format=ModelFormat.SYMBOLIC if symbol else ModelFormat.GLUON,
+        model_format=model_format,
         service=service,
         signature=SIGNATURE_NAME,
         parameters=parameters,
         symbol=symbol,
         description=model_name,
         model_server=__version__,
-        engine={"MXNet": _engine_version(files[symbol]) if symbol else "1.9.1"},
+        engine=engine,
         created_by={
             "mxnet-model-server": __version__,
             "python": ".".join(platform.python_version_tuple()[:2]),
@@ -288,20 +322,21 @@ def _is_ignored(name: str) -> bool:
 
 
 def _find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
-    """Give the symbol's and the parameter file's names; "" for what a Gluon model lacks."""
+    """Give the symbol's and the parameter file's names; "" for what a model lacks.
+
+    Of an ONNX model, whose one file holds both, the former is that file's name.
+    """
     top = [name for name in names if "/" not in name]
     symbol = _only(folder, top, "-symbol.json", "symbol")
     parameters = _only(folder, top, ".params", "parameter")
-    onnx = _only(folder, top, ".onnx", "ONNX")
+    onnx = _only(folder, top, _ONNX_SUFFIX, "ONNX")
     if onnx and (symbol or parameters):
         raise ExportError(
             f"{folder}: an ONNX model ({onnx}) and an MXNet model ({symbol or parameters}) lie in "
             "one folder; keep one model per folder"
         )
     if onnx:
-        raise ExportError(
-            f"{folder}: {onnx} is an ONNX model, which this version cannot export yet"
-        )
+        return onnx, ""
     if symbol and not parameters:
         raise ExportError(
             f"{folder}: the symbol {symbol} has no parameter file; add "
@@ -320,6 +355,12 @@ def _find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
                 f"{match['prefix']}-symbol.json and {parameters}"
             )
     return symbol, parameters
+
+
+def _format_of(symbol: str) -> ModelFormat:
+    if symbol.endswith(_ONNX_SUFFIX):
+        return ModelFormat.ONNX
+    return ModelFormat.SYMBOLIC if symbol else ModelFormat.GLUON
 
 
 def _only(folder: Path, names: list[str], suffix: str, what: str) -> str:
@@ -349,6 +390,70 @@ def _read_signature(folder: Path) -> Signature:
     except orjson.JSONDecodeError as error:
         raise SignatureError(f"{path}: not valid JSON: {error}") from None
     return parse_signature(document, str(path))
+
+
+def _add_onnx_signature(
+    contents: dict[str, Path | bytes], folder: Path, model: str, graph: Graph
+) -> Signature:
+    """Give the signature in the folder; if there is none, add one made from the graph."""
+    if (folder / SIGNATURE_NAME).exists():
+        return _read_signature(folder)
+    signature = make_signature(graph, _LABELS_NAME in contents, str(folder / model))
+    document = orjson.dumps(signature.to_document(), option=orjson.OPT_INDENT_2)
+    contents[SIGNATURE_NAME] = document + b"\n"
+    return signature
+
+
+def _check_onnx_signature(
+    contents: Mapping[str, Path | bytes],
+    folder: Path,
+    signature: Signature,
+    graph: Graph,
+    service: str,
+) -> None:
+    """Check the signature against the graph, as far as the service leaves that to its base.
+
+    Raises:
+        SignatureError: It does not fit.
+    """
+    source = str(folder / SIGNATURE_NAME)
+    path = contents[service]
+    own = set() if isinstance(path, bytes) else _methods(path)
+    if own is None:
+        # Only loading it tells; the service then checks it itself.
+        return
+    if not own & {"_preprocess", "inference"}:
+        check_inputs(signature, graph, source)
+    if not own & {"_postprocess", "inference"}:
+        check_outputs(signature, graph, source)
+    if isinstance(path, Path) or not signature.takes_images:
+        return
+    check_images(signature, graph, source)
+    labels = contents.get(_LABELS_NAME)
+    if not isinstance(labels, Path):
+        raise SignatureError(
+            f"{source}: images are answered by labels, but there is no {_LABELS_NAME}; add one "
+            "with a class per line, or name a service of your own with --service-file-path"
+        )
+    check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
+
+
+def _methods(path: Path) -> set[str] | None:
+    """Give the names of the methods of all classes in a file, without running it.
+
+    Returns:
+        None if the service is not built on one of ours, or may inherit methods from elsewhere.
+    """
+    if not any(model_format is ModelFormat.ONNX for _, model_format in service_classes(path)):
+        return None
+    tree = _parse(path)
+    aliases = _imported_names(tree)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    known = {*_BASES, *(cls.name for cls in classes)}
+    bases = {aliases.get(name, name) for cls in classes for name in map(_last_name, cls.bases)}
+    if not bases <= known:
+        return None
+    return {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
 
 
 def _add_service(
@@ -406,13 +511,10 @@ def _add_default_service(
             )
         raise ExportError(
             f"{folder}: no model found. A symbolic model is a NAME-symbol.json and a "
-            "NAME-0000.params file; a Gluon model is a service file and a NAME-0000.params file"
+            "NAME-0000.params file; a Gluon model is a service file and a NAME-0000.params file; "
+            "an ONNX model is a NAME.onnx file"
         )
-    module, name = (
-        ("mxnet_vision_service", "MXNetVisionService")
-        if signature.takes_images
-        else ("mxnet_model_service", "MXNetBaseService")
-    )
+    module, name = _DEFAULT_SERVICES[_format_of(symbol), signature.takes_images]
     source = f'''\
         """The default service for {signature.input_type} inputs."""
 
@@ -454,12 +556,23 @@ def _check_service(path: Path, symbol: str) -> None:
     if not classes:
         raise ExportError(
             f"{path}: defines no service class; derive one from GluonImperativeBaseService or "
-            "MXNetBaseService (mms.model_service.mxnet_model_service)"
+            "MXNetBaseService (mms.model_service.mxnet_model_service), or for an ONNX model from "
+            "OnnxBaseService (mms.model_service.onnx_service)"
         )
     if len(classes) > 1:
         names = ", ".join(name for name, _ in classes)
         raise ExportError(f"{path}: defines several service classes ({names}); keep one per file")
     name, model_format = classes[0]
+    if symbol.endswith(_ONNX_SUFFIX) and model_format not in (None, ModelFormat.ONNX):
+        raise ExportError(
+            f"{path}: {name} serves an MXNet model, but the folder holds an ONNX model ({symbol}); "
+            "derive the service from OnnxBaseService (mms.model_service.onnx_service)"
+        )
+    if model_format is ModelFormat.ONNX and not symbol.endswith(_ONNX_SUFFIX):
+        raise ExportError(
+            f"{path}: {name} serves an ONNX model, but the folder holds none; add NAME.onnx, or "
+            "derive the service from GluonImperativeBaseService or MXNetBaseService"
+        )
     if symbol and model_format is ModelFormat.GLUON:
         raise ExportError(
             f"{path}: {name} serves a Gluon network, but the folder holds a symbol ({symbol}); "

@@ -168,6 +168,10 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
             f"{source}: a {model_format.value} model needs both Model.Symbol and "
             "Model.Parameters; export it again with its -symbol.json and .params files"
         )
+    if model_format is ModelFormat.ONNX and not manifest.symbol:
+        raise ManifestError(
+            f"{source}: an ONNX model needs its .onnx file as Model.Symbol; export it again"
+        )
     return manifest
 
 

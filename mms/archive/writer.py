@@ -19,7 +19,10 @@ from mms.archive.reader import hash_file
 from mms.errors import ExportError
 
 #: Deflating weights saves a few percent and costs seconds per 100 MB at each load.
-_STORED_SUFFIXES = (".params", ".onnx", ".npz", ".npy", ".bin", ".jpg", ".jpeg", ".png", ".gz")
+_STORED_SUFFIXES = (
+    *(".params", ".onnx", ".data", ".onnx_data", ".npz", ".npy", ".bin"),
+    *(".jpg", ".jpeg", ".png", ".gz"),
+)
 #: The earliest time a zip can hold; a constant keeps the bytes reproducible.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -37,13 +37,14 @@ def main() -> None:
     required=True,
     type=click.Path(path_type=Path),
     help="Folder with signature.json, the parameters, the symbol if there is one, synset.txt and "
-    "whatever else the service reads. A sample.json, sample.jpg or sample.png in it is the "
-    "model's sample request.",
+    "whatever else the service reads; or with a .onnx file, for which signature.json is made if "
+    "it is not there. A sample.json, sample.jpg or sample.png in it is the model's sample request.",
 )
 @click.option(
     "--service-file-path",
     type=click.Path(path_type=Path),
-    help="The service file, or a folder that holds just one. Optional for symbolic models.",
+    help="The service file, or a folder that holds just one. Optional for symbolic models and "
+    "for ONNX ones.",
 )
 @click.option(
     "--export-path",
@@ -102,7 +103,7 @@ def command(
     min_agreement: float,
     model_type: str | None,
 ) -> None:
-    r"""Pack a Gluon or MXNet symbolic model into a .model archive.
+    r"""Pack a Gluon, MXNet symbolic or ONNX model into a .model archive.
 
     \b
     mxnet-model-export --model-name character_cnn --model-path FOLDER --check

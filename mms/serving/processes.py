@@ -226,4 +226,7 @@ def worker_environment(
     environment["PYTHONSAFEPATH"] = "1"
     # Prints of a service appear when they happen, not when a buffer is full.
     environment["PYTHONUNBUFFERED"] = "1"
+    # Since 1.29 onnxruntime reports what it loads and runs to its maker unless told not to, from
+    # a thread that also stands in the way of forking.
+    environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return environment

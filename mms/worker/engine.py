@@ -1,4 +1,4 @@
-"""Import MXNet 1.9.1 on today's NumPy and Python, or say what is missing.
+"""Import MXNet 1.9.1 on today's NumPy and Python, or onnxruntime, or say what is missing.
 
 Only worker processes, the exporter's check and the model code itself may come here.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.util
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -51,6 +52,26 @@ def import_mxnet() -> ModuleType:
     except OSError as error:
         raise EngineMissing(_missing_libraries(error)) from error
     return mxnet  # type: ignore[no-any-return]
+
+
+def import_onnxruntime() -> ModuleType:
+    """Give the onnxruntime module, importing it the first time.
+
+    Raises:
+        EngineMissing: With the command that installs what is missing.
+    """
+    # As `worker_environment` does, for whoever imports a service outside a worker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise EngineMissing(
+            "an ONNX model needs onnxruntime, which is not installed; run: "
+            "pip install 'mxnet-model-server[onnx]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineMissing(f"onnxruntime cannot be loaded: {error}") from error
+    return onnxruntime  # type: ignore[no-any-return]
 
 
 def restore_numpy_names() -> None:

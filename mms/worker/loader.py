@@ -98,7 +98,8 @@ def find_service_class(module: ModuleType, path: str) -> type[Any]:
     if not candidates:
         raise ModelLoadFailed(
             f"{name} defines no service class; derive one from GluonImperativeBaseService or "
-            "MXNetBaseService (mms.model_service.mxnet_model_service)"
+            "MXNetBaseService (mms.model_service.mxnet_model_service), or for an ONNX model from "
+            "OnnxBaseService (mms.model_service.onnx_service)"
         )
     if len(candidates) > 1:
         names = ", ".join(cls.__name__ for cls in candidates)

@@ -99,8 +99,12 @@ class ServiceRunner:
 
     @property
     def is_batchable(self) -> bool:
-        """Whether requests can be joined in one forward pass."""
-        return self._has_stages and self._joint_failures < _MAX_JOINT_FAILURES
+        """Whether requests can be joined; a service may say ``can_batch = False``."""
+        return (
+            self._has_stages
+            and self._joint_failures < _MAX_JOINT_FAILURES
+            and bool(getattr(self._service, "can_batch", True))
+        )
 
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""

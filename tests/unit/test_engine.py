@@ -1,10 +1,12 @@
-"""Importing MXNet, in processes of their own: with it, and with one that cannot be loaded."""
+"""Importing engines, in processes of their own: with them, and with some that cannot be loaded."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+from mms.serving.processes import worker_environment
 
 
 def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
@@ -67,3 +69,44 @@ def test_the_missing_system_library_is_named_with_the_command_that_installs_it(
     said = fail_with(tmp_path, text)
     assert text in said
     assert "run: apt-get install -y libquadmath0" in said
+
+
+IMPORT_ONNXRUNTIME = """
+import os, sys
+from mms.errors import EngineMissing
+from mms.worker.engine import import_onnxruntime
+try:
+    import_onnxruntime()
+except EngineMissing as error:
+    print(error)
+else:
+    print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_a_missing_onnxruntime_is_named_with_the_command_that_installs_it() -> None:
+    done = run("sys.modules['onnxruntime'] = None\n" + IMPORT_ONNXRUNTIME)
+    assert done.stdout == (
+        "an ONNX model needs onnxruntime, which is not installed; run: "
+        "pip install 'mxnet-model-server[onnx]'\n"
+    ), done.stderr
+
+
+def test_an_onnxruntime_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('no AVX2')")
+    done = run(IMPORT_ONNXRUNTIME, tmp_path)
+    assert done.stdout == "onnxruntime cannot be loaded: no AVX2\n", done.stderr
+
+
+def test_onnxruntime_starts_no_thread_that_reports_to_its_maker() -> None:
+    done = run(
+        "import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
+        "os.environ['OPENBLAS_NUM_THREADS'] = '1'\n" + IMPORT_ONNXRUNTIME
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
+def test_workers_are_told_so_unless_somebody_says_otherwise() -> None:
+    name = "ORT_DISABLE_TELEMETRY"
+    assert worker_environment({}, 1, lambda _: False)[name] == "1"
+    assert worker_environment({name: "0"}, 1, lambda _: False)[name] == "0"

@@ -23,6 +23,10 @@ from tests.unit.archives import (
 )
 
 SIGNATURE_JSON = json.dumps(SIGNATURE)
+ONNX_SERVICE = (
+    "from mms.model_service.onnx_service import OnnxBaseService\n\n\n"
+    "class Service(OnnxBaseService):\n    pass\n"
+)
 SYMBOL_JSON = json.dumps({"nodes": [], "attrs": {"mxnet_version": ["int", 10100]}})
 GLUON: dict[str, bytes | str] = {
     "signature.json": SIGNATURE_JSON,
@@ -175,7 +179,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
     "nothing": (
         {"signature.json": SIGNATURE_JSON},
         None,
-        "no model found. A symbolic model is .*; a Gluon model is",
+        "no model found. A symbolic model is .*; a Gluon model is .*; an ONNX model is a NAME.onnx",
     ),
     "several parameter files": (
         {**GLUON, "net-0001.params": b""},
@@ -211,6 +215,16 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
         {**GLUON, "net.onnx": b""},
         None,
         r"an ONNX model \(net.onnx\) and an MXNet model .*one model per folder",
+    ),
+    "several onnx models": (
+        {"a.onnx": b"", "b.onnx": b""},
+        None,
+        r"several ONNX files \(a.onnx, b.onnx\); keep the one",
+    ),
+    "onnx service without an onnx model": (
+        {**GLUON, "service.py": ONNX_SERVICE},
+        "service.py",
+        "Service serves an ONNX model, but the folder holds none; add NAME.onnx",
     ),
     "no service class": (
         {**GLUON, "service.py": "class Service: pass\n"},
@@ -290,11 +304,6 @@ def test_a_bad_signature_is_explained(tmp_path: Path, name: str) -> None:
     with pytest.raises(SignatureError, match=message):
         export(tmp_path, files)
     assert not (tmp_path / "out" / "test.model").exists()
-
-
-def test_an_onnx_model_alone_is_not_taken_for_an_mxnet_one(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"net\.onnx is an ONNX model"):
-        export(tmp_path, {"signature.json": SIGNATURE_JSON, "net.onnx": b""})
 
 
 def test_a_file_name_that_is_no_text_is_explained(tmp_path: Path) -> None:

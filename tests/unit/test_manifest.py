@@ -135,6 +135,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (change(Symbol="../s"), "Model.Symbol must be a relative path"),
     (change(Parameters="/p"), "Model.Parameters must be a relative path"),
     (change(Model_Format="MXNet-Symbolic"), "needs both Model.Symbol and Model.Parameters"),
+    (change(Model_Format="ONNX"), "an ONNX model needs its .onnx file as Model.Symbol"),
     ({**MANIFEST, "Engine": []} | {"Engine": [1]}, r"Engine must be a JSON object, got \[1\]"),
     ({**MANIFEST, "Model-Archive-Version": "new"}, "Version must be a number, got 'new'"),
     ({**MANIFEST, "Files": {"a": "abc"}}, r"Files\['a'\] must be a sha256.*got 'abc'"),

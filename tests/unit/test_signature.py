@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms.archive.signature import Signature, TensorSpec, parse_signature
+from mms.archive.signature import DATA_TYPES, Signature, TensorSpec, parse_signature
 from mms.errors import SignatureError
 from tests.unit.archives import SIGNATURE
 
 BOUNDED = settings(max_examples=100, deadline=None)
 names = st.text(min_size=1, max_size=20)
 specs = st.builds(
-    TensorSpec, names, st.lists(st.integers(0, 10_000), min_size=1, max_size=5).map(tuple)
+    TensorSpec,
+    names,
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=5).map(tuple),
+    st.sampled_from(["", *DATA_TYPES]),
 )
 types = st.sampled_from(["application/json", "image/jpeg", "image/png"])
 signatures = st.builds(
@@ -34,7 +37,8 @@ documents = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from([*SIGNATURE, "data_name", "data_shape"]) | st.text(max_size=5),
+            st.sampled_from([*SIGNATURE, "data_name", "data_shape", "data_type"])
+            | st.text(max_size=5),
             inner,
             max_size=4,
         )
@@ -77,6 +81,15 @@ def test_unknown_keys_are_ignored() -> None:
     assert parse_signature({**SIGNATURE, "author": "me"}) == parse_signature(SIGNATURE)
 
 
+def test_a_data_type_is_written_only_where_there_is_one() -> None:
+    document = parse_signature(SIGNATURE).to_document()
+    assert all("data_type" not in spec for spec in [*document["inputs"], *document["outputs"]])
+    typed = {"data_name": "ids", "data_shape": [0, 8], "data_type": "INT64"}
+    signature = parse_signature({**SIGNATURE, "inputs": [typed]})
+    assert signature.inputs == (TensorSpec("ids", (0, 8), "INT64"),)
+    assert signature.to_document()["inputs"] == [typed]
+
+
 def test_a_mime_type_is_read_in_any_case() -> None:
     signature = parse_signature({**SIGNATURE, "input_type": " Image/JPEG "})
     assert signature.input_type == "image/jpeg"
@@ -99,6 +112,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{"data_name": "x", "data_shape": [1.0]}]}, r"whole numbers.*got \[1.0\]"),
     ({"inputs": [{"data_name": "x", "data_shape": [True]}]}, r"whole numbers.*got \[True\]"),
     ({"inputs": [{"data_name": "x", "data_shape": [1]}] * 2}, "two inputs are named 'x'"),
+    (
+        {"inputs": [{"data_name": "x", "data_shape": [1], "data_type": "int64"}]},
+        r"inputs\[0\].data_type must be one of BOOL, .*, BYTES, got 'int64'",
+    ),
     ({"outputs": {}}, "'outputs' must be a list.*got an object"),
     ({"input_type": "text/plain"}, "'input_type' must be .*got 'text/plain'"),
     ({"input_type": "image/"}, "'input_type' must be .*got 'image/'"),

@@ -1,5 +1,14 @@
 """PUBLIC: image, ndarray and nlp helpers for services, under their v0.4 names."""
 
-from mms.utils.mxnet import image, ndarray, nlp
+import importlib
+from types import ModuleType
 
 __all__ = ["image", "ndarray", "nlp"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Only when asked for: `image` imports mxnet, which a service for an ONNX model that wants
+    # `ndarray` does without.
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

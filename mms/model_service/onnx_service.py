@@ -1,0 +1,357 @@
+"""PUBLIC: services for ONNX models, which onnxruntime runs as they are. Never imports mxnet."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mms.archive.onnx import (
+    GraphValue,
+    ImageLayout,
+    can_batch,
+    check_images,
+    check_inputs,
+    check_labels,
+    check_outputs,
+    image_layout,
+    request_shape,
+    show_shape,
+)
+from mms.archive.signature import Signature, parse_signature
+from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
+from mms.model_service.model_service import SingleNodeService
+from mms.utils.mxnet.ndarray import top_probability
+from mms.worker.images import read_image
+from mms.worker.onnx import graph_of, open_session
+
+Array = NDArray[Any]
+
+#: NumPy's type for each of the V2 protocol's names; texts are Python's own.
+_DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+_KINDS = {"b": "booleans", "u": "whole numbers", "i": "whole numbers", "f": "numbers", "O": "texts"}
+#: Mean and standard deviation of ImageNet's channels in RGB order, as model zoos use.
+_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+#: How far the sum of probabilities may be from 1 through rounding; half precision needs it all.
+_SUM_TOLERANCE = 5e-3
+
+
+class OnnxBaseService(SingleNodeService):
+    """Serves an ONNX model: nested lists or arrays in, arrays out.
+
+    A subclass that overrides `_preprocess` or `_postprocess` is free to name inputs or outputs in
+    signature.json as it likes; otherwise they must be the graph's.
+
+    Attributes:
+        session: The onnxruntime.InferenceSession.
+        input_names: The graph's inputs, in the order in which `_inference` takes them: the
+            signature's where it names them, else the graph's.
+        output_names: The graph's outputs that `_inference` gives, likewise; those that the
+            signature leaves out are not computed.
+        ctx: Always None; the session knows its device.
+        labels: Lines of synset.txt; absent if the archive has none.
+    """
+
+    def __init__(
+        self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
+    ) -> None:
+        super().__init__(model_name, model_dir, manifest, gpu)
+        self.model_name = model_name
+        model = manifest["Model"]
+        if not model.get("Symbol"):
+            raise ModelLoadFailed(
+                f"{type(self).__name__} needs an ONNX model: the manifest's Model.Symbol names none"
+            )
+        path = os.path.join(model_dir, model["Signature"])
+        with open(path, encoding="utf-8-sig") as file:
+            self._signature_document: dict[str, Any] = json.load(file)
+        signature = parse_signature(self._signature_document, model["Signature"])
+        synset = os.path.join(model_dir, "synset.txt")
+        if os.path.isfile(synset):
+            with open(synset, encoding="utf-8") as file:
+                self.labels = [line.strip() for line in file]
+        self._threads = _worker_threads()
+        path = os.path.join(model_dir, model["Symbol"])
+        self.session = open_session(path, self._threads, gpu)
+        self._graph = graph_of(self.session)
+        self._plan(signature, model["Signature"])
+
+    def ping(self) -> str:
+        """Give onnxruntime's version."""
+        return self._graph.runtime
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """signature.json as a dict."""
+        return self._signature_document
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether workers may be forked from this process.
+
+        A session's threads do not come along with a fork: measured, it then computes on one
+        thread, and onnxruntime does not promise that it does not wait for the others. A session
+        for a single thread has none of its own.
+        """
+        return self._threads == 1
+
+    @property
+    def can_batch(self) -> bool:
+        """Whether requests may be joined in one forward pass."""
+        return self._can_batch
+
+    def _plan(self, signature: Signature, source: str) -> None:
+        """Decide what goes into the graph and comes out of it, and in which order.
+
+        Raises:
+            SignatureError: The signature does not fit the graph.
+        """
+        graph = self._graph
+        self._inputs = _in_order(graph.inputs, signature.input_names)
+        if len(self._inputs) < len(graph.inputs):
+            self._inputs = list(graph.inputs)
+        if self._overrides("_preprocess"):
+            self._shapes = [value.shape for value in self._inputs]
+        else:
+            check_inputs(signature, graph, source)
+            self._shapes = [
+                request_shape(spec, value)
+                for spec, value in zip(signature.inputs, self._inputs, strict=True)
+            ]
+        if not self._overrides("_postprocess"):
+            check_outputs(signature, graph, source)
+        outputs = _in_order(graph.outputs, [spec.name for spec in signature.outputs])
+        self.input_names = [value.name for value in self._inputs]
+        self.output_names = [value.name for value in outputs]
+        self._can_batch = can_batch(self._inputs, outputs)
+
+    def _overrides(self, stage: str) -> bool:
+        """Whether a subclass outside of this module does a stage in its own way."""
+        cls = type(self)
+        is_other = getattr(getattr(cls, stage), "__module__", "") != __name__
+        return is_other or cls.inference is not SingleNodeService.inference
+
+    def _preprocess(self, data: list[Any]) -> Any:
+        """Give each input, a nested list or an array, as an array of the graph's type.
+
+        Raises:
+            InvalidRequest: An input is ragged, or holds what the graph's type cannot.
+        """
+        return [
+            _to_array(value, target, shape)
+            for value, target, shape in zip(data, self._inputs, self._shapes, strict=True)
+        ]
+
+    def _inference(self, data: Any) -> list[Any]:
+        """Check the shapes and run the graph.
+
+        Args:
+            data: One array per input, in the order of `input_names`, of the graph's types; the
+                array itself will do where there is one.
+
+        Returns:
+            One array per output, in the order of `output_names`. A sequence of maps is an object
+            array of one dict per row; other sequences and maps are lists and dicts.
+
+        Raises:
+            InvalidInputShape: Naming the input, what was expected and what came.
+        """
+        arrays = data if isinstance(data, (list, tuple)) else [data]
+        if len(arrays) != len(self._inputs):
+            raise InvalidInputShape(
+                f"the graph takes {len(self._inputs)} inputs, got {len(arrays)}"
+            )
+        for array, value, shape in zip(arrays, self._inputs, self._shapes, strict=True):
+            _check_shape(array, value, shape)
+        feed = dict(zip(self.input_names, arrays, strict=True))
+        return [_as_rows(output) for output in self.session.run(self.output_names, feed)]
+
+    def _postprocess(self, data: Any) -> Any:
+        """Give each output as what JSON can hold, the keys of maps as texts."""
+        return [_answer(output) for output in data]
+
+
+class OnnxVisionService(OnnxBaseService):
+    """Encoded images in, the five most probable labels out.
+
+    Each image is decoded, the right way up, and resized with Pillow's bilinear filter to the
+    input's shape, (N, C, H, W) or (N, H, W, C); where that leaves height or width free, the
+    image's own stays. Floats are scaled to 0..1, and colours normalised with ImageNet's mean and
+    standard deviation; an input of type uint8 gets the pixels as they are. Outputs that are not
+    probabilities go through a softmax. The archive needs a synset.txt that names the classes.
+    """
+
+    def _plan(self, signature: Signature, source: str) -> None:
+        super()._plan(signature, source)
+        if not self._overrides("_preprocess"):
+            check_images(signature, self._graph, source)
+        if not self._overrides("_postprocess") and hasattr(self, "labels"):
+            check_labels(signature, self._graph, len(self.labels), source)
+        self._layouts = [image_layout(shape) for shape in self._shapes]
+
+    def _preprocess(self, data: list[Any]) -> Any:
+        """Bytes of one image per input -> array of (1, C, H, W) or (1, H, W, C) each.
+
+        Raises:
+            UndecodableImage: The bytes are no image.
+        """
+        return [
+            _to_pixels(buffer, target, layout)
+            for buffer, target, layout in zip(data, self._inputs, self._layouts, strict=True)
+        ]
+
+    def _postprocess(self, data: Any) -> Any:
+        """(1, classes) scores -> the five best ``{"probability", "class"}`` of each output."""
+        labels: list[str] | None = getattr(self, "labels", None)
+        if labels is None:
+            raise ModelLoadFailed(
+                "the archive has no synset.txt; add one with a class name per line, or set "
+                "self.labels in the service"
+            )
+        return [top_probability(_probabilities(scores), labels) for scores in data]
+
+
+def _worker_threads() -> int:
+    """Give the compute threads that the server grants this worker; 0 outside of one."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _in_order(values: Sequence[GraphValue], names: Sequence[str]) -> list[GraphValue]:
+    """Give the values of these names, in their order; all values if a name is none of theirs."""
+    by_name = {value.name: value for value in values}
+    known = all(name in by_name for name in names)
+    return [by_name[name] for name in names] if known else list(values)
+
+
+def _to_array(value: Any, target: GraphValue, shape: Sequence[int]) -> Array:
+    """Give an input as an array of the graph's type.
+
+    Raises:
+        InvalidRequest: It is ragged, or holds what that type cannot.
+    """
+    dtype = np.dtype(_DTYPES[target.data_type])
+    try:
+        return _texts(value) if dtype.kind == "O" else _numbers(value, dtype)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        wanted = f" of shape {show_shape(shape)}" if shape else ""
+        raise InvalidRequest(
+            f"input {target.name!r} is not an array of {_KINDS[dtype.kind]}{wanted}: {error}"
+        ) from error
+
+
+def _numbers(value: Any, dtype: np.dtype[Any]) -> Array:
+    array = np.asarray(value)
+    if array.dtype == dtype:
+        return array
+    # null would become NaN, and text whatever it spells.
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"it holds something else ({array.dtype})")
+    if dtype.kind == "f":
+        with np.errstate(over="raise"):
+            return array.astype(dtype)
+    if array.size:
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if array.dtype.kind == "f" and not np.all(array == np.trunc(array)):
+            raise ValueError("it holds numbers with a fraction")
+        # Python's numbers: NumPy would compare them as floats, of which 2**63 is one but no int64.
+        if not low <= int(array.min()) <= int(array.max()) <= high:
+            raise ValueError(f"it holds numbers outside of {low} to {high}")
+    return array.astype(dtype)
+
+
+def _texts(value: Any) -> Array:
+    array = np.asarray(value, dtype=np.object_)
+    texts = [text.decode() if isinstance(text, bytes) else text for text in array.flat]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("it holds something else, or its lists differ in length")
+    flat = np.empty(len(texts), dtype=np.object_)
+    flat[:] = texts
+    return flat.reshape(array.shape)
+
+
+def _check_shape(array: Any, value: GraphValue, expected: Sequence[int]) -> None:
+    """Check an array against a shape, of which an empty one is any.
+
+    Raises:
+        InvalidInputShape: It is none, or does not fit.
+    """
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        raise InvalidInputShape(
+            f"input {value.name!r} must be a NumPy array, got {type(array).__name__}"
+        )
+    fits = len(shape) == len(expected) and all(
+        size in (0, got) for size, got in zip(expected, shape, strict=True)
+    )
+    if expected and not fits:
+        raise InvalidInputShape(
+            f"input {value.name!r} has shape {show_shape(shape)}, expected "
+            f"{show_shape(expected)} (axis 0 is the batch; ? is any size)"
+        )
+
+
+def _as_rows(output: Any) -> Any:
+    """Give a sequence of maps as an array, which can be split among the requests of a batch."""
+    if not isinstance(output, list) or not all(isinstance(row, dict) for row in output):
+        return output
+    rows = np.empty(len(output), dtype=np.object_)
+    rows[:] = output
+    return rows
+
+
+def _answer(output: Any) -> Any:
+    if isinstance(output, dict):
+        return {str(key): _answer(value) for key, value in output.items()}
+    if isinstance(output, list) or (isinstance(output, np.ndarray) and output.dtype.kind == "O"):
+        return [_answer(value) for value in output]
+    return output
+
+
+def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) -> Array:
+    """Give an encoded image as an array of a batch of one, of the graph's type."""
+    from PIL import Image
+
+    if layout is None:
+        raise ModelLoadFailed(f"the graph's input {target.name!r} cannot be an image")
+    image = read_image(bytes(buffer)).convert("L" if layout.channels == 1 else "RGB")
+    size = (layout.width or image.width, layout.height or image.height)
+    pixels: Array = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    pixels = pixels.reshape(size[1], size[0], layout.channels)
+    dtype = np.dtype(_DTYPES[target.data_type])
+    if dtype.kind == "f":
+        pixels = pixels.astype(np.float32) / 255
+        if layout.channels == len(_MEAN):
+            pixels = (pixels - _MEAN) / _STD
+    if layout.is_channels_first:
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[np.newaxis], dtype=dtype)
+
+
+def _probabilities(scores: Any) -> Array:
+    """(N, classes) scores -> (N, classes) probabilities, by a softmax unless they are."""
+    rows = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    rows = rows.reshape(len(rows), -1)
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE):
+        return rows
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
