@@ -286,7 +286,7 @@ class TestWorkersKilledFromOutside:
         assert await server.ask("faulty", ["echo", 1]) == (200, 1)
         (worker,) = server.servable("faulty").workers
         os.kill(worker.child.pid, number)
-        await until(lambda: server.servable("faulty").workers not in ([], [worker]), 20)
+        await until(lambda: server.servable("faulty").workers not in ([], [worker]))
         assert await server.ask("faulty", ["echo", 2]) == (200, 2)
 
     async def test_stop_signals_to_a_worker_are_left_to_the_server(
