@@ -2,7 +2,8 @@
 
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
-anywhere in a shape means "any size".
+anywhere in a shape means "any size". An entry may also have a ``data_type``, which v0.4 did not
+know: one of the names of the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from mms.errors import SignatureError
 
 JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
-_KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape")
+#: Element types by their names in the Open Inference Protocol V2.
+DATA_TYPES = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BYTES",
+)  # fmt: skip
+_KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape", "data_type")
 _EXAMPLE = '{"data_name": "data", "data_shape": [0, 3, 224, 224]}'
 
 
@@ -26,10 +32,12 @@ class TensorSpec:
     Attributes:
         name: What clients call it.
         shape: Sizes by axis, axis 0 being the batch; 0 is any size.
+        data_type: Type of its elements, one of `DATA_TYPES`; "" if the signature does not say.
     """
 
     name: str
     shape: tuple[int, ...]
+    data_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,12 @@ def _spec(entry: Any, where: str, source: str) -> TensorSpec:
             f"{source}: {where}.data_shape must be a list of whole numbers >= 0 "
             f"(0 means any size), got {shape!r}"
         )
-    return TensorSpec(name, tuple(shape))
+    data_type = entry.get("data_type", "")
+    if data_type not in ("", *DATA_TYPES):
+        raise SignatureError(
+            f"{source}: {where}.data_type must be one of {', '.join(DATA_TYPES)}, got {data_type!r}"
+        )
+    return TensorSpec(name, tuple(shape), data_type)
 
 
 def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
@@ -157,7 +170,10 @@ def _required(document: dict[str, Any], key: str, source: str, fix: str, where: 
 
 
 def _spec_document(spec: TensorSpec) -> dict[str, Any]:
-    return {"data_name": spec.name, "data_shape": list(spec.shape)}
+    document: dict[str, Any] = {"data_name": spec.name, "data_shape": list(spec.shape)}
+    if spec.data_type:
+        document["data_type"] = spec.data_type
+    return document
 
 
 def _kind(value: Any) -> str:

@@ -7,7 +7,7 @@ import ipaddress
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.http import describe, inference, sagemaker, status
+from mms.http import describe, inference, sagemaker, status, v2
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import make_middleware
 
@@ -24,6 +24,7 @@ def make_app(context: Context) -> web.Application:
     status.add_routes(app)
     describe.add_routes(app)
     sagemaker.add_routes(app, settings.multi_model)
+    v2.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
     return app
