@@ -165,6 +165,13 @@ class ServerSettings:
         minimum=-1,
         maximum=65535,
     )
+    grpc_port: int = setting(
+        -1,
+        "Port of the inference API over gRPC; 0 takes a free one, -1 turns it off. Needs grpcio: "
+        "pip install 'mxnet-model-server[grpc]'.",
+        minimum=-1,
+        maximum=65535,
+    )
     model_store: str = setting(
         "", "Folder of the archives that the management API may register; none if empty."
     )

@@ -43,6 +43,11 @@ SOCKET_BUFFER_BYTES = 2 << 20
 #: "No deadline" and the most that fits the field: 49 days.
 MAX_MS_LEFT = 0xFFFFFFFF
 
+#: Route of requests in the Open Inference Protocol V2, however they came.
+V2_ROUTE = "v2_infer"
+#: Header that says after how many bytes of such a body its JSON ends, and binary tensors begin.
+V2_HEADER_LENGTH = "Inference-Header-Content-Length"
+
 
 class FrameType(enum.IntEnum):
     """Who sends what. Values are part of the wire format."""
@@ -131,6 +136,8 @@ class Ready:
         service: Name of the service's class.
         is_batchable: Whether requests can be joined in one forward pass.
         load_seconds: Import, load and warm-up.
+        takes_tensors: Whether arrays can be put in as they are, and not only bodies.
+        gives_tensors: Whether the network's arrays themselves can be had for an answer.
     """
 
     pid: int
@@ -139,6 +146,8 @@ class Ready:
     service: str
     is_batchable: bool
     load_seconds: float
+    takes_tensors: bool = False
+    gives_tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True)

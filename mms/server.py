@@ -17,13 +17,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from mms.archive.workspace import open_workspace
 from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
-from mms.http.app import is_loopback, make_app
+from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.context import Context
 from mms.http.description import models_of
 from mms.http.generate import find_generator
@@ -36,9 +37,14 @@ from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 
+if TYPE_CHECKING:
+    from mms.grpc.server import GrpcServer
+
 logger = logging.getLogger("mms.server")
 
 _BACKLOG = 1024
+#: What answers that are ready at the end get to be sent.
+_LAST_ANSWERS_S = 1.0
 _MAX_HEADER_BYTES = 16 << 10
 #: glibc's mallopt parameters. By default a body of 1 MB is mapped and unmapped for each request;
 #: kept on the heap, reading one takes 40 % less CPU.
@@ -77,8 +83,10 @@ class Server:
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._site: web.SockSite | None = None
+        self._grpc: GrpcServer | None = None
         self.port = 0
         self.management_port = 0
+        self.grpc_port = 0
         self.manager: ModelManager | None = None
         self.workspace = Path()
 
@@ -111,6 +119,8 @@ class Server:
         app = await self._listen()
         if writer:
             writer.start()
+        if self.config.server.grpc_port >= 0:
+            await self._listen_for_grpc()
         self.workspace = self._make_workspace()
         self.manager = ModelManager(
             self.config,
@@ -141,9 +151,12 @@ class Server:
             site, self._site = self._site, None
             await site.stop()
         timeout_s = 0.0 if self._stop_now.is_set() else settings.shutdown_timeout
+        # Beside the queues, which it waits for; they fail what is left when its time is up.
+        stopping = asyncio.create_task(self._stop_grpc(timeout_s))
         await self.context.shadows.stop()
         if self.manager:
             await self.manager.stop(timeout_s, self._stop_now)
+        await stopping
         await self._stack.aclose()
 
     @property
@@ -200,6 +213,30 @@ class Server:
         self.port = sock.getsockname()[1]
         return app
 
+    async def _listen_for_grpc(self) -> None:
+        settings = self.config.server
+        try:
+            from mms.grpc.server import GrpcServer
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"grpc_port: {error.name!r} is not installed; run: "
+                "pip install 'mxnet-model-server[grpc]'"
+            ) from None
+        if settings.grpc_port:
+            # gRPC's own error does not say why.
+            _bind(settings.host, settings.grpc_port, "grpc-port").close()
+        server = GrpcServer(self.context, shows_errors(settings))
+        try:
+            self.grpc_port = await server.start(settings.host, settings.grpc_port)
+        except OSError as error:
+            raise AddressInUse(f"cannot listen for gRPC on {settings.host!r}: {error}") from None
+        self._grpc = server
+
+    async def _stop_grpc(self, timeout_s: float) -> None:
+        if self._grpc:
+            server, self._grpc = self._grpc, None
+            await server.stop(timeout_s + _LAST_ANSWERS_S)
+
     async def _listen_for_management(self, manager: ModelManager) -> None:
         settings = self.config.server
         token = os.environ.get(TOKEN_VARIABLE, "")
@@ -221,7 +258,7 @@ class Server:
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             # Requests still running at the end were given their time already.
-            shutdown_timeout=1.0,
+            shutdown_timeout=_LAST_ANSWERS_S,
         )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

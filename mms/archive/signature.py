@@ -2,7 +2,8 @@
 
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
-anywhere in a shape means "any size". New here, and optional, is an entry's ``data_type``.
+anywhere in a shape means "any size". An entry may also have a ``data_type``, which v0.4 did not
+know: one of the names of the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from mms.errors import SignatureError
 
 JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
-#: Types of elements, as the Open Inference Protocol V2 calls them.
+#: Element types by their names in the Open Inference Protocol V2.
 DATA_TYPES = (
-    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
-    *("FP16", "FP32", "FP64", "BYTES"),
-)
-_KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape")
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BYTES",
+)  # fmt: skip
+_KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape", "data_type")
 _EXAMPLE = '{"data_name": "data", "data_shape": [0, 3, 224, 224]}'
 
 
@@ -31,7 +32,7 @@ class TensorSpec:
     Attributes:
         name: What clients call it.
         shape: Sizes by axis, axis 0 being the batch; 0 is any size.
-        data_type: One of `DATA_TYPES`, or "" where the signature does not say.
+        data_type: Type of its elements, one of `DATA_TYPES`; "" if the signature does not say.
     """
 
     name: str

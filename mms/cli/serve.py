@@ -190,6 +190,8 @@ def _announce(server: Server) -> None:
         for row in (header, *rows)
     ]
     example = "\n".join(f"  {line}" for line in _examples(server.registry, base))
+    host = base.removeprefix("http://").rpartition(":")[0]
+    grpc = f"gRPC on {host}:{server.grpc_port}\n" if server.grpc_port else ""
     management = (
         f"Management on http://127.0.0.1:{server.management_port}/models\n\n"
         if server.management_port
@@ -198,7 +200,7 @@ def _announce(server: Server) -> None:
     click.echo(
         f"\nmxnet-model-server {__version__}, listening on {base}\n\n"
         + "\n".join(f"  {line}" for line in lines)
-        + f"\n\n{management}Try:\n{example}\n",
+        + f"\n\n{grpc}{management}Try:\n{example}\n",
         err=True,
     )
 

@@ -7,7 +7,7 @@ import ipaddress
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import describe, docs, inference, sagemaker, status, v2
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import make_middleware
 
@@ -25,6 +25,7 @@ def make_app(context: Context) -> web.Application:
     describe.add_routes(app)
     sagemaker.add_routes(app, settings.multi_model)
     docs.add_routes(app)
+    v2.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
     return app

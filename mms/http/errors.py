@@ -72,13 +72,21 @@ def status_of(error: MMSError) -> int:
     return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
 
 
-def error_response(error: MMSError, request_id: str, debug: bool) -> web.Response:
+def is_v2(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol V2, whose errors look differently."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_response(
+    error: MMSError, request_id: str, debug: bool, in_v2: bool = False
+) -> web.Response:
     """Give the answer to a request that failed.
 
     Args:
         error: What went wrong.
         request_id: The request's id.
         debug: Whether the answer may say what the service raised, where, and in which stage.
+        in_v2: Whether it has the shape of the Open Inference Protocol V2.
     """
     status = status_of(error)
     headers = {"X-Request-Id": request_id}
@@ -94,7 +102,9 @@ def error_response(error: MMSError, request_id: str, debug: bool) -> web.Respons
             details |= {"exception": error.detail.type, "where": error.detail.where}
             last_line = error.detail.traceback.rsplit("\n", 1)[-1]
             message = f"{message}: {last_line}" if last_line else message
-    return response(status, type(error).__name__, error.code, message, request_id, headers, details)
+    return response(
+        status, type(error).__name__, error.code, message, request_id, headers, details, in_v2
+    )
 
 
 def response(
@@ -105,8 +115,13 @@ def response(
     request_id: str,
     headers: dict[str, str],
     details: dict[str, str] | None = None,
+    in_v2: bool = False,
 ) -> web.Response:
     """Give an error answer; at its top stands what clients of MMS 1.x look for."""
+    if in_v2:
+        where = (details or {}).get("where")
+        text = f"{message} ({where})" if where else message
+        return _json(status, {"error": text}, headers)
     document: dict[str, Any] = {
         "error": {
             "code": code,
@@ -121,6 +136,10 @@ def response(
         else _LEGACY_TYPES.get(status, "InternalServerException"),
         "message": message,
     }
+    return _json(status, document, headers)
+
+
+def _json(status: int, document: dict[str, Any], headers: dict[str, str]) -> web.Response:
     return web.Response(
         status=status,
         body=orjson.dumps(document) + b"\n",

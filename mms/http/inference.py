@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from mms.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
+from mms.errors import Draining, InvalidRequest
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import ID_KEY, METRICS_KEY
 from mms.http.response import answer_response
-from mms.protocol import RequestMeta
+from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 from mms.serving.registry import Model
 from mms.serving.servable import Servable
 
@@ -45,14 +45,20 @@ async def predict(request: web.Request) -> web.StreamResponse:
 
 
 async def predict_with(
-    request: web.Request, model: Model, version: str | None = None
+    request: web.Request, model: Model, version: str | None = None, route: str = ""
 ) -> web.StreamResponse:
     """Answer a request with a version of a model, by default as its traffic is split.
+
+    Args:
+        request: The request.
+        model: Who answers.
+        version: The version asked for, if any.
+        route: What tells the worker how to read and answer it; by default the route's own name.
 
     Raises:
         MMSError: Whatever kept the model from answering.
     """
-    context, route = request.app[CONTEXT], request.match_info.route.name or ""
+    context, route = request.app[CONTEXT], route or request.match_info.route.name or ""
     if version is not None:
         return await infer(request, context, model.version(version), route)
     servable = _choose(model, request)
@@ -67,13 +73,7 @@ def find_model(context: Context, name: str) -> Model:
         ModelNotFound: No model has this name.
         ModelNotReady: The server has not read all its archives yet.
     """
-    try:
-        return context.registry.model(name)
-    except ModelNotFound:
-        if context.is_started:
-            raise
-        # The port is open before the archives are: a client must not take a model for unknown.
-        raise ModelNotReady("the server is starting", retry_after_s=1.0) from None
+    return context.registry.find(name, context.is_started)
 
 
 def _choose(model: Model, request: web.Request) -> Servable:
@@ -125,6 +125,8 @@ async def infer(
     if servable.archive.manifest.handler:
         # 1.x handlers see all headers; others do not pay for them.
         meta = replace(meta, headers=dict(headers), query=tuple(request.query.items()))
+    elif route == V2_ROUTE and V2_HEADER_LENGTH in headers:
+        meta = replace(meta, headers={V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]})
     encoded = meta.encode()
     is_urgent = headers.get(PRIORITY_HEADER, "").lower() == "high"
     if copy_to is not None and copy_to is not servable:

@@ -79,6 +79,10 @@ def make_management_app(context: Any, manager: ModelManager, token: str) -> web.
     router.add_delete("/models/{model}", unregister, name="unregister")
     router.add_delete("/models/{model}/{version}", unregister, name="unregister_version")
     router.add_options("/", options, name="management_options")
+    # Here, because it builds on this module.
+    from mms.http import repository
+
+    repository.add_routes(app)
     return app
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,36 +12,21 @@ from aiohttp import web
 
 from mms import log
 from mms.errors import MMSError, Unavailable
-from mms.http.errors import error_response, response
+from mms.http.errors import error_response, is_v2, response
 from mms.metrics.exporter import ServableMetrics, ServerMetrics
+from mms.serving.request_ids import RequestIds
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 logger = logging.getLogger("mms.http")
 access_logger = logging.getLogger("mms.access")
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 #: Where a handler leaves the counters of the model it asked.
 METRICS_KEY = web.RequestKey("metrics", ServableMetrics)
 #: The request's id.
 ID_KEY = web.RequestKey("request_id", str)
-
-
-class RequestIds:
-    """Makes ids that no other server process makes: a random part and a counter."""
-
-    def __init__(self) -> None:
-        self._prefix = os.urandom(6).hex()
-        self._numbers = itertools.count(1)
-
-    def of(self, request: web.Request) -> str:
-        """Give the id that the client sent, if it is one, or a new one."""
-        sent = request.headers.get("X-Request-Id")
-        if sent is not None and _REQUEST_ID.fullmatch(sent):
-            return sent
-        return f"{self._prefix}-{next(self._numbers):x}"
 
 
 def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool) -> Any:
@@ -55,7 +37,7 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
     @web.middleware
     async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
-        request_id = ids.of(request)
+        request_id = ids.of(request.headers.get("X-Request-Id"))
         request[ID_KEY] = request_id
         log.request_id.set(request_id)
         answer: web.StreamResponse | None = None
@@ -64,7 +46,7 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
             answer = await handler(request)
             status = answer.status
         except MMSError as error:
-            answer = error_response(error, request_id, debug_errors)
+            answer = error_response(error, request_id, debug_errors, is_v2(request.path))
             status = answer.status
             _log_error(error, status)
         except web.HTTPException as error:
@@ -82,6 +64,7 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
                 "an internal error; see the server's log",
                 request_id,
                 {"X-Request-Id": request_id},
+                in_v2=is_v2(request.path),
             )
         finally:
             _count(request, status, time.monotonic() - started, metrics)
@@ -132,4 +115,12 @@ def _http_error(
         headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         message = f"{request.method} is not allowed here; allowed: {headers['Allow']}"
     code = _HTTP_CODES.get(error.status, "http_error")
-    return response(error.status, type(error).__name__, code, message, request_id, headers)
+    return response(
+        error.status,
+        type(error).__name__,
+        code,
+        message,
+        request_id,
+        headers,
+        in_v2=is_v2(request.path),
+    )

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mms.errors import InvalidRequest, ModelNotFound, VersionNotFound
+from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
 from mms.metrics.exporter import ServableSnapshot
 from mms.serving.servable import Servable
 
@@ -143,6 +143,22 @@ class Registry:
             known = ", ".join(sorted(self._models)) or "none"
             raise ModelNotFound(f"Model not found: {_shown(name)}; loaded are: {known}")
         return model
+
+    def find(self, name: str, is_started: bool) -> Model:
+        """Give a model for a request.
+
+        Args:
+            name: Name that the client used.
+            is_started: Whether the server has read all its archives.
+
+        Raises:
+            ModelNotFound: No model has this name.
+            ModelNotReady: It may be in an archive that has not been read yet.
+        """
+        if not is_started and name not in self._models:
+            # The port is open before the archives are: a client must not take it for unknown.
+            raise ModelNotReady("the server is starting", retry_after_s=1.0)
+        return self.model(name)
 
     def get(self, name: str, version: str | None = None) -> Servable:
         """Give the version asked for, or the default one.

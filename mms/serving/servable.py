@@ -28,7 +28,7 @@ from mms.errors import (
     Unavailable,
 )
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
-from mms.protocol import Answer, Buffer, Frame, LoadSpec, decode_result, encode_batch
+from mms.protocol import Answer, Buffer, Frame, LoadSpec, Ready, decode_result, encode_batch
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
@@ -77,6 +77,7 @@ class Servable:
         self._is_gone = False
         self._was_evicted = False
         self.last_error: MMSError | None = None
+        self.last_ready: Ready | None = None
         self.last_used_at = time.monotonic()
         self.is_startup = False
         self.metrics = ServableMetrics(name, version)
@@ -436,6 +437,7 @@ class Servable:
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
         """PoolEvents: take a worker into service."""
+        self.last_ready = worker.ready
         self._dispatcher.worker_ready(worker.id)
         self._schedule_pump()
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mms import log
@@ -42,9 +43,13 @@ class Runner(Protocol):
         batch_size: Most requests joined in one forward pass.
         is_batchable: Whether requests can be joined.
         can_fork: Whether what it runs survives a fork.
+        takes_tensors: Whether arrays can be put in as they are.
+        gives_tensors: Whether the network's arrays can be had for an answer.
     """
 
     batch_size: int
+    takes_tensors: bool
+    gives_tensors: bool
 
     @property
     def is_batchable(self) -> bool:
@@ -110,6 +115,8 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
         service=service,
         is_batchable=runner.is_batchable,
         load_seconds=time.perf_counter() - started,
+        takes_tensors=runner.takes_tensors,
+        gives_tensors=runner.gives_tensors,
     )
     return runner, ready
 
@@ -147,9 +154,7 @@ def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
         return channel
     channel.close()
     own = Channel(socket.socket(fileno=descriptor))
-    forked = Ready(
-        os.getpid(), False, ready.engine, ready.service, ready.is_batchable, ready.load_seconds
-    )
+    forked = replace(ready, pid=os.getpid(), can_fork=False)
     own.send([encode_control(FrameType.READY, forked)])
     return own
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,13 +32,16 @@ from mms.errors import (
     MMSError,
     ModelLoadFailed,
     OutOfMemory,
+    RejectedByService,
 )
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import MAX_PAYLOAD_BYTES, Answer, LoadSpec, Request, Result, Stage
+from mms.protocol import MAX_PAYLOAD_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.request import form_parts, is_form, parse_media_type
 from mms.worker.response import encode_json
+from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
+from mms.worker.v2_model import HANDLER_INPUT, HANDLER_OUTPUTS, handler_inputs, outputs_of
 
 logger = logging.getLogger("mms.worker")
 
@@ -63,6 +67,8 @@ class HandlerRunner:
     """
 
     is_batchable = True
+    takes_tensors = False
+    gives_tensors = False
 
     def __init__(
         self, handle: EntryPoint, context: Context, spec: LoadSpec, threads_before: int
@@ -73,6 +79,8 @@ class HandlerRunner:
         self._spec = spec
         self.batch_size = spec.batch_size
         self._reports: list[Any] = []
+        # What requests in the Open Inference Protocol V2 say, by their place in the frame.
+        self._asked: dict[int, InferRequest] = {}
 
     @property
     def can_fork(self) -> bool:
@@ -94,10 +102,11 @@ class HandlerRunner:
         seconds = [0.0] * len(Stage)
         answers: list[Answer | MMSError | None] = [None] * len(requests)
         inputs: list[tuple[int, Request, dict[str, Any], RequestProcessor]] = []
+        self._asked = {}
         for index, request in enumerate(requests):
             log.request_id.set(request.meta.request_id)
             try:
-                data, processor = decode_parameters(request, self._spec.decode_input_request)
+                data, processor = self._decode(index, request)
             except MMSError as error:
                 answers[index] = error
                 log_failure(error)
@@ -127,6 +136,40 @@ class HandlerRunner:
         decode, preprocess, inference, postprocess, encode = seconds
         done = [answer for answer in answers if answer is not None]
         return Result(done, (decode, preprocess, inference, postprocess, encode))
+
+    def _decode(self, index: int, request: Request) -> tuple[dict[str, Any], RequestProcessor]:
+        decodes = self._spec.decode_input_request
+        if request.meta.route != V2_ROUTE:
+            return decode_parameters(request, decodes)
+        asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT)
+        self._asked[index] = asked
+        data = handler_inputs(
+            asked, lambda name, type_, value: _decoded(name, type_, value, decodes)
+        )
+        return data, RequestProcessor(request.meta.headers)
+
+    def _encode(self, index: int, value: Any, processor: RequestProcessor) -> Answer:
+        asked = self._asked.get(index)
+        if asked is None:
+            return encode_value(value, processor)
+        return self._encode_v2(asked, value, processor)
+
+    def _encode_v2(self, asked: InferRequest, value: Any, processor: RequestProcessor) -> Answer:
+        """Give an answer in V2; a status and headers set by the handler stay.
+
+        Raises:
+            RejectedByService: The status is one for errors, which have a shape of their own there.
+        """
+        frame = encode_value(None, processor)
+        if frame.status >= 400:
+            text = bytes(encode_value(value, processor).body).decode(errors="replace")
+            raise RejectedByService(text, frame.status)
+        outputs = outputs_of(
+            value, HANDLER_OUTPUTS, lambda: bytes(encode_value(value, processor).body)
+        )
+        answer = encode_response(self._spec.model_name, self._spec.version, asked, outputs)
+        headers = {**frame.headers, **answer.headers}
+        return replace(answer, status=frame.status, headers=headers, reason=frame.reason)
 
     def _run_batch(
         self,
@@ -160,7 +203,7 @@ class HandlerRunner:
         seconds[Stage.INFERENCE] += encoding - started
         for (index, _, _, processor), value in zip(batch, values, strict=True):
             try:
-                answers[index] = encode_value(value, processor)
+                answers[index] = self._encode(index, value, processor)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - values of user classes
                 failure = from_exception(error, "encode", self._spec.folder)
                 log_failure(failure)

@@ -99,7 +99,16 @@ def _json_document(body: memoryview, signature: Signature) -> list[Any]:
 def _json_field(name: str, fields: Fields) -> Any:
     if name not in fields:
         raise _missing_input(name, fields)
-    return _as_list(name, parse_literal(name, fields[name]))
+    return json_value(name, fields[name])
+
+
+def json_value(name: str, data: bytes) -> Any:
+    """Give the value of an input from its text: a list, or an object wrapped in one.
+
+    Raises:
+        InvalidRequest: It is neither JSON nor a Python literal, or holds something else.
+    """
+    return _as_list(name, parse_literal(name, data))
 
 
 def _as_list(name: str, value: Any) -> Any:
@@ -210,7 +219,15 @@ def _json_images(body: memoryview, names: tuple[str, ...]) -> list[Any]:
 def _image_field(name: str, fields: Fields) -> bytes:
     if name not in fields:
         raise _missing_input(name, fields)
-    data = fields[name]
+    return image_value(name, fields[name])
+
+
+def image_value(name: str, data: bytes) -> bytes:
+    """Give the encoded image for an input from its bytes, which may be base64 text.
+
+    Raises:
+        InvalidRequest: It is empty, or text that is no base64.
+    """
     if not data:
         raise InvalidRequest(f"the image for input {name!r} is empty")
     # No image format starts like base64 text; a file part may hold either.

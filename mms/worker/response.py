@@ -36,11 +36,20 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
         InvalidServiceOutput: The value cannot be sent, or is longer than `max_bytes`.
     """
     if signature.gives_images and _accepts_image(meta.accept):
-        answer = Answer(_image_bytes(output), signature.output_type)
+        answer = Answer(image_bytes(output), signature.output_type)
     else:
         if meta.route == LEGACY_ROUTE:
             output = {"prediction": output}
         answer = Answer(encode_json(output))
+    return within(answer, max_bytes)
+
+
+def within(answer: Answer, max_bytes: int) -> Answer:
+    """Give an answer that is short enough.
+
+    Raises:
+        InvalidServiceOutput: Its body is longer than `max_bytes`.
+    """
     if len(answer.body) > max_bytes:
         raise InvalidServiceOutput(
             f"the answer has {len(answer.body)} bytes, more than max_response_bytes ({max_bytes})"
@@ -91,8 +100,12 @@ def _accepts_image(accept: str) -> bool:
     return any(part.strip().lower().startswith("image/") for part in accept.split(","))
 
 
-def _image_bytes(output: Any) -> bytes:
-    """Take the encoded image out of a service's answer: base64 or raw, alone or in a list."""
+def image_bytes(output: Any) -> bytes:
+    """Take the encoded image out of a service's answer: base64 or raw, alone or in a list.
+
+    Raises:
+        InvalidServiceOutput: The answer is something else.
+    """
     while isinstance(output, (list, tuple)) and len(output) == 1:
         output = output[0]
     if isinstance(output, str):

@@ -26,12 +26,21 @@ from mms.errors import (
 )
 from mms.metrics.metrics_store import MetricsStore
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import MAX_PAYLOAD_BYTES, Answer, LoadSpec, Request, Result, Stage
+from mms.protocol import MAX_PAYLOAD_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.arrays import arrays_of, is_ndarray, join, join_key, rows_of, split
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.images import is_image
 from mms.worker.request import decode_inputs
-from mms.worker.response import encode_output
+from mms.worker.response import encode_json, encode_output, image_bytes, within
+from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
+from mms.worker.v2_model import (
+    gives_tensors,
+    network_outputs,
+    outputs_of,
+    raw_input,
+    service_inputs,
+    takes_tensors,
+)
 
 logger = logging.getLogger("mms.worker")
 
@@ -43,9 +52,12 @@ _MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
 
 
 class _Job:
-    """One request on its way through the stages; `answer` ends it."""
+    """One request on its way through the stages; `answer` ends it.
 
-    __slots__ = ("answer", "inputs", "request", "service", "value")
+    `asked` is what it says if it came in the Open Inference Protocol V2.
+    """
+
+    __slots__ = ("answer", "asked", "inputs", "request", "service", "value")
 
     def __init__(self, request: Request, service: Any) -> None:
         self.request = request
@@ -53,6 +65,7 @@ class _Job:
         self.inputs: list[Any] = []
         self.value: Any = None
         self.answer: Answer | MMSError | None = None
+        self.asked: InferRequest | None = None
 
 
 class ServiceRunner:
@@ -68,6 +81,7 @@ class ServiceRunner:
         self._service = service
         self._signature = signature
         self._model_name = spec.model_name
+        self._version = spec.version
         self._model_dir = spec.folder
         self.batch_size = spec.batch_size
         self._max_response_bytes = spec.max_response_bytes
@@ -79,6 +93,8 @@ class ServiceRunner:
             isinstance(service, SingleNodeService)
             and type(service).inference is SingleNodeService.inference
         )
+        self.takes_tensors = self._has_stages and takes_tensors(service, signature)
+        self.gives_tensors = self._has_stages and gives_tensors(service, signature)
         self._joint_failures = 0
         self._seconds = [0.0] * len(Stage)
         self._room_bytes = _MAX_ANSWERS_BYTES
@@ -213,7 +229,13 @@ class ServiceRunner:
             self._seconds[stage] += time.perf_counter() - started
 
     def _decode(self, job: _Job) -> None:
-        job.inputs = decode_inputs(job.request, self._signature)
+        meta = job.request.meta
+        if meta.route != V2_ROUTE:
+            job.inputs = decode_inputs(job.request, self._signature)
+            return
+        raw = raw_input(self._signature, self.takes_tensors)
+        job.asked = decode_request(job.request.body, header_length(meta), raw)
+        job.inputs = service_inputs(job.asked, self._signature)
 
     def _whole_inference(self, job: _Job) -> None:
         job.value = job.service.inference(job.inputs)
@@ -231,13 +253,26 @@ class ServiceRunner:
                 array.wait_to_read()
 
     def _postprocess(self, job: _Job) -> None:
-        job.value = job.service._postprocess(job.value)
+        # Who speaks of tensors gets the network's own, not what is made of them for others.
+        if job.asked is None or not self.gives_tensors:
+            job.value = job.service._postprocess(job.value)
 
     def _encode(self, job: _Job) -> None:
         # The answers of a batch travel in one frame; alone, each one fits.
         limit = min(self._max_response_bytes, self._room_bytes)
-        job.answer = encode_output(job.value, job.request.meta, self._signature, limit)
+        if job.asked is None:
+            job.answer = encode_output(job.value, job.request.meta, self._signature, limit)
+        else:
+            job.answer = within(self._encode_v2(job.value, job.asked), limit)
         self._room_bytes -= len(job.answer.body)
+
+    def _encode_v2(self, value: Any, asked: InferRequest) -> Answer:
+        names = [spec.name for spec in self._signature.outputs]
+        outputs = network_outputs(value, names) if self.gives_tensors else None
+        if outputs is None:
+            encode = image_bytes if self._signature.gives_images else encode_json
+            outputs = outputs_of(value, names, lambda: encode(value))
+        return encode_response(self._model_name, self._version, asked, outputs)
 
     def _blame_image(self, failure: MMSError, job: _Job, stage: Stage) -> MMSError:
         """Tell a bad image from a bad service where the service decodes images itself."""

@@ -1,0 +1,178 @@
+"""Between gRPC's messages and the binary form of the REST protocol, the one that workers read.
+
+Pure; the elements of raw tensors are passed on as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from mms.errors import InvalidRequest, PayloadTooLarge, ProtocolError
+from mms.grpc import inference_pb2 as pb
+from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer
+
+#: Datatype -> field of InferTensorContents, and the array type of its elements on the wire.
+_CONTENTS = {
+    "BOOL": ("bool_contents", "B"),
+    "INT8": ("int_contents", "b"),
+    "INT16": ("int_contents", "h"),
+    "INT32": ("int_contents", "i"),
+    "INT64": ("int64_contents", "q"),
+    "UINT8": ("uint_contents", "B"),
+    "UINT16": ("uint_contents", "H"),
+    "UINT32": ("uint_contents", "I"),
+    "UINT64": ("uint64_contents", "Q"),
+    "FP32": ("fp32_contents", "f"),
+    "FP64": ("fp64_contents", "d"),
+    "BYTES": ("bytes_contents", ""),
+}
+_LENGTH_BYTES = 4
+
+
+def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
+    """Give a ModelInferRequest as the chunks of a body, the first being the JSON.
+
+    Args:
+        request: The message.
+        max_bytes: The longest body allowed.
+
+    Returns:
+        The chunks and their total length.
+
+    Raises:
+        InvalidRequest: Contents are not where or what they should be. What else may be wrong, the
+            worker finds.
+        PayloadTooLarge: The body is longer.
+    """
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs"
+        )
+    inputs: list[dict[str, Any]] = []
+    chunks: list[Buffer] = []
+    left = max_bytes
+    for index, tensor in enumerate(request.inputs):
+        if raw and tensor.HasField("contents"):
+            raise InvalidRequest(
+                f"input {tensor.name!r} has contents, and raw_input_contents too; send one of them"
+            )
+        data = raw[index] if raw else _contents(tensor, left)
+        left -= len(data)
+        chunks.append(data)
+        parameters = {**_parameters(tensor.parameters), "binary_data_size": len(data)}
+        inputs.append(
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": list(tensor.shape),
+                "parameters": parameters,
+            }
+        )
+    header = orjson.dumps(_document(request, inputs))
+    if len(header) > left:
+        raise _too_large(max_bytes)
+    return [header, *chunks], len(header) + max_bytes - left
+
+
+def decode_answer(answer: Answer) -> Any:
+    """Give a worker's answer as a ModelInferResponse.
+
+    Raises:
+        ProtocolError: It is not the binary form that was asked for.
+    """
+    body = memoryview(answer.body)
+    try:
+        at = int(answer.headers.get(V2_HEADER_LENGTH, len(body)))
+        document = orjson.loads(body[:at])
+        response = pb.ModelInferResponse(
+            model_name=document["model_name"],
+            model_version=document["model_version"],
+            id=document.get("id", ""),
+        )
+        for output in document["outputs"]:
+            size = output["parameters"]["binary_data_size"]
+            response.outputs.add(
+                name=output["name"], datatype=output["datatype"], shape=output["shape"]
+            )
+            response.raw_output_contents.append(bytes(body[at : at + size]))
+            at += size
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"a worker's answer cannot be sent over gRPC: {error!r}") from None
+    return response
+
+
+def _document(request: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    parameters = {**_parameters(request.parameters), "binary_data_output": True}
+    document: dict[str, Any] = {"inputs": inputs, "parameters": parameters}
+    if request.id:
+        document["id"] = request.id
+    if request.outputs:
+        document["outputs"] = [
+            {
+                "name": output.name,
+                "parameters": {**_parameters(output.parameters), "binary_data": True},
+            }
+            for output in request.outputs
+        ]
+    return document
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    values = {}
+    for key, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is not None:
+            values[key] = getattr(parameter, choice)
+    return values
+
+
+def _contents(tensor: Any, max_bytes: int) -> bytes:
+    """Give the elements of a tensor as the bytes that raw contents would be."""
+    where = f"input {tensor.name!r}"
+    if tensor.datatype not in _CONTENTS:
+        raise InvalidRequest(
+            f"{where}: {tensor.datatype[:60]!r} has no contents of its type; "
+            f"those that have: {', '.join(_CONTENTS)}; send FP16 in raw_input_contents"
+        )
+    field, type_ = _CONTENTS[tensor.datatype]
+    for found, _ in tensor.contents.ListFields():
+        if found.name != field:
+            raise InvalidRequest(
+                f"{where} is {tensor.datatype}, whose elements belong into {field}, "
+                f"not {found.name}"
+            )
+    elements = getattr(tensor.contents, field)
+    if not type_:
+        return _joined(elements)
+    # Before they are made: a small number takes one byte in the message and up to eight here.
+    if len(elements) * array(type_).itemsize > max_bytes:
+        raise _too_large(max_bytes)
+    try:
+        values = array(type_, elements)
+    except OverflowError as error:
+        raise InvalidRequest(
+            f"{where} has an element that is no {tensor.datatype}: {error}"
+        ) from None
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def _joined(elements: Sequence[bytes]) -> bytes:
+    parts = []
+    for element in elements:
+        parts += [len(element).to_bytes(_LENGTH_BYTES, "little"), element]
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the request is longer than max_request_bytes ({max_bytes} bytes); start the server with "
+        "--max-request-bytes to allow more"
+    )

@@ -1,0 +1,125 @@
+"""The one table from errors to gRPC's status codes, and what a failed call is told."""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+
+from mms.errors import (
+    ArchiveError,
+    ConfigError,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InferenceFailed,
+    InvalidRequest,
+    MMSError,
+    ModelNotFound,
+    OutOfMemory,
+    PayloadTooLarge,
+    ProtocolError,
+    RejectedByService,
+    SlowClient,
+    StartupError,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMedia,
+    WorkerDied,
+)
+
+Code = grpc.StatusCode
+
+#: The nearest class up an error's tree decides.
+CODES: dict[type[MMSError], grpc.StatusCode] = {
+    InvalidRequest: Code.INVALID_ARGUMENT,
+    Unauthorized: Code.UNAUTHENTICATED,
+    Forbidden: Code.PERMISSION_DENIED,
+    ModelNotFound: Code.NOT_FOUND,
+    SlowClient: Code.DEADLINE_EXCEEDED,
+    PayloadTooLarge: Code.RESOURCE_EXHAUSTED,
+    Conflict: Code.FAILED_PRECONDITION,
+    UnsupportedMedia: Code.INVALID_ARGUMENT,
+    InferenceFailed: Code.INTERNAL,
+    WorkerDied: Code.INTERNAL,
+    ProtocolError: Code.INTERNAL,
+    StartupError: Code.INTERNAL,
+    ConfigError: Code.INVALID_ARGUMENT,
+    ArchiveError: Code.INVALID_ARGUMENT,
+    Unavailable: Code.UNAVAILABLE,
+    DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+    OutOfMemory: Code.RESOURCE_EXHAUSTED,
+    MMSError: Code.INTERNAL,
+}
+
+#: HTTP's status for each code, as google/rpc/code.proto has it: what the metrics count, so that
+#: one query finds the failures of both transports.
+HTTP_STATUSES: dict[grpc.StatusCode, int] = {
+    Code.OK: 200,
+    Code.INVALID_ARGUMENT: 400,
+    Code.FAILED_PRECONDITION: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.NOT_FOUND: 404,
+    Code.ABORTED: 409,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.CANCELLED: 499,
+    Code.INTERNAL: 500,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+}
+
+#: For services that choose a status of HTTP themselves.
+_CODES_BY_STATUS = {
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.NOT_FOUND,
+    409: Code.ABORTED,
+    413: Code.RESOURCE_EXHAUSTED,
+    429: Code.RESOURCE_EXHAUSTED,
+    501: Code.UNIMPLEMENTED,
+    503: Code.UNAVAILABLE,
+    504: Code.DEADLINE_EXCEEDED,
+    507: Code.RESOURCE_EXHAUSTED,
+}
+#: Of what clients take as metadata, 8 KB by default; a character may become nine bytes of it.
+_MAX_TEXT_CHARS = 800
+
+
+def code_of(error: MMSError) -> grpc.StatusCode:
+    """Give the status code of an error."""
+    if isinstance(error, RejectedByService):
+        default = Code.INVALID_ARGUMENT if error.status < 500 else Code.INTERNAL
+        return _CODES_BY_STATUS.get(error.status, default)
+    return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
+
+
+def status_of(error: MMSError) -> int:
+    """Give the HTTP status that an error is counted as."""
+    return error.status if isinstance(error, RejectedByService) else HTTP_STATUSES[code_of(error)]
+
+
+def text_of(error: MMSError, debug: bool) -> str:
+    """Give what a client is told.
+
+    Args:
+        error: What went wrong.
+        debug: Whether that may be what the service raised, and where.
+    """
+    text = str(error)
+    if debug and error.detail and isinstance(error, InferenceFailed):
+        last_line = error.detail.traceback.rsplit("\n", 1)[-1]
+        text = f"{text}: {last_line}" if last_line else text
+        text = f"{text} ({error.detail.where})" if error.detail.where else text
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}..."
+
+
+def metadata_of(error: MMSError) -> list[tuple[str, str]]:
+    """Give the trailing metadata: when to try again, for people and for gRPC's own retries."""
+    if not isinstance(error, Unavailable):
+        return []
+    return [
+        ("retry-after", str(math.ceil(error.retry_after_s))),
+        ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))),
+    ]

@@ -1,0 +1,24 @@
+"""The id that every request has: the client's own, or one that no other server process makes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestIds:
+    """Makes ids of a random part and a counter."""
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
+
+    def of(self, *sent: str | None) -> str:
+        """Give the first of what the client sent that can be an id, or a new one."""
+        for text in sent:
+            if text is not None and _REQUEST_ID.fullmatch(text):
+                return text
+        return f"{self._prefix}-{next(self._numbers):x}"

@@ -1,0 +1,563 @@
+"""The Open Inference Protocol V2 on the wire: requests to tensors, tensors to answers.
+
+A body is a JSON object, or one followed by the elements of its tensors in binary (the protocol's
+binary tensor extension), or the elements of the sole input alone. Pure but for numpy; what a model
+makes of the tensors is `mms.worker.v2_model`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from mms.archive.signature import DATA_TYPES, TensorSpec
+from mms.errors import InvalidRequest
+from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer, RequestMeta
+from mms.worker.response import encode_json
+
+Array = npt.NDArray[Any]
+
+#: Little-endian on the wire, whatever the machine.
+_DTYPES = {
+    "BOOL": np.dtype("?"), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
+}  # fmt: skip
+_DATA_TYPES = {dtype.str.lstrip("<|"): name for name, dtype in _DTYPES.items()}
+#: Kinds of numbers that JSON may give for each kind of element.
+_ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+#: NumPy has no more.
+_MAX_DIMENSIONS = 32
+_MAX_SIZE = 1 << 31
+_LENGTH_BYTES = 4
+#: Extensions of other servers that change what an answer means, and so must not pass unnoticed.
+_NOT_OFFERED = {
+    "classification": "the classification extension",
+    "shared_memory_region": "the shared memory extension",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output.
+
+    Attributes:
+        name: What the model calls it.
+        datatype: One of `DATA_TYPES`.
+        shape: Sizes by axis.
+        data: An array of that shape; of BYTES, the elements in row-major order.
+        content_type: What its parameters say its bytes are, or "".
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Array | list[bytes]
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """What was asked.
+
+    Attributes:
+        id: Goes into the answer; None if there is none.
+        inputs: At least one, with distinct names.
+        outputs: Whether each output asked for is to come in binary, by name; None asks for all.
+        is_binary: Whether outputs come in binary unless they say otherwise.
+    """
+
+    id: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: Mapping[str, bool] | None
+    is_binary: bool
+
+
+def header_length(meta: RequestMeta) -> str | None:
+    """Give the header that says where the JSON ends and the binary tensors begin."""
+    for name, value in meta.headers.items():
+        if name.lower() == V2_HEADER_LENGTH.lower():
+            return value
+    return None
+
+
+def decode_request(
+    body: memoryview, json_length: str | None, raw_input: TensorSpec | None
+) -> InferRequest:
+    """Read a request.
+
+    Args:
+        body: All of it.
+        json_length: The header `V2_HEADER_LENGTH` as sent; None if it was not.
+        raw_input: What a body of elements alone is; None if the model takes none.
+
+    Raises:
+        InvalidRequest: Naming the tensor, what was expected and what came.
+    """
+    if json_length is None:
+        return _decode_document(body, None)
+    length = _json_length(json_length, len(body))
+    if length == 0:
+        return _decode_raw(body, raw_input)
+    return _decode_document(body[:length], _Elements(body[length:]))
+
+
+def tensor_of(name: str, array: Array) -> Tensor | None:
+    """Give an array as a tensor; None if the protocol has no type for its elements."""
+    datatype = _DATA_TYPES.get(array.dtype.str.lstrip("<>|="))
+    if datatype is not None:
+        return Tensor(name, datatype, array.shape, array)
+    elements = array.ravel().tolist()
+    if array.dtype.kind in "OSU" and all(isinstance(e, (str, bytes)) for e in elements):
+        data = [e.encode() if isinstance(e, str) else e for e in elements]
+        return Tensor(name, "BYTES", array.shape, data)
+    return None
+
+
+def encode_response(
+    model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]
+) -> Answer:
+    """Give the answer to a request.
+
+    Args:
+        model: Name of the model.
+        version: Its version.
+        request: What was asked: which outputs, and in which form.
+        outputs: All that the model gave.
+
+    Raises:
+        InvalidRequest: An output was asked for that there is not, or in a form that it has not.
+    """
+    entries: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    for tensor, is_binary in _chosen(request, outputs):
+        entry: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+        }
+        if is_binary:
+            chunks.append(_to_binary(tensor))
+            entry["parameters"] = {"binary_data_size": len(chunks[-1])}
+        else:
+            entry["data"] = _to_json(tensor)
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": version}
+    if request.id is not None:
+        document["id"] = request.id
+    text = encode_json({**document, "outputs": entries})
+    if not chunks:
+        return Answer(text)
+    headers = {V2_HEADER_LENGTH: str(len(text))}
+    return Answer(b"".join((text, *chunks)), "application/octet-stream", headers=headers)
+
+
+class _Elements:
+    """The binary part of a body, taken tensor by tensor."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that no tensor has taken."""
+        return len(self._data) - self._at
+
+    def take(self, where: str, size: int) -> memoryview:
+        """Give the next bytes.
+
+        Raises:
+            InvalidRequest: There are not so many.
+        """
+        if size > self.left:
+            raise InvalidRequest(
+                f"{where}: binary_data_size is {size}, but only {self.left} bytes of the body are "
+                "left for it"
+            )
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+
+def _json_length(text: str, body_length: int) -> int:
+    # isdecimal alone also takes other scripts' digits; the length bounds the number.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        raise InvalidRequest(
+            f"{V2_HEADER_LENGTH} must be the number of bytes of the JSON, got {text[:20]!r}"
+        )
+    if int(text) > body_length:
+        raise InvalidRequest(
+            f"{V2_HEADER_LENGTH} is {text}, but the whole body has {body_length} bytes"
+        )
+    return int(text)
+
+
+def _decode_document(text: memoryview, elements: _Elements | None) -> InferRequest:
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the request must be a JSON object, got {_kind(document)}")
+    id_ = document.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise InvalidRequest(f"id must be a text, got {_kind(id_)}")
+    entries = document.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise InvalidRequest(
+            'the request needs "inputs", a list with at least one '
+            '{"name", "shape", "datatype", "data"}'
+        )
+    inputs = tuple(_input(entry, index, elements) for index, entry in enumerate(entries))
+    _refuse_repeated([tensor.name for tensor in inputs], "input")
+    if elements is not None and elements.left:
+        raise InvalidRequest(
+            f"the body has {elements.left} bytes after its last tensor; every tensor in it needs "
+            "its binary_data_size"
+        )
+    parameters = _parameters(document, "the request")
+    is_binary = _flag(parameters, "binary_data_output", "the request", False)
+    return InferRequest(id_, inputs, _outputs(document, is_binary), is_binary)
+
+
+def _input(entry: Any, index: int, elements: _Elements | None) -> Tensor:
+    where = f"inputs[{index}]"
+    name = _name(entry, where)
+    where = f"input {_shown(name)}"
+    shape = _shape(entry.get("shape"), where)
+    datatype = entry.get("datatype")
+    if datatype not in DATA_TYPES:
+        raise InvalidRequest(
+            f"{where}: datatype must be one of {', '.join(DATA_TYPES)}, got {_shown(datatype)}"
+        )
+    parameters = _parameters(entry, where)
+    size = parameters.get("binary_data_size")
+    if (size is None) == ("data" not in entry):
+        both = "neither data nor" if size is None else "both data and"
+        raise InvalidRequest(f"{where} has {both} binary_data_size; send one of them")
+    data: Array | list[bytes]
+    if size is None:
+        data = _from_json(entry["data"], datatype, shape, where)
+    else:
+        data = _from_binary(_take(elements, size, where), datatype, shape, where)
+    content_type = parameters.get("content_type")
+    return Tensor(
+        name, datatype, shape, data, content_type if isinstance(content_type, str) else ""
+    )
+
+
+def _outputs(document: dict[str, Any], is_binary: bool) -> dict[str, bool] | None:
+    entries = document.get("outputs")
+    if entries is not None and not isinstance(entries, list):
+        raise InvalidRequest(f'"outputs" must be a list, got {_kind(entries)}')
+    if not entries:
+        return None
+    names = [_name(entry, f"outputs[{index}]") for index, entry in enumerate(entries)]
+    _refuse_repeated(names, "output")
+    outputs = {}
+    for name, entry in zip(names, entries, strict=True):
+        where = f"output {_shown(name)}"
+        outputs[name] = _flag(_parameters(entry, where), "binary_data", where, is_binary)
+    return outputs
+
+
+def _name(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict):
+        raise InvalidRequest(f"{where} must be an object, got {_kind(entry)}")
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where} needs a name, a text; got {_kind(name)}")
+    return name
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_SIZE
+        for size in value
+    ):
+        raise InvalidRequest(
+            f"{where}: shape must be a list of whole numbers from 0 to {_MAX_SIZE - 1}, "
+            f"got {_shown(value)}"
+        )
+    if len(value) > _MAX_DIMENSIONS:
+        raise InvalidRequest(
+            f"{where}: shape has {len(value)} dimensions, at most {_MAX_DIMENSIONS} are possible"
+        )
+    return tuple(value)
+
+
+def _parameters(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, (str, int, float, bool)) for value in parameters.values()
+    ):
+        raise InvalidRequest(
+            f"{where}: parameters must be an object of texts, numbers, true and false, "
+            f"got {_shown(parameters)}"
+        )
+    for key, extension in _NOT_OFFERED.items():
+        if key in parameters:
+            raise InvalidRequest(f"{where}: this server does not offer {extension} ({key})")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], key: str, where: str, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{where}: {key} must be true or false, got {_shown(value)}")
+    return value
+
+
+def _refuse_repeated(names: list[str], kind: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"{kind} {_shown(name)} is there more than once")
+
+
+def _take(elements: _Elements | None, size: Any, where: str) -> memoryview:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise InvalidRequest(
+            f"{where}: binary_data_size must be a whole number of bytes >= 0, got {_shown(size)}"
+        )
+    if elements is None:
+        raise InvalidRequest(
+            f"{where} has a binary_data_size, but the header {V2_HEADER_LENGTH}, which says where "
+            "the JSON ends, is missing"
+        )
+    return elements.take(where, size)
+
+
+def _from_binary(
+    data: memoryview, datatype: str, shape: tuple[int, ...], where: str
+) -> Array | list[bytes]:
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _split_bytes(data, count, shape, where)
+    dtype = _DTYPES[datatype]
+    if len(data) != count * dtype.itemsize:
+        raise InvalidRequest(
+            f"{where} has {len(data)} bytes, but {datatype} of shape {list(shape)} takes "
+            f"{count * dtype.itemsize}"
+        )
+    if datatype == "BOOL" and (np.frombuffer(data, np.uint8) > 1).any():
+        raise InvalidRequest(f"{where}: the bytes of BOOL must be 0 or 1")
+    # A copy: aligned, and the model's own to write to.
+    array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
+    return _reshaped(array, shape, where)
+
+
+def _split_bytes(data: memoryview, count: int, shape: tuple[int, ...], where: str) -> list[bytes]:
+    elements: list[bytes] = []
+    at = 0
+    while at < len(data):
+        start = at + _LENGTH_BYTES
+        end = start + int.from_bytes(data[at:start], "little")
+        if start > len(data) or end > len(data):
+            raise InvalidRequest(
+                f"{where}: element {len(elements)} of BYTES, whose length stands before it in 4 "
+                f"bytes, goes beyond the {len(data)} bytes of the tensor"
+            )
+        elements.append(bytes(data[start:end]))
+        at = end
+    if len(elements) != count:
+        raise InvalidRequest(
+            f"{where} has {len(elements)} elements, but its shape {list(shape)} has {count}"
+        )
+    return elements
+
+
+def _from_json(
+    value: Any, datatype: str, shape: tuple[int, ...], where: str
+) -> Array | list[bytes]:
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{where}: data must be a list, got {_kind(value)}")
+    if datatype == "FP16":
+        raise InvalidRequest(
+            f"{where}: FP16 has no JSON form; send its bytes after the JSON (binary_data_size and "
+            f"the header {V2_HEADER_LENGTH})"
+        )
+    if datatype == "BYTES":
+        return _texts(value, shape, where)
+    array = _numbers(value, datatype, where)
+    if array.ndim > 1 and array.shape != shape:
+        raise InvalidRequest(
+            f"{where}: data is nested to the shape {list(array.shape)}, but its shape says "
+            f"{list(shape)}"
+        )
+    if array.size != math.prod(shape):
+        raise InvalidRequest(
+            f"{where}: data has {array.size} elements, but shape {list(shape)} has "
+            f"{math.prod(shape)}"
+        )
+    return _reshaped(_cast(array, datatype, where), shape, where)
+
+
+def _numbers(value: list[Any], datatype: str, where: str) -> Array:
+    """Give an array of whatever numbers a list holds.
+
+    Raises:
+        InvalidRequest: It is ragged, or holds something that cannot be of the type.
+    """
+    kinds = _ACCEPTED_KINDS[_DTYPES[datatype].kind]
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and "f" not in kinds:
+            # Whole numbers beyond 64 bits with a sign, beside smaller ones.
+            array = np.asarray(value, dtype=object)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{where}: data is not nested evenly") from None
+    if array.size == 0 or array.dtype.kind in kinds:
+        return array
+    for element in np.asarray(value, dtype=object).flat:
+        if not isinstance(element, (int, float)) or np.asarray(element).dtype.kind not in kinds:
+            raise InvalidRequest(f"{where}: data must hold {datatype}, got {_shown(element)}")
+    return array
+
+
+def _cast(array: Array, datatype: str, where: str) -> Array:
+    dtype = _DTYPES[datatype].newbyteorder("=")
+    if dtype.kind in "iu" and array.size:
+        limits, least, most = np.iinfo(dtype.str), int(array.min()), int(array.max())
+        for value in (least, most):
+            if not limits.min <= value <= limits.max:
+                raise InvalidRequest(f"{where}: {value} does not fit {datatype}")
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind == "f" and np.isinf(cast).any():
+        # JSON has no infinity: these are numbers too large for the type.
+        raise InvalidRequest(f"{where}: data holds a number that does not fit {datatype}")
+    return cast
+
+
+def _texts(value: list[Any], shape: tuple[int, ...], where: str) -> list[bytes]:
+    """Give the elements of BYTES, nested to the shape or flat."""
+    is_flat = not any(isinstance(element, list) for element in value)
+    elements = value if is_flat else _flattened(value, shape, where)
+    for element in elements:
+        if not isinstance(element, str):
+            raise InvalidRequest(f"{where}: data must hold texts (BYTES), got {_shown(element)}")
+    if len(elements) != math.prod(shape):
+        raise InvalidRequest(
+            f"{where}: data has {len(elements)} elements, but shape {list(shape)} has "
+            f"{math.prod(shape)}"
+        )
+    return [element.encode() for element in elements]
+
+
+def _flattened(value: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
+    for axis, size in enumerate(shape):
+        if axis:
+            value = [element for part in value for element in part]
+        is_last = axis == len(shape) - 1
+        expected = math.prod(shape[: axis + 1])
+        if len(value) != expected or any(isinstance(e, list) == is_last for e in value):
+            raise InvalidRequest(
+                f"{where}: data is not nested to its shape {list(shape)} (axis {axis} of {size})"
+            )
+    return value
+
+
+def _reshaped(array: Array, shape: tuple[int, ...], where: str) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError:
+        # No elements, but sizes whose product no array can have.
+        raise InvalidRequest(f"{where}: no array has the shape {list(shape)}") from None
+
+
+def _decode_raw(body: memoryview, spec: TensorSpec | None) -> InferRequest:
+    """Read a body that is nothing but the elements of the sole input."""
+    if spec is None:
+        raise InvalidRequest(
+            f"{V2_HEADER_LENGTH} is 0, which only models with one input understand; send the "
+            "request's JSON before the tensors"
+        )
+    where = f"input {_shown(spec.name)}"
+    if spec.data_type == "BYTES":
+        # The body is the element itself, without a length before it.
+        tensor = Tensor(spec.name, "BYTES", (1,), [bytes(body)])
+    else:
+        shape = _raw_shape(spec, len(body), where)
+        data = _from_binary(body, spec.data_type, shape, where)
+        tensor = Tensor(spec.name, spec.data_type, shape, data)
+    return InferRequest(None, (tensor,), None, True)
+
+
+def _raw_shape(spec: TensorSpec, length: int, where: str) -> tuple[int, ...]:
+    """Give the shape that so many bytes have: of one free axis the size follows."""
+    free = [axis for axis, size in enumerate(spec.shape) if size == 0]
+    shape = list(spec.shape)
+    if len(free) > 1 and free[0] == 0:
+        # A body without a shape is one request, not a batch.
+        shape[0] = 1
+        free = free[1:]
+    if len(free) > 1:
+        raise InvalidRequest(
+            f"{where} has several free axes ({list(spec.shape)}, 0 is free), so a body without a "
+            "shape is ambiguous; send the request's JSON before the tensor"
+        )
+    if free:
+        shape[free[0]] = 1
+        row = math.prod(shape) * _DTYPES[spec.data_type].itemsize
+        shape[free[0]] = length // row
+    return tuple(shape)
+
+
+def _chosen(request: InferRequest, outputs: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
+    if request.outputs is None:
+        return [(tensor, request.is_binary) for tensor in outputs]
+    by_name = {tensor.name: tensor for tensor in outputs}
+    for name in request.outputs:
+        if name not in by_name:
+            raise unknown_output(name, list(by_name))
+    return [(by_name[name], is_binary) for name, is_binary in request.outputs.items()]
+
+
+def unknown_output(name: str, known: Sequence[str]) -> InvalidRequest:
+    """Give the error for an output that the model does not have."""
+    return InvalidRequest(
+        f"the model has no output {_shown(name)}; its outputs: {', '.join(map(repr, known))}"
+    )
+
+
+def _to_binary(tensor: Tensor) -> bytes:
+    if isinstance(tensor.data, list):
+        parts: list[Buffer] = []
+        for element in tensor.data:
+            parts += (len(element).to_bytes(_LENGTH_BYTES, "little"), element)
+        return b"".join(parts)
+    return tensor.data.astype(_DTYPES[tensor.datatype], copy=False).tobytes()
+
+
+def _to_json(tensor: Tensor) -> Any:
+    if tensor.datatype == "FP16":
+        raise InvalidRequest(
+            f"output {_shown(tensor.name)} is FP16, which has no JSON form; ask for it in binary "
+            '(outputs: [{"name": ..., "parameters": {"binary_data": true}}])'
+        )
+    if isinstance(tensor.data, list):
+        return tensor.data
+    # The encoder takes arrays that are contiguous and in the machine's own byte order.
+    dtype = _DTYPES[tensor.datatype].newbyteorder("=")
+    return np.ascontiguousarray(tensor.data, dtype).ravel()
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if value is None:
+        return "nothing"
+    return names.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

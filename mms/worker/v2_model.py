@@ -1,0 +1,182 @@
+"""Between tensors of the Open Inference Protocol V2 and what a model takes and gives.
+
+A numeric tensor is an array. A BYTES tensor of one element is a body: what a form field of that
+name would hold, be it JSON, an image, or whatever a 1.x handler reads. Never imports mxnet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mms.archive.signature import Signature, TensorSpec
+from mms.errors import InvalidRequest, InvalidServiceOutput
+from mms.worker.arrays import arrays_of
+from mms.worker.request import image_value, json_value
+from mms.worker.v2 import InferRequest, Tensor, tensor_of, unknown_output
+
+#: What 1.x handlers, whose archives seldom say, take and give.
+HANDLER_INPUT = TensorSpec("body", (1,), "BYTES")
+HANDLER_OUTPUTS = ("output",)
+
+#: Base classes of ours whose `_preprocess` takes arrays and whose `_inference` gives them.
+_ARRAY_BASES = ("MXNetBaseService", "GluonImperativeBaseService", "OnnxBaseService")
+#: Those, and the one whose `_postprocess` leaves arrays as they are.
+_PLAIN_BASES = (*_ARRAY_BASES, "SingleNodeService")
+
+
+def takes_tensors(service: Any, signature: Signature) -> bool:
+    """Whether a service's own code never sees the inputs: its `_preprocess` is one of ours."""
+    return (
+        not signature.takes_images
+        and _is_array_service(service)
+        and _defines(service, "_preprocess", _ARRAY_BASES)
+    )
+
+
+def gives_tensors(service: Any, signature: Signature) -> bool:
+    """Whether the answer is what `_inference` gave: its `_postprocess` is one of ours."""
+    return (
+        not signature.gives_images
+        and _is_array_service(service)
+        and _defines(service, "_postprocess", _PLAIN_BASES)
+    )
+
+
+def raw_input(signature: Signature, has_tensors: bool) -> TensorSpec | None:
+    """Give what a body of elements alone is; None if the model has several inputs."""
+    if len(signature.inputs) != 1:
+        return None
+    spec = signature.inputs[0]
+    if not has_tensors:
+        return TensorSpec(spec.name, (1,), "BYTES")
+    return TensorSpec(spec.name, spec.shape, spec.data_type or "FP32")
+
+
+def service_inputs(request: InferRequest, signature: Signature) -> list[Any]:
+    """Give one value per input of the signature: an array, or what its body holds.
+
+    Raises:
+        InvalidRequest: Inputs or outputs are not the signature's, or a body is malformed.
+    """
+    tensors = {tensor.name: tensor for tensor in request.inputs}
+    for name in tensors:
+        if name not in signature.input_names:
+            known = ", ".join(map(repr, signature.input_names))
+            raise InvalidRequest(f"the model has no input {name[:60]!r}; its inputs: {known}")
+    for name in signature.input_names:
+        if name not in tensors:
+            sent = ", ".join(map(repr, tensors))
+            raise InvalidRequest(f"input {name!r} is missing; the request has {sent[:200]}")
+    _check_outputs(request, [spec.name for spec in signature.outputs])
+    return [_service_value(tensors[name], signature) for name in signature.input_names]
+
+
+def handler_inputs(
+    request: InferRequest, decode: Callable[[str, str, bytes], Any]
+) -> dict[str, Any]:
+    """Give what a 1.x handler gets: arrays, and bodies as form fields, by name.
+
+    Args:
+        request: The request.
+        decode: Gives the value of a field from its name, content type ("" if unknown) and bytes.
+
+    Raises:
+        InvalidRequest: A body is malformed, or an output is asked for that handlers do not have.
+    """
+    _check_outputs(request, HANDLER_OUTPUTS)
+    return {
+        tensor.name: decode(tensor.name, tensor.content_type, _body(tensor))
+        if isinstance(tensor.data, list)
+        else tensor.data
+        for tensor in request.inputs
+    }
+
+
+def network_outputs(value: Any, names: Sequence[str]) -> list[Tensor] | None:
+    """Give what a network gave as tensors; None if that is something else than arrays.
+
+    Args:
+        value: What `_inference` returned.
+        names: The signature's outputs; a network may have more, which it leaves out.
+
+    Raises:
+        InvalidServiceOutput: The signature names more outputs than the network has.
+    """
+    arrays = arrays_of(value)
+    if arrays is None:
+        return None
+    if len(arrays) < len(names) and isinstance(value, (list, tuple)):
+        raise InvalidServiceOutput(
+            f"the network gave {len(arrays)} outputs, but the signature names {len(names)}"
+        )
+    return _tensors(names, arrays)
+
+
+def outputs_of(value: Any, names: Sequence[str], body: Callable[[], bytes]) -> list[Tensor]:
+    """Give an answer as tensors: arrays, one per output, or the body that it is otherwise.
+
+    Args:
+        value: What the service or the handler answered.
+        names: The outputs that there are.
+        body: Gives what the answer's body would be, which becomes the one element of the first.
+    """
+    arrays = arrays_of(value)
+    if arrays is not None and (len(arrays) == len(names) or not isinstance(value, (list, tuple))):
+        tensors = _tensors(names, arrays)
+        if tensors is not None:
+            return tensors
+    return [Tensor(names[0], "BYTES", (1,), [body()])]
+
+
+def _tensors(names: Sequence[str], arrays: Sequence[Any]) -> list[Tensor] | None:
+    tensors = []
+    for name, array in zip(names, arrays, strict=False):
+        tensor = tensor_of(name, array.asnumpy() if hasattr(array, "asnumpy") else array)
+        if tensor is None:
+            return None
+        tensors.append(tensor)
+    return tensors
+
+
+def _service_value(tensor: Tensor, signature: Signature) -> Any:
+    if isinstance(tensor.data, list):
+        convert = image_value if signature.takes_images else json_value
+        return convert(tensor.name, _body(tensor))
+    if signature.takes_images:
+        raise InvalidRequest(
+            f"input {tensor.name!r} takes an encoded image, as BYTES of shape [1], not "
+            f"{tensor.datatype} of shape {list(tensor.shape)}"
+        )
+    return tensor.data
+
+
+def _body(tensor: Tensor) -> bytes:
+    if len(tensor.data) != 1:
+        raise InvalidRequest(
+            f"input {tensor.name!r} must have exactly one element of BYTES, got "
+            f"{len(tensor.data)}: an element is a whole body here; send one request for each, "
+            "which the server joins into batches itself"
+        )
+    return bytes(tensor.data[0])
+
+
+def _check_outputs(request: InferRequest, names: Sequence[str]) -> None:
+    for name in request.outputs or ():
+        if name not in names:
+            raise unknown_output(name, names)
+
+
+def _is_array_service(service: Any) -> bool:
+    return any(_is_ours(cls, _ARRAY_BASES) for cls in type(service).__mro__)
+
+
+def _defines(service: Any, method: str, bases: Sequence[str]) -> bool:
+    """Whether a service has a method from one of these classes of ours, and not its own."""
+    owner = next((cls for cls in type(service).__mro__ if method in vars(cls)), None)
+    return owner is not None and method not in vars(service) and _is_ours(owner, bases)
+
+
+def _is_ours(cls: type[Any], names: Sequence[str]) -> bool:
+    # By name: importing the classes would import mxnet, which a worker may do without.
+    return cls.__name__ in names and cls.__module__.startswith("mms.model_service.")
