@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
 from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES
@@ -180,6 +181,16 @@ class ServerSettings:
         "Offer SageMaker's routes that load and unload models on the inference port, for archives "
         "below model_store (/opt/ml/models if that is empty).",
     )
+    allowed_urls: str = setting(
+        "",
+        "Regular expressions, separated by commas, of URLs (http, https, s3, file) from which the "
+        "management API may register models, too. Each must match a whole URL, and every redirect "
+        "must match one. None if empty.",
+    )
+    allow_private_urls: bool = setting(
+        False,
+        "Let allowed_urls lead to private addresses and to this machine, and use a proxy for them.",
+    )
     state_file: str = setting(
         "", "File that keeps what was registered over a restart; nothing is kept if empty."
     )
@@ -248,6 +259,12 @@ class ServerSettings:
         "installed OpenAPI generator knows.",
     )
     gen_api_dir: str = setting("build", "Folder for openapi.json and the generated client.")
+    cache_dir: str = setting(
+        "",
+        "Folder that keeps downloaded archives; mxnet-model-server in $XDG_CACHE_HOME or in "
+        "~/.cache if empty.",
+    )
+    max_archive_bytes: int = setting(64 << 30, "Longest archive to download.", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +435,8 @@ def build_config(
     for name, path in models:
         if name in named:
             raise ConfigError(
-                f"--models names {name!r} twice ({named[name]} and {path}); give each its own name"
+                f"--models names {name!r} twice ({shown(named[name])} and {shown(path)}); "
+                "give each its own name"
             )
         named[name] = path
     configs = []

@@ -13,7 +13,8 @@ goes into ``detail`` and the log.
     │   ├── ArchiveError
     │   │   ├── ManifestError
     │   │   ├── SignatureError
-    │   │   └── ExportError
+    │   │   ├── ExportError
+    │   │   └── DownloadFailed
     │   ├── ModelLoadFailed
     │   └── AddressInUse
     ├── InvalidRequest
@@ -123,6 +124,12 @@ class ExportError(ArchiveError):
     """The files given to mxnet-model-export do not make an archive."""
 
     code = "export_error"
+
+
+class DownloadFailed(ArchiveError):
+    """A model archive cannot be fetched from where it is, or not be kept here."""
+
+    code = "download_failed"
 
 
 class ModelLoadFailed(StartupError):

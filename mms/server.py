@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from mms.archive.fetch import Progress
 from mms.archive.workspace import open_workspace
 from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
@@ -58,6 +59,7 @@ class Server:
         config: What to serve and how.
         announce: Called once everything is ready.
         reread: Gives the configuration as it is now, for SIGHUP.
+        progress: Who is told how downloads go on.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Server:
         config: Config,
         announce: Callable[[Server], None] | None = None,
         reread: Callable[[], Config] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config = config
+        self._progress = progress
         self._reread = reread
         self._reloading: asyncio.Task[None] | None = None
         self.registry = Registry()
@@ -127,6 +131,7 @@ class Server:
             self.registry,
             self.workspace,
             partial(_worker_environment, self.config.server.blacklist_env_vars),
+            progress=self._progress,
         )
         self.context.manager = self.manager
         if self.config.server.management_port >= 0:

@@ -14,8 +14,11 @@ import click
 import orjson
 import uvloop
 
+from mms.archive.fetch import cached, fetch, opening
+from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
+from mms.cli.progress import ProgressLine
 from mms.config import (
     ENV_PREFIX,
     Config,
@@ -27,6 +30,7 @@ from mms.config import (
 from mms.errors import ConfigError, MMSError, StartupError
 from mms.log import configure_logging
 from mms.server import Server
+from mms.serving.fetching import fetch_options
 from mms.serving.registry import Registry
 from mms.version import __version__
 
@@ -85,9 +89,10 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--models",
     multiple=True,
-    metavar="NAME=PATH ...",
-    help="Models to serve, as pairs of a name and a .model file or an unpacked folder; several "
-    "may follow one --models. A bare path takes its name from the archive.",
+    metavar="NAME=LOCATION ...",
+    help="Models to serve, as pairs of a name and a .model file, an unpacked folder, or an "
+    "http(s)://, s3:// or file:// URL; several may follow one --models. Without a name, the one in "
+    "the archive is taken.",
 )
 @click.option(
     "--config",
@@ -116,43 +121,53 @@ def command(
     mxnet-model-server --models crepe=character_cnn.model
     curl http://127.0.0.1:8080/predictions/crepe -H 'content-type: application/json' -d '[...]'
     """
-
-    def read() -> Config:
-        pairs = [_parse_model(text) for text in models]
-        config = build_config(pairs, flags, os.environ, config_file)
-        if mode == "serve" and not config.models and not config.server.multi_model:
-            found = _sagemaker_models(os.environ)
-            config = build_config(found, flags, os.environ, config_file)
-        return config
-
     try:
+        server = build_config([], flags, os.environ, config_file).server
+        if not print_config:
+            configure_logging(
+                server.log_level,
+                server.log_format,
+                Path(server.log_file) if server.log_file else None,
+                server.log_rotation_time or None,
+            )
+        progress = ProgressLine(sys.stderr) if sys.stderr.isatty() else None
+        pairs = [_parse_model(text, server, progress) for text in models]
+
+        def read() -> Config:
+            config = build_config(pairs, flags, os.environ, config_file)
+            if mode == "serve" and not config.models and not config.server.multi_model:
+                found = _sagemaker_models(os.environ)
+                config = build_config(found, flags, os.environ, config_file)
+            return config
+
         config = read()
         if print_config:
             _print_config(config)
             return
-        server = config.server
-        if not (config.models or server.model_store or server.state_file):
+        if not (config.models or server.model_store or server.allowed_urls or server.state_file):
             raise ConfigError("no model to serve; give --models NAME=PATH")
-        configure_logging(
-            server.log_level,
-            server.log_format,
-            Path(server.log_file) if server.log_file else None,
-            server.log_rotation_time or None,
-        )
-        uvloop.run(Server(config, _announce, read).run())
+        uvloop.run(Server(config, _announce, read, progress).run())
     except MMSError as error:
         _report(error)
         sys.exit(error.exit_status if isinstance(error, StartupError) else LOAD_FAILED_STATUS)
 
 
-def _parse_model(text: str) -> tuple[str, str]:
-    """Split ``NAME=PATH``; a bare path is named by its manifest."""
-    name, separator, path = text.partition("=")
-    if separator and "/" not in name:
-        if not name or not path:
-            raise ConfigError(f"--models {text!r}: expected NAME=PATH, such as crepe=crepe.model")
-        return name, path
-    return read_manifest(text).model_name, text
+def _parse_model(
+    text: str, settings: ServerSettings, progress: ProgressLine | None
+) -> tuple[str, str]:
+    """Split ``NAME=LOCATION``; what has no name is fetched, and named by its manifest."""
+    name, separator, location = text.partition("=")
+    # The first = of a URL is in its query, or in #sha256=.
+    if separator and "/" not in name and "#" not in name:
+        if not name or not location:
+            raise ConfigError(
+                f"--models {name}={shown(location)}: expected NAME=PATH, such as crepe=crepe.model"
+            )
+        return name, location
+    options = fetch_options(settings, progress)
+    path = fetch(text, options)
+    with opening(text, path, options):
+        return read_manifest(path).model_name, text
 
 
 def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -234,14 +249,16 @@ def _inline(path: Path) -> str:
 
 
 def _print_config(config: Config) -> None:
-    """Print every value with its origin; an archive that cannot be read sets nothing."""
+    """Print every value with its origin; an archive that is not here sets nothing."""
     for key, value in dataclasses.asdict(config.server).items():
         click.echo(f"{key}: {value!r}  # {config.origins[key]}")
     for model in config.models:
-        click.echo(f"models.{model.name}.path: {model.path!r}")
+        click.echo(f"models.{model.name}.path: {shown(model.path)!r}")
         serving = ServingDefaults()
         with contextlib.suppress(MMSError):
-            serving = read_manifest(model.path).serving
+            # Nothing is downloaded for this.
+            path = cached(model.path, fetch_options(config.server))
+            serving = read_manifest(path).serving if path else serving
         settings = with_archive_defaults(model.settings, serving, config.origins, model.name)
         for key, value in dataclasses.asdict(settings).items():
             is_own = value != getattr(model.settings, key)

@@ -11,6 +11,7 @@ import datetime
 import hmac
 import ipaddress
 import logging
+import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import orjson
 from aiohttp import web
 
-from mms.archive.reader import read_manifest
+from mms.archive.location import Policy, is_remote, parse_location, shown
 from mms.config import Layer, ModelSettings, ServerSettings, keys, resolve
 from mms.errors import Draining, Forbidden, InvalidRequest, MMSError, ModelNotFound, Unauthorized
 from mms.http.body import read_body
@@ -93,11 +94,12 @@ async def register(request: web.Request) -> web.Response:
     url = parameters.pop("url", None)
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
-    path = locate(url, request.app[CONTEXT].settings.model_store)
+    fetching = manager.fetching
+    location = locate(url, request.app[CONTEXT].settings.model_store, fetching.policy)
+    name = parameters.pop("model_name", None)
     handler = str(parameters.get("handler", ""))
-    manifest = await asyncio.to_thread(read_manifest, path, handler)
-    name = parameters.pop("model_name", manifest.model_name)
     version = parameters.pop("version", None)
+    version = None if version is None else str(version)
     size: int | None = None
     is_lazy = parameters.get("load") == "lazy"
     if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
@@ -107,19 +109,26 @@ async def register(request: web.Request) -> web.Response:
     make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
     # The manifest tells, and only Python is left.
     parameters.pop("runtime", None)
+    # Before a download that may take long, and for nothing.
+    settings, _ = _settings(dict(parameters), str(name), manager.layers)
+    if name is not None:
+        manager.check(str(name), version)
+    path = await fetching.fetch(location, is_trusted=False)
+    manifest = await fetching.read_manifest(location, path, handler)
+    name = manifest.model_name if name is None else name
     settings, origins = _settings(parameters, str(name), manager.layers)
-    version = None if version is None else str(version)
     manager.check(str(name), version)
     registering = manager.register(
         str(name),
-        str(path),
+        location,
+        fetched=path,
         version=version,
         settings=settings,
         origins=origins,
         size=size,
         make_default=make_default,
     )
-    audit.info("register %s from %s", name, path)
+    audit.info("register %s from %s", name, shown(location))
     if size != 0 and not synchronous:
         # Refused at once what can be refused at once; the load goes on by itself.
         _run(request.app, registering, f"registering {name}")
@@ -359,28 +368,47 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def locate(url: str, model_store: str) -> Path:
-    """Give the archive inside the model store that a `url` names.
+def locate(url: str, model_store: str, policy: Policy) -> str:
+    """Give the location that a `url` names: of an archive inside the model store, or permitted.
 
     Raises:
-        Forbidden: There is no store, or the archive is not in it.
+        Forbidden: It is neither.
         ModelNotFound: The store has no such archive.
+        ArchiveError: It is not valid.
     """
-    if not model_store:
+    if not model_store and not policy.patterns:
         raise Forbidden(
             "no model store: start the server with --model-store DIR to register models"
         )
-    if "://" in url and not url.startswith("file://"):
-        raise Forbidden(f"only archives in the model store can be registered, not {url[:200]!r}")
-    store = Path(model_store).resolve()
     if "\0" in url:
         raise Forbidden("the url holds a NUL")
-    path = (store / url.removeprefix("file://")).resolve()
-    if not path.is_relative_to(store) or path == store:
-        raise Forbidden(f"{url[:200]!r} is not in the model store")
-    if not path.exists():
+    if is_remote(url):
+        if not policy.patterns:
+            raise Forbidden(
+                f"only archives in the model store can be registered, not {shown(url)}; "
+                "the server's allowed_urls can permit more"
+            )
+        if not url.lower().startswith(("http://", "https://", "s3://")):
+            raise Forbidden(f"{shown(url)}: only http://, https://, s3:// and file:// are fetched")
+        policy.check_url(parse_location(url).url)
+        return url
+    name, separator, pin = url.partition("#sha256=")
+    if name.startswith(("file:///", "file://localhost/")):
+        name = str(parse_location(name).path)
+    # os.path raises nothing, however long a name is and wherever a link leads.
+    path = Path(os.path.realpath(Path(model_store, name.removeprefix("file://"))))
+    if not (model_store and _is_inside(path, Path(os.path.realpath(model_store)))):
+        if not policy.patterns:
+            raise Forbidden(f"{url[:200]!r} is not in the model store")
+        # Links and .. are resolved: what a pattern permits is where the file really is.
+        policy.check_url(f"file://{path}")
+    if not os.path.exists(path):
         raise ModelNotFound(f"Model not found in model store: {url[:200]}")
-    return path
+    return f"{path}{separator}{pin}"
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder) and path != folder
 
 
 def _settings(

@@ -131,7 +131,8 @@ async def _register(app: web.Application, name: str, parameters: dict[str, Any])
     layer = Layer("request", {key: parameters.pop(key) for key in known if key in parameters})
     _refuse_unknown(parameters)
     settings, origins = resolve(ModelSettings, [layer, *manager.layers], f"models.{name}.")
-    path = locate(_file_name(name, store) if url is None else str(url), store)
+    policy = manager.fetching.policy
+    path = locate(_file_name(name, store) if url is None else str(url), store, policy)
     try:
         await manager.register(name, str(path), version=version, settings=settings, origins=origins)
     except MMSError as error:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mms.archive.fetch import Progress
 from mms.archive.manifest import is_model_name
-from mms.archive.reader import open_archive, remove_unpacked
+from mms.archive.reader import remove_unpacked
 from mms.config import (
     Config,
     Layer,
@@ -30,12 +31,13 @@ from mms.config import (
     with_archive_defaults,
 )
 from mms.errors import Conflict, InvalidRequest, MMSError
+from mms.serving.fetching import Fetching, stamp
 from mms.serving.lifecycle import ServableState
 from mms.serving.placement import Placement
 from mms.serving.processes import reap_orphans
 from mms.serving.registry import DEFAULT_VERSION, Registry, Traffic
 from mms.serving.servable import Servable
-from mms.serving.state import State, file_stamp, read_state, write_state
+from mms.serving.state import State, read_state, write_state
 from mms.serving.tasks import Tasks
 
 logger = logging.getLogger("mms.manager")
@@ -50,7 +52,7 @@ class Registration:
     """What was asked for, so that it can be asked for again.
 
     Attributes:
-        path: Where the archive is.
+        path: Where the archive is: a path or a URL.
         settings: As given, without the archive's defaults.
         origins: Where each setting came from, by its key.
         size: Number of workers if it was set by the management API.
@@ -77,6 +79,7 @@ class ModelManager:
         workspace: Folder to unpack archives in.
         make_environment: Gives the environment of a worker with so many compute threads.
         placement: The GPUs of this machine.
+        progress: Who is told how downloads go on.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class ModelManager:
         workspace: Path,
         make_environment: Callable[[int], Mapping[str, str]],
         placement: Placement | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._config = config
+        self.fetching = Fetching(config.server, progress)
         self._registry = registry
         self._workspace = workspace
         self._make_environment = make_environment
@@ -151,6 +156,7 @@ class ModelManager:
         name: str,
         path: str,
         *,
+        fetched: Path | None = None,
         version: str | None = None,
         settings: ModelSettings,
         origins: Mapping[str, str],
@@ -163,7 +169,8 @@ class ModelManager:
 
         Args:
             name: Name clients use.
-            path: Archive file or folder.
+            path: Archive file or folder, or a URL of one.
+            fetched: What is there, if it has been fetched just now.
             version: Its version; without one, a new model gets "1".
             settings: How to serve it.
             origins: Where the settings came from; the archive fills in those from "default".
@@ -181,9 +188,9 @@ class ModelManager:
             self.check(name, version)
             version = version or DEFAULT_VERSION
             registration = Registration(
-                path, settings, origins, size, is_startup, keep, file_stamp(path)
+                path, settings, origins, size, is_startup, keep, stamp(path)
             )
-            servable = await self._open(name, version, registration)
+            servable = await self._open(name, version, registration, fetched)
             # Known while it loads, so that asking for it gives 503 and not 404. A version beside
             # others is only known once it can answer.
             is_first = name not in self._registry
@@ -240,7 +247,7 @@ class ModelManager:
                 # Another one has taken its place while this waited.
                 return current
             registration = self.registration(servable)
-            registration.stamp = file_stamp(registration.path)
+            registration.stamp = stamp(registration.path)
             fresh = await self._open(servable.name, servable.version, registration)
             fresh.metrics = servable.metrics
             try:
@@ -378,12 +385,15 @@ class ModelManager:
         )
         self.registration(servable).is_startup = servable.is_startup = True
 
-    async def _open(self, name: str, version: str, registration: Registration) -> Servable:
-        archive = await asyncio.to_thread(
-            open_archive,
-            registration.path,
-            self._workspace,
-            handler=registration.settings.handler,
+    async def _open(
+        self, name: str, version: str, registration: Registration, fetched: Path | None = None
+    ) -> Servable:
+        location = registration.path
+        if fetched is None:
+            # What the state file keeps was asked for by others than the operator.
+            fetched = await self.fetching.fetch(location, is_trusted=not registration.keep)
+        archive = await self.fetching.open(
+            location, fetched, self._workspace, registration.settings.handler
         )
         try:
             settings = with_archive_defaults(
@@ -461,12 +471,13 @@ class ModelManager:
             registration = self._registrations.get((servable.name, servable.version))
             if registration is None:
                 continue
-            stamp = await asyncio.to_thread(file_stamp, registration.path)
-            if stamp == registration.stamp or stamp is None:
+            current = await asyncio.to_thread(stamp, registration.path)
+            # There is none of what is remote or gone.
+            if current == registration.stamp or current is None:
                 continue
             extra = {"model": servable.name}
             logger.info("%s has changed; reloading", registration.path, extra=extra)
-            registration.stamp = stamp
+            registration.stamp = current
             try:
                 await self.replace(servable)
             except MMSError as error:
@@ -529,7 +540,7 @@ class ModelManager:
             {
                 "name": name,
                 "version": version,
-                "path": os.path.abspath(registration.path),
+                "path": _lasting(registration.path),
                 "size": registration.size,
                 "settings": {
                     key: value
@@ -571,6 +582,11 @@ class ModelManager:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _lasting(location: str) -> str:
+    """Give a location so that it holds in whatever folder the server is started next."""
+    return location if "://" in location else os.path.abspath(location)
 
 
 async def _said(name: str, done: str, work: Awaitable[Any]) -> str:

@@ -80,7 +80,8 @@ def write_state(path: str, state: State) -> None:
         return
     staging = f"{path}.new"
     try:
-        with open(staging, "w", encoding="utf-8") as file:
+        # For the owner only: a URL may carry a signature or a password.
+        with open(staging, "w", encoding="utf-8", opener=_open_private) as file:
             json.dump(asdict(state), file, indent=2)
             file.flush()
             os.fsync(file.fileno())
@@ -89,6 +90,10 @@ def write_state(path: str, state: State) -> None:
         with contextlib.suppress(OSError):
             os.unlink(staging)
         logger.error("state_file %s cannot be written: %s", path, error.strerror)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def file_stamp(path: str) -> Any:

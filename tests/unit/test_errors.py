@@ -18,6 +18,7 @@ DOCUMENTED = {
     errors.ManifestError: 400,
     errors.SignatureError: 400,
     errors.ExportError: 400,
+    errors.DownloadFailed: 400,
     errors.ModelLoadFailed: 500,
     errors.AddressInUse: 500,
     errors.InvalidRequest: 400,

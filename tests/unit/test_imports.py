@@ -71,6 +71,8 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
         ("mms.archive.signature", {"mms.errors"}),
         ("mms.archive.manifest", {"mms.errors"}),
         ("mms.archive.workspace", set()),
+        ("mms.archive.location", {"mms.errors"}),
+        ("mms.archive.source", {"mms.archive.location"}),
         ("mms.log", {"mms.errors"}),
         ("mms.service", set()),
     ],

@@ -1,0 +1,159 @@
+"""Open a model's archive, wherever it is, beside the event loop and by the server's settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mms.archive.fetch import FetchOptions, Progress, fetch, local_file, opening
+from mms.archive.location import is_remote, parse_location, parse_policy, shown
+from mms.archive.manifest import Manifest
+from mms.archive.reader import Archive, open_archive, read_manifest
+from mms.config import ServerSettings
+from mms.errors import ConfigError
+from mms.serving.state import file_stamp
+
+#: Downloads at once; more only share the same line.
+_MOST_DOWNLOADS = 8
+_FOLDER = "mxnet-model-server"
+
+T = TypeVar("T")
+
+
+def fetch_options(
+    settings: ServerSettings,
+    progress: Progress | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> FetchOptions:
+    """Give how the settings say that archives are fetched and kept.
+
+    Raises:
+        ConfigError: No folder to keep them in is set, and the user has no home.
+    """
+    return FetchOptions(
+        cache=_cache_folder(settings.cache_dir, environment),
+        max_bytes=settings.max_archive_bytes,
+        progress=progress,
+    )
+
+
+def _cache_folder(cache_dir: str, environment: Mapping[str, str]) -> Path:
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    base = environment.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base) / _FOLDER
+    try:
+        return Path.home() / ".cache" / _FOLDER
+    except RuntimeError:
+        # A user that the system does not know, as in some containers.
+        raise ConfigError(
+            "there is no home folder to keep downloaded archives in; set cache_dir"
+        ) from None
+
+
+def stamp(location: str) -> Any:
+    """Give what changes when a location's file or folder changes; None if it is not here."""
+    path = parse_location(location).path
+    return file_stamp(str(path)) if path else None
+
+
+class Fetching:
+    """Fetches and opens archives for the model manager.
+
+    Args:
+        settings: The server's.
+        progress: Who is told how downloads go on.
+    """
+
+    def __init__(self, settings: ServerSettings, progress: Progress | None = None) -> None:
+        self.policy = parse_policy(settings.allowed_urls, settings.allow_private_urls)
+        self._settings = settings
+        self._progress = progress
+        self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
+
+    async def fetch(self, location: str, *, is_trusted: bool) -> Path:
+        """Give the file or folder at a location.
+
+        Args:
+            location: Path or URL.
+            is_trusted: Whether the operator named it; what others name must be permitted by
+                the policy if it is remote, and has been checked before if it is not.
+
+        Raises:
+            ArchiveError: It is not valid, or cannot be fetched.
+            Forbidden: It is not permitted.
+        """
+        path = await asyncio.to_thread(local_file, parse_location(location))
+        if path is not None:
+            return path
+        options = fetch_options(self._settings, self._progress)
+        policy = None if is_trusted else self.policy
+        async with self._slots:
+            return await _in_thread(lambda stop: fetch(location, options, policy, stop))
+
+    async def open(self, location: str, path: Path, workspace: Path, handler: str = "") -> Archive:
+        """Check and unpack what `fetch` gave.
+
+        Raises:
+            ArchiveError: As `open_archive`; names the location.
+        """
+        archive = await self._read(
+            location, path, lambda: open_archive(path, workspace, handler=handler)
+        )
+        return dataclasses.replace(archive, source=shown(location))
+
+    async def read_manifest(self, location: str, path: Path, handler: str = "") -> Manifest:
+        """Read the manifest of what `fetch` gave.
+
+        Raises:
+            ArchiveError: As `read_manifest`; names the location.
+        """
+        return await self._read(location, path, lambda: read_manifest(path, handler))
+
+    async def _read(self, location: str, path: Path, read: Callable[[], T]) -> T:
+        if not is_remote(location):
+            return await asyncio.to_thread(read)
+        options = fetch_options(self._settings)
+
+        def read_fetched() -> T:
+            with opening(location, path, options):
+                return read()
+
+        return await asyncio.to_thread(read_fetched)
+
+
+async def _in_thread(work: Callable[[threading.Event], T]) -> T:
+    """Run what blocks in a thread of its own, and tell it to stop if the caller is cancelled.
+
+    The loop's own threads are waited for when the server ends; one that hangs on a dead network
+    would keep it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+    stop = threading.Event()
+
+    def run() -> None:
+        settle: Callable[[], None]
+        try:
+            settle = partial(done.set_result, work(stop))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+            settle = partial(done.set_exception, error)
+        # A closed loop raises: nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if done.done() else settle())
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="fetch", daemon=True).start()
+    try:
+        return await done
+    finally:
+        stop.set()
