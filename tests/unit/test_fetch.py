@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import re
 import resource
 import select
@@ -41,8 +42,9 @@ from tests.fileserver import (
 )
 
 #: Longer than what fits into the buffers of a connection, so that a cut is noticed where it is.
-CONTENT = os.urandom(1 << 20)
-OTHER = os.urandom(1 << 20)
+# The same in every process of a parallel run: names of tests hold digests.
+CONTENT = random.Random(1).randbytes(1 << 20)
+OTHER = random.Random(2).randbytes(1 << 20)
 DIGEST = digest_of(CONTENT)
 DATE = "Sat, 21 Nov 2026 10:00:00 GMT"
 #: Nothing below is this slow; a test that waits this long fails by pytest's own limit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -22,8 +23,9 @@ from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
 from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
-CONTENT = os.urandom(1 << 20)
-OTHER = os.urandom(1 << 20)
+# The same in every process of a parallel run: names of tests hold digests.
+CONTENT = random.Random(1).randbytes(1 << 20)
+OTHER = random.Random(2).randbytes(1 << 20)
 URL = "s3://models/crepe/1/crepe.model"
 _KEY = "crepe/1/crepe.model"
 
