@@ -10,9 +10,12 @@ CREPE_SOURCES = $(addprefix $(CREPE_SOURCE)/,train.py corpus.py character_cnn_se
   signature.json synset.txt sample.json)
 CREPE_FOLDER = $(BUILD)/character_cnn
 CREPE = $(BUILD)/character_cnn.model
+CALIBRATION = $(BUILD)/character_cnn-calibration.jsonl
+INT8 = $(BUILD)/int8/character_cnn.model
+IMAGE_NET = $(BUILD)/image_net.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test test-fast lint type bench docs chaos check image-test clean
+.PHONY: help setup serve train test test-fast lint type bench bench-quick bench-compare docs chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,17 @@ $(CREPE): $(CREPE_FOLDER)/character_cnn-0000.params
 	$(BIN)/mxnet-model-export --model-name character_cnn --model-path $(CREPE_FOLDER) \
 	  --service-file-path $(CREPE_FOLDER)/character_cnn_service.py --export-path $(BUILD) --force
 
+$(CALIBRATION): $(CREPE_SOURCE)/calibration.py $(CREPE_SOURCE)/corpus.py | setup
+	$(BIN)/python $(CREPE_SOURCE)/calibration.py --output $@
+
+$(INT8): $(CREPE) $(CALIBRATION)
+	$(BIN)/mxnet-model-export --model-name character_cnn --model-path $(CREPE_FOLDER) \
+	  --service-file-path $(CREPE_FOLDER)/character_cnn_service.py --export-path $(BUILD)/int8 \
+	  --quantize int8 --calibration-data $(CALIBRATION) --force
+
+$(IMAGE_NET): benchmarks/image_net.py benchmarks/services/image_net.py | setup
+	$(BIN)/python -m benchmarks.image_net $(BUILD)
+
 train: setup ## Train the example model again
 	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
 
@@ -58,8 +72,18 @@ type: setup ## Check types
 docs: setup ## Write docs/reference.md from the code
 	$(BIN)/python docs/generate.py
 
-bench: setup $(CREPE) ## Measure the server against the bare handler and the bare model
-	$(BIN)/python -m benchmarks.bench $(CREPE)
+BENCH = $(BIN)/python -m benchmarks.bench --crepe $(CREPE) --int8 $(INT8) --image $(IMAGE_NET) \
+  --output $(BUILD)/bench.json
+
+bench: setup $(CREPE) $(INT8) $(IMAGE_NET) ## Measure the server against the same work done bare, ten minutes
+	$(BENCH)
+
+bench-quick: setup $(CREPE) $(INT8) $(IMAGE_NET) ## The same in two minutes: does it work?
+	$(BENCH) --quick
+
+bench-compare: setup ## Compare two results of make bench: A=old.json B=new.json
+	@test -n "$(A)" && test -n "$(B)" || { echo "usage: make bench-compare A=old.json B=new.json"; exit 1; }
+	$(BIN)/python -m benchmarks.compare $(A) $(B)
 
 chaos: setup ## Ten minutes of faults under load; fails on any lost or wrong answer
 	$(BIN)/python -m tests.chaos --minutes 10

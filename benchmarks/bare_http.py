@@ -1,11 +1,12 @@
 """Reference for the noop workload: an aiohttp + uvloop handler that answers a constant.
 
-`python -m benchmarks.bare_http PORT`. No routing by model, no worker, no queue, no metrics.
+`python -m benchmarks.bare_http` prints its port. No routing by model, no worker, no queue, no
+metrics.
 """
 
 from __future__ import annotations
 
-import sys
+import socket
 
 import uvloop
 from aiohttp import web
@@ -18,6 +19,8 @@ async def _answer(request: web.Request) -> web.Response:
 
 if __name__ == "__main__":
     app = web.Application()
-    app.router.add_post("/predictions/noop", _answer)
+    app.router.add_post("/", _answer)
+    sock = socket.create_server(("127.0.0.1", 0))
+    print(sock.getsockname()[1], flush=True)
     uvloop.install()
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+    web.run_app(app, sock=sock, access_log=None, print=None)

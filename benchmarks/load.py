@@ -1,116 +1,122 @@
-"""Closed-loop HTTP load over keep-alive connections, in a process of its own.
+"""HTTP load over keep-alive connections, in a process of its own.
 
-`python -m benchmarks.load URL CONNECTIONS SECONDS CONTENT_TYPE BODY_FILE` prints one JSON line.
-Each connection sends its next request when the last one is answered. The client is a bare
-protocol on uvloop, about 8 µs per request, so that it is not what is measured.
+`python -m benchmarks.load URL CONNECTIONS SECONDS CONTENT_TYPE BODY_FILE` prints one JSON line: a
+closed loop, or with ``--rate`` an open one. The client is a bare protocol on uvloop, so that it is
+not what is measured; ``client_cpu`` says which share of a core it took.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import click
 import uvloop
 
-#: Load that is not counted: connections are made and caches are warm after it.
-WARM_UP_S = 0.5
+from benchmarks.connection import Connection, LoadFailed
+from benchmarks.patterns import ClosedLoop, OpenLoop, Pattern
+from benchmarks.schedule import percentiles
+
+#: Longest wait for the answers that are still to come when the last request has been sent.
+_LAST_ANSWERS_LIMIT_S = 120.0
 
 
-@dataclass(frozen=True)
-class LoadResult:
-    """What one run came to; latencies in milliseconds."""
+async def put_load(
+    make_pattern: Callable[[], Pattern],
+    url: str,
+    connections: int,
+    limit_s: float,
+    content_type: str,
+    body: bytes,
+) -> dict[str, Any]:
+    """Run a pattern to its end, and give its summary.
 
-    requests_per_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    failed: int
-
-
-class _Connection(asyncio.Protocol):
-    def __init__(self, request: bytes, samples: list[tuple[float, float]]) -> None:
-        self._request = request
-        self._samples = samples
-        self._buffer = b""
-        self._sent_at = 0.0
-        self.failed = 0
-        self.is_stopping = False
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-        self._send()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = self._buffer[:end].lower()
-        at = head.find(b"content-length:")
-        length = int(head[at + 15 :].split(b"\r\n", 1)[0])
-        if len(self._buffer) < end + 4 + length:
-            return
-        if not head.startswith(b"http/1.1 200"):
-            self.failed += 1
-        self._buffer = b""
-        now = time.perf_counter()
-        self._samples.append((now, now - self._sent_at))
-        if not self.is_stopping:
-            self._send()
-
-    def _send(self) -> None:
-        self._sent_at = time.perf_counter()
-        if self.transport is not None:
-            self.transport.write(self._request)
+    Raises:
+        LoadFailed: The server cannot be reached, closes a connection, or takes longer than
+            `limit_s` altogether.
+    """
+    loop = asyncio.get_running_loop()
+    pattern = make_pattern()
+    broken: asyncio.Future[None] = loop.create_future()
+    request, (host, port) = _request(url, content_type, body)
+    clients: list[Connection] = []
+    try:
+        for _ in range(connections):
+            _, client = await loop.create_connection(
+                lambda: Connection(request, pattern.record, pattern.on_answer, broken), host, port
+            )
+            clients.append(client)
+        pattern.start(clients)
+        waited_for = {pattern.finished, broken}
+        await asyncio.wait(waited_for, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if broken.done():
+            broken.result()
+        if not pattern.finished.done():
+            raise LoadFailed(f"{url}: not all answers have come after {limit_s:g} s")
+    except OSError as error:
+        raise LoadFailed(f"{url} cannot be reached: {error}") from error
+    finally:
+        broken.cancel()
+        for client in clients:
+            client.close()
+    return {
+        **pattern.summary(),
+        "answered": len(pattern.record.done),
+        "failed": pattern.record.failed,
+        "first_failure": pattern.record.first_failure,
+        "client_cpu": pattern.client_cpu,
+    }
 
 
-async def _run(url: str, connections: int, seconds: float, type_: str, body: bytes) -> LoadResult:
+def _request(url: str, content_type: str, body: bytes) -> tuple[bytes, tuple[str, int]]:
     parts = urlsplit(url)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        f"Content-Type: {type_}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    loop = asyncio.get_running_loop()
-    samples: list[tuple[float, float]] = []
-    clients = []
-    for _ in range(connections):
-        _, client = await loop.create_connection(
-            lambda: _Connection(head.encode() + body, samples), parts.hostname, parts.port
-        )
-        clients.append(client)
-    started = time.perf_counter() + WARM_UP_S
-    await asyncio.sleep(WARM_UP_S + seconds)
-    ended = time.perf_counter()
-    for client in clients:
-        client.is_stopping = True
-    counted = sorted(latency for at, latency in samples if started <= at <= ended)
-    for client in clients:
-        if client.transport:
-            client.transport.abort()
+    return head.encode() + body, (parts.hostname or "127.0.0.1", parts.port or 80)
 
-    def percentile(share: float) -> float:
-        if not counted:
-            return float("nan")
-        return counted[min(int(len(counted) * share), len(counted) - 1)] * 1000
 
-    return LoadResult(
-        requests_per_s=len(counted) / (ended - started),
-        p50_ms=percentile(0.5),
-        p95_ms=percentile(0.95),
-        p99_ms=percentile(0.99),
-        failed=sum(client.failed for client in clients),
-    )
+@click.command()
+@click.argument("url")
+@click.argument("connections", type=click.IntRange(min=1))
+@click.argument("seconds", type=click.FloatRange(min=0, min_open=True))
+@click.argument("content_type")
+@click.argument("body_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rate", type=float, help="Requests per second of an open loop.")
+@click.option("--seed", default=0, help="Of the open loop's random times.")
+@click.option("--warm-up", "warm_up_s", default=0.5, help="Seconds of load that do not count.")
+@click.option("--latencies", type=click.Path(path_type=Path), help="File for float64 seconds.")
+def main(
+    url: str,
+    connections: int,
+    seconds: float,
+    content_type: str,
+    body_file: Path,
+    rate: float | None,
+    seed: int,
+    warm_up_s: float,
+    latencies: Path | None,
+) -> None:
+    """Put load on URL, and print what came of it as JSON."""
+
+    def make_pattern() -> Pattern:
+        if rate is None:
+            return ClosedLoop(warm_up_s, seconds)
+        return OpenLoop(warm_up_s, seconds, rate, seed)
+
+    limit_s = warm_up_s + seconds + _LAST_ANSWERS_LIMIT_S
+    body = body_file.read_bytes()
+    result = uvloop.run(put_load(make_pattern, url, connections, limit_s, content_type, body))
+    measured = result.pop("latencies")
+    if latencies:
+        latencies.write_bytes(measured.tobytes())
+    click.echo(json.dumps({**result, "requests": len(measured), **percentiles(measured)}))
 
 
 if __name__ == "__main__":
-    _, url_, connections_, seconds_, content_type_, body_file_ = sys.argv
-    result = uvloop.run(
-        _run(url_, int(connections_), float(seconds_), content_type_, Path(body_file_).read_bytes())
-    )
-    print(json.dumps(asdict(result)))
+    main()

@@ -1,0 +1,155 @@
+"""Put load on something that speaks HTTP, and see what it costs whom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import BenchmarkError, cpu_seconds, start, stopping
+
+#: Connections of an open loop. Fewer than a server queues, so that overload shows as latency.
+OPEN_LOOP_CONNECTIONS = 64
+_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard something is asked.
+
+    Attributes:
+        connections: Of a closed loop.
+        share: Of the server's capacity, for an open loop; None is a closed one.
+    """
+
+    connections: int = OPEN_LOOP_CONNECTIONS
+    share: float | None = None
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{self.share * 100:g} % of capacity"
+        return f"{self.connections} connection{'s' * (self.connections > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One run: how hard, for how long, and in an open loop when exactly.
+
+    Attributes:
+        level: How hard.
+        warm_up_s: Seconds of load that do not count.
+        seconds: Seconds of load that do.
+        rate: Requests per second of an open loop; None in a closed one.
+        seed: Of the open loop's random times.
+    """
+
+    level: Level
+    warm_up_s: float
+    seconds: float
+    rate: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one run came to.
+
+    Attributes:
+        requests_per_s: Answered.
+        latencies: Seconds, of every request that counts.
+        cpu_us: Processor time per request, in microseconds, by who used it.
+        offered_per_s: Meant to be sent, in an open loop.
+        client_cpu: Share of a core that the client used, where there is one.
+        client_lag_ms: 99th percentile of how late the client itself sent, in an open loop.
+        batch_size: Mean number of requests that went to a worker together.
+    """
+
+    requests_per_s: float
+    latencies: array[float]
+    cpu_us: Mapping[str, float]
+    offered_per_s: float | None = None
+    client_cpu: float | None = None
+    client_lag_ms: float | None = None
+    batch_size: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent: its content type, and the file with the body."""
+
+    content_type: str
+    body: Path
+
+
+class RunningLoad:
+    """A load generator that has just been started."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes], latencies: Path) -> None:
+        self._url = url
+        self._process = process
+        self._latencies = latencies
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end; give what was printed, ``latencies`` as an array of seconds.
+
+        Raises:
+            BenchmarkError: The load could not be put on, or was not answered well.
+        """
+        try:
+            output, _ = self._process.communicate(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkError(f"{self._url}: no end after {_LIMIT_S:g} s") from None
+        if self._process.returncode:
+            raise BenchmarkError(f"{self._url}: the load generator failed; see above")
+        result: dict[str, Any] = json.loads(output)
+        if result["failed"]:
+            raise BenchmarkError(
+                f"{self._url}: {result['failed']} of {result['answered']} requests failed; "
+                f"the first answer: {result['first_failure']}"
+            )
+        return {**result, "latencies": array("d", self._latencies.read_bytes())}
+
+
+@contextlib.contextmanager
+def putting_load(url: str, request: Request, demand: Demand) -> Iterator[RunningLoad]:
+    """Start the load generator; it has ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mms-bench-") as folder:
+        latencies = Path(folder) / "latencies"
+        args = [url, str(demand.level.connections), str(demand.seconds)]
+        args += [request.content_type, str(request.body)]
+        args += ["--warm-up", str(demand.warm_up_s), "--latencies", str(latencies)]
+        if demand.rate is not None:
+            args += ["--rate", str(demand.rate), "--seed", str(demand.seed)]
+        with stopping(start("benchmarks.load", *args)) as process:
+            yield RunningLoad(url, process, latencies)
+
+
+def measure(
+    url: str, request: Request, demand: Demand, processes: Mapping[str, list[int]]
+) -> Sample:
+    """Put load on a URL, and sum up.
+
+    Args:
+        url: Where to.
+        request: What is sent.
+        demand: How hard, and for how long.
+        processes: Pids of those who answer, by what they are.
+    """
+    before = {name: cpu_seconds(pids) for name, pids in processes.items()}
+    with putting_load(url, request, demand) as load:
+        result = load.result()
+    used = {name: cpu_seconds(pids) - before[name] for name, pids in processes.items()}
+    return Sample(
+        requests_per_s=result["requests_per_s"],
+        latencies=result["latencies"],
+        cpu_us={name: seconds / result["answered"] * 1e6 for name, seconds in used.items()},
+        offered_per_s=result.get("offered_per_s"),
+        client_cpu=result["client_cpu"],
+        client_lag_ms=result.get("client_lag_p99_ms"),
+    )

@@ -1,0 +1,126 @@
+"""The server under test, as a user starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from benchmarks.client import Demand, Request, Sample, measure
+from benchmarks.processes import BenchmarkError, start, stopping
+
+_START_LIMIT_S = 120.0
+_REPLACE_LIMIT_S = 60.0
+_POLL_S = 0.002
+_LISTENING = re.compile(r"listening on (http://\S+)\n")
+
+
+class Server:
+    """A running server with one model or several.
+
+    Attributes:
+        pid: Of the server process.
+        url: Where it listens.
+        ready_s: From the start of the command until it said that it is ready.
+    """
+
+    def __init__(self, pid: int, url: str, started_at: float) -> None:
+        self.pid = pid
+        self.url = url
+        self._started_at = started_at
+        self.ready_s = self.age_s
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the start of the command."""
+        return time.monotonic() - self._started_at
+
+    def measure(self, model: str, request: Request, demand: Demand) -> Sample:
+        """Ask a model for a while, and give what came of it."""
+        before = self._batches()
+        processes = {"server": [self.pid], "workers": self.children()}
+        sample = measure(self.url_of(model), request, demand, processes)
+        requests, batches = (now - then for now, then in zip(self._batches(), before, strict=True))
+        return dataclasses.replace(sample, batch_size=requests / batches)
+
+    def url_of(self, model: str) -> str:
+        """Give where a model answers."""
+        return f"{self.url}/predictions/{model}"
+
+    def ask(self, model: str, request: Request) -> None:
+        """Send one request, and wait for its answer."""
+        asked = urllib.request.Request(
+            self.url_of(model),
+            request.body.read_bytes(),
+            {"Content-Type": request.content_type},
+        )
+        with urllib.request.urlopen(asked, timeout=_START_LIMIT_S) as answer:
+            answer.read()
+
+    def children(self) -> list[int]:
+        """Give the pids of all processes of its models: loaders and workers."""
+        return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
+
+    def workers(self) -> set[int]:
+        """Give the pids of the workers that serve now."""
+        found = re.findall(r'^mms_worker_memory_bytes\{.*pid="(\d+)"', self._metrics(), re.M)
+        return set(map(int, found))
+
+    def replacement_s(self) -> float:
+        """Kill a worker as a crash would; give the seconds until another serves in its place."""
+        before = self.workers()
+        victim = min(before)
+        started = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        while time.monotonic() - started < _REPLACE_LIMIT_S:
+            now = self.workers()
+            if len(now) == len(before) and victim not in now:
+                return time.monotonic() - started
+        raise BenchmarkError(f"worker {victim} was not replaced within {_REPLACE_LIMIT_S:g} s")
+
+    def _batches(self) -> tuple[float, float]:
+        """Give the number of requests sent to workers so far, and of the batches they went in."""
+        text = self._metrics()
+        requests, batches = (
+            sum(map(float, re.findall(rf"^mms_batch_size_{name}\{{.*\}} (\S+)$", text, re.M)))
+            for name in ("sum", "count")
+        )
+        return requests, batches
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=_START_LIMIT_S) as answer:
+            return str(answer.read(), "utf-8")
+
+
+@contextlib.contextmanager
+def serving(*args: str) -> Iterator[Server]:
+    """Start the server with these arguments, on a free port; it is ready.
+
+    Raises:
+        BenchmarkError: It does not start, with what it has printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="mms-bench-") as name:
+        log = Path(name) / "log"
+        with log.open("wb") as file:
+            started = time.monotonic()
+            process = start(
+                "mms.cli.serve",
+                *("--port", "0", "--management-port", "-1", "--work-dir", name, *args),
+                stdout=file,
+                stderr=file,
+            )
+        with stopping(process):
+            while not (found := _LISTENING.search(log.read_text())):
+                if process.poll() is not None or time.monotonic() - started > _START_LIMIT_S:
+                    raise BenchmarkError(f"the server does not start:\n{log.read_text()}")
+                time.sleep(_POLL_S)
+            yield Server(process.pid, found[1], started)
