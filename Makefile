@@ -11,8 +11,16 @@ CREPE_SOURCES = $(addprefix $(CREPE_SOURCE)/,train.py corpus.py character_cnn_se
 CREPE_FOLDER = $(BUILD)/character_cnn
 CREPE = $(BUILD)/character_cnn.model
 
+# The examples and the archives of each.
+EXAMPLES = gluon_alexnet gluon_character_cnn lstm_ptb mxnet_vision ssd
+ARCHIVES_gluon_alexnet = $(BUILD)/alexnet_hybrid.model $(BUILD)/alexnet_imperative.model
+ARCHIVES_gluon_character_cnn = $(CREPE)
+ARCHIVES_lstm_ptb = $(BUILD)/lstm_ptb.model
+ARCHIVES_mxnet_vision = $(BUILD)/mxnet_vision.model
+ARCHIVES_ssd = $(BUILD)/ssd.model
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test test-fast lint type bench docs chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench docs chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +49,25 @@ $(CREPE): $(CREPE_FOLDER)/character_cnn-0000.params
 
 train: setup ## Train the example model again
 	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
+
+example: $(ARCHIVES_$(NAME)) ## Train an example if needed, and pack it: make example NAME=ssd
+	@test -n "$^" || { echo "say which: make example NAME=..., one of $(EXAMPLES)"; exit 1; }
+
+examples: $(foreach name,$(EXAMPLES),$(ARCHIVES_$(name))) ## Train and pack all examples
+
+# Like the one above. Training writes its figures last, so they say that the folder is complete.
+TRAINED = $(patsubst %,$(BUILD)/%-metrics.json,$(filter-out gluon_character_cnn,$(EXAMPLES)))
+.SECONDEXPANSION:
+$(TRAINED): $(BUILD)/%-metrics.json: \
+  $$(wildcard examples/$$*/*.py examples/$$*/*.json examples/$$*/*.txt) | setup
+	$(BIN)/python examples/$*/train.py --output $(BUILD)/$*
+
+$(ARCHIVES_lstm_ptb) $(ARCHIVES_mxnet_vision) $(ARCHIVES_ssd): $(BUILD)/%.model: $(BUILD)/%-metrics.json
+	$(BIN)/mxnet-model-export --model-name $* --model-path $(BUILD)/$* --export-path $(BUILD) --force
+
+$(ARCHIVES_gluon_alexnet): $(BUILD)/alexnet_%.model: $(BUILD)/gluon_alexnet-metrics.json
+	$(BIN)/mxnet-model-export --model-name alexnet_$* --model-path $(BUILD)/gluon_alexnet \
+	  --service-file-path examples/gluon_alexnet/gluon_$*_alexnet.py --export-path $(BUILD) --force
 
 test: setup $(CREPE) ## Run every test
 	$(BIN)/pytest -n 2 --dist loadfile
