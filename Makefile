@@ -14,8 +14,18 @@ CALIBRATION = $(BUILD)/character_cnn-calibration.jsonl
 INT8 = $(BUILD)/int8/character_cnn.model
 IMAGE_NET = $(BUILD)/image_net.model
 
+# The examples and the archives of each.
+EXAMPLES = gluon_alexnet gluon_character_cnn lstm_ptb mar_1x mxnet_vision onnx ssd
+ARCHIVES_gluon_alexnet = $(BUILD)/alexnet_hybrid.model $(BUILD)/alexnet_imperative.model
+ARCHIVES_gluon_character_cnn = $(CREPE)
+ARCHIVES_lstm_ptb = $(BUILD)/lstm_ptb.model
+ARCHIVES_mar_1x = $(BUILD)/mar_1x/digits.mar
+ARCHIVES_mxnet_vision = $(BUILD)/mxnet_vision.model
+ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
+ARCHIVES_ssd = $(BUILD)/ssd.model
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test test-fast lint type bench bench-quick bench-compare docs chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare docs chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +65,32 @@ $(IMAGE_NET): benchmarks/image_net.py benchmarks/services/image_net.py | setup
 
 train: setup ## Train the example model again
 	$(BIN)/python $(CREPE_SOURCE)/train.py --output $(CREPE_FOLDER)
+
+example: $(ARCHIVES_$(NAME)) ## Train an example if needed, and pack it: make example NAME=ssd
+	@test -n "$^" || { echo "say which: make example NAME=..., one of $(EXAMPLES)"; exit 1; }
+
+examples: $(foreach name,$(EXAMPLES),$(ARCHIVES_$(name))) ## Train and pack all examples
+
+# Like the one above. Training writes its figures last, so they say that the folder is complete.
+TRAINED = $(patsubst %,$(BUILD)/%-metrics.json,$(filter-out gluon_character_cnn mar_1x onnx,$(EXAMPLES)))
+.SECONDEXPANSION:
+$(TRAINED): $(BUILD)/%-metrics.json: \
+  $$(wildcard examples/$$*/*.py examples/$$*/*.json examples/$$*/*.txt) | setup
+	$(BIN)/python examples/$*/train.py --output $(BUILD)/$*
+
+$(ARCHIVES_lstm_ptb) $(ARCHIVES_mxnet_vision) $(ARCHIVES_ssd): $(BUILD)/%.model: $(BUILD)/%-metrics.json
+	$(BIN)/mxnet-model-export --model-name $* --model-path $(BUILD)/$* --export-path $(BUILD) --force
+
+$(ARCHIVES_gluon_alexnet): $(BUILD)/alexnet_%.model: $(BUILD)/gluon_alexnet-metrics.json
+	$(BIN)/mxnet-model-export --model-name alexnet_$* --model-path $(BUILD)/gluon_alexnet \
+	  --service-file-path examples/gluon_alexnet/gluon_$*_alexnet.py --export-path $(BUILD) --force
+
+$(ARCHIVES_onnx): $(BUILD)/%.model: examples/onnx/train.py | setup
+	$(BIN)/python examples/onnx/train.py --output $(BUILD)/onnx
+	$(BIN)/mxnet-model-export --model-name $* --model-path $(BUILD)/onnx/$* --export-path $(BUILD) --force
+
+$(ARCHIVES_mar_1x): $(wildcard examples/mar_1x/*.py) | setup
+	$(BIN)/python examples/mar_1x/build.py --output $(BUILD)/mar_1x
 
 test: setup $(CREPE) ## Run every test
 	$(BIN)/pytest -n 2 --dist loadfile

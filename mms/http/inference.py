@@ -32,6 +32,8 @@ def add_routes(app: web.Application) -> None:
         resource.add_route("POST", predict)
         # 1.x asks its handlers with GET, too.
         resource.add_route("GET", predict)
+        # What `curl -T` sends.
+        resource.add_route("PUT", predict)
     # The name tells the worker to wrap the answer as v0.4 did.
     app.router.add_post("/{model}/predict", predict, name="legacy_predict")
 

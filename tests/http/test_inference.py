@@ -307,14 +307,14 @@ class TestRefusals:
         assert (status, answer["error"]["code"]) == (404, code)
         assert answer["error"]["request_id"]
 
-    @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE"])
+    @pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH"])
     async def test_a_wrong_method_is_a_405_with_allow(
         self, server: RunningServer, method: str
     ) -> None:
         url = f"{server.url}/predictions/echo"
         async with server.session.request(method, url) as response:
             assert response.status == 405
-            assert response.headers["Allow"] == "GET, OPTIONS, POST"
+            assert response.headers["Allow"] == "GET, OPTIONS, POST, PUT"
             assert (await response.read() == b"") == (method == "HEAD")
 
     async def test_a_body_over_the_limit_is_a_413_that_names_the_option(

@@ -1,0 +1,12 @@
+"""Examples are trained, packed and served by commands of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import resign_as_subreaper
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_a_shell() -> None:
+    resign_as_subreaper()
