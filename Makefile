@@ -12,7 +12,7 @@ CREPE_FOLDER = $(BUILD)/character_cnn
 CREPE = $(BUILD)/character_cnn.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test test-fast lint type bench docs chaos check image-test clean
+.PHONY: help setup serve train test test-fast lint type bench docs proto chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,13 @@ type: setup ## Check types
 
 docs: setup ## Write docs/reference.md from the code
 	$(BIN)/python docs/generate.py
+
+# An old compiler on purpose: newer runtimes read what it writes, but not the other way round.
+proto: ## Write the gRPC modules from mms/grpc/inference.proto
+	$(PYTHON) -m venv $(BUILD)/protoc
+	$(BUILD)/protoc/bin/pip install --quiet grpcio-tools==1.62.3 'setuptools<80'
+	$(BUILD)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
+	  mms/grpc/inference.proto
 
 bench: setup $(CREPE) ## Measure the server against the bare handler and the bare model
 	$(BIN)/python -m benchmarks.bench $(CREPE)
