@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare docs chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare docs proto chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,13 @@ type: setup ## Check types
 
 docs: setup ## Write docs/reference.md from the code
 	$(BIN)/python docs/generate.py
+
+# An old compiler on purpose: newer runtimes read what it writes, but not the other way round.
+proto: ## Write the gRPC modules from mms/grpc/inference.proto
+	$(PYTHON) -m venv $(BUILD)/protoc
+	$(BUILD)/protoc/bin/pip install --quiet grpcio-tools==1.62.3 'setuptools<80'
+	$(BUILD)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
+	  mms/grpc/inference.proto
 
 BENCH = $(BIN)/python -m benchmarks.bench --crepe $(CREPE) --int8 $(INT8) --image $(IMAGE_NET) \
   --output $(BUILD)/bench.json

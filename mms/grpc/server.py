@@ -30,11 +30,14 @@ from mms.serving.servable import Servable
 from mms.serving.shadow import Shadows
 
 logger = logging.getLogger("mms.grpc")
+access_logger = logging.getLogger("mms.access")
 
 _ID_KEY = "x-request-id"
 _PRIORITY_KEY = "x-request-priority"
 _RETRY_WHEN_DRAINING_S = 5.0
 _CLIENT_LEFT, _INTERNAL_ERROR, _DEADLINE_EXCEEDED = 499, 500, 504
+#: A client cancels its call when its deadline passes, and its clock has started before ours.
+_CLOCKS_APART_S = 0.1
 #: Larger requests are taken apart in a thread: 10 ms of conversion would hold up everybody else.
 _LARGE_BYTES = 1 << 20
 
@@ -155,7 +158,7 @@ class InferenceService:
         started = time.monotonic()
         call = Call(request, context, self._ids)
         log.request_id.set(call.id)
-        context.set_trailing_metadata([(_ID_KEY, call.id)])
+        context.set_trailing_metadata(((_ID_KEY, call.id),))
         status = _CLIENT_LEFT
         try:
             message = await work(call)
@@ -166,7 +169,8 @@ class InferenceService:
             _log_error(error, status)
             await self._abort(call, error)
         except asyncio.CancelledError:
-            if context.time_remaining() == 0:
+            left_s = context.time_remaining()
+            if left_s is not None and left_s < _CLOCKS_APART_S:
                 status = _DEADLINE_EXCEEDED
             raise
         except Exception:
@@ -174,13 +178,17 @@ class InferenceService:
             logger.exception("a bug: %s", route)
             await context.abort(grpc.StatusCode.INTERNAL, "an internal error; see the server's log")
         finally:
-            self._count(call, route, status, time.monotonic() - started)
+            self._note(call, route, status, time.monotonic() - started)
 
     async def _abort(self, call: Call, error: MMSError) -> None:
-        metadata = [(_ID_KEY, call.id), *metadata_of(error)]
+        metadata = ((_ID_KEY, call.id), *metadata_of(error))
         await call.context.abort(code_of(error), text_of(error, self._debug_errors), metadata)
 
-    def _count(self, call: Call, route: str, status: int, seconds: float) -> None:
+    def _note(self, call: Call, route: str, status: int, seconds: float) -> None:
+        """Count a call that has ended, and log it if all are to be logged."""
+        if self._state.settings.access_log:
+            peer, duration_ms = call.context.peer(), seconds * 1000
+            access_logger.info('%s "gRPC %s" %d %.1fms', peer, route, status, duration_ms)
         if call.metrics is None:
             self._state.metrics.requests[route, status] += 1
             return

@@ -7,7 +7,7 @@ import pytest
 
 from mms import errors
 from mms.errors import ErrorDetail, MMSError, Unavailable, from_wire, subclasses
-from mms.http.errors import STATUSES, error_response, status_of
+from mms.http.errors import STATUSES, error_response, is_v2, status_of
 
 DOCUMENTED = {
     errors.MMSError: 500,
@@ -129,6 +129,26 @@ def test_what_a_service_raised_is_only_told_with_debug_errors() -> None:
     assert "ValueError: no" in str(shown["message"])
     assert "service.py:3" in str(shown["error"])
     assert "Traceback" not in str(shown)
+
+
+def test_under_v2_an_error_is_one_text() -> None:
+    error = errors.InferenceFailed("the service raised an exception", DETAIL)
+    for debug, text in (
+        (False, "the service raised an exception"),
+        (True, "the service raised an exception: ValueError: no (service.py:3)"),
+    ):
+        answer = error_response(error, "id-1", debug, in_v2=True)
+        assert (answer.status, answer.headers["X-Request-Id"]) == (500, "id-1")
+        assert isinstance(answer.body, bytes)
+        assert orjson.loads(answer.body) == {"error": text}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/v2", True), ("/v2/models/x/infer", True), ("/v2x", False), ("/v2x/predict", False)],
+)
+def test_the_paths_of_v2(path: str, expected: bool) -> None:
+    assert is_v2(path) is expected
 
 
 def test_an_unavailable_model_says_when_to_come_back() -> None:

@@ -83,8 +83,9 @@ def test_the_foundations_import_nothing_above_them(module: str, allowed: set[str
 
 FORBIDDEN = {
     "mms.archive": ("mms.serving", "mms.http", "mms.cli", "mms.worker", "mms.server", "mms.config"),
-    "mms.serving": ("mms.http", "mms.cli", "mms.worker", "mms.server"),
-    "mms.http": ("mms.cli", "mms.worker", "mms.server"),
+    "mms.serving": ("mms.http", "mms.grpc", "mms.cli", "mms.worker", "mms.server"),
+    "mms.http": ("mms.grpc", "mms.cli", "mms.worker", "mms.server"),
+    "mms.grpc": ("mms.http", "mms.cli", "mms.worker", "mms.server"),
     "mms.worker": ("mms.serving", "mms.http", "mms.cli", "mms.config", "mms.server"),
     "mms.model_service": ("mms.serving", "mms.http", "mms.cli", "mms.config", "mms.server"),
     "mms.utils": ("mms.serving", "mms.http", "mms.cli", "mms.config", "mms.server"),
@@ -139,10 +140,10 @@ def test_no_module_unpickles_evaluates_or_runs_a_shell() -> None:
     assert not {name: found for name, tree in TREES.items() if (found := list(dangers(tree)))}
 
 
-def test_the_server_process_starts_without_mxnet_and_numpy() -> None:
+def test_the_server_process_starts_without_mxnet_numpy_and_grpc() -> None:
     program = (
         "import sys, mms.server, mms.cli.serve, mms.cli.export\n"
-        "print(sorted({'mxnet', 'numpy', 'PIL'} & set(sys.modules)))"
+        "print(sorted({'mxnet', 'numpy', 'PIL', 'grpc'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False

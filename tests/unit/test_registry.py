@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mms.archive.reader import Archive, open_archive
 from mms.config import ModelSettings
-from mms.errors import InvalidRequest, ModelNotFound, VersionNotFound
+from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
 from mms.serving.registry import Registry, Traffic
 from mms.serving.servable import Servable
 from tests.models import make_archive
@@ -50,6 +50,16 @@ def filled(servables: list[Servable]) -> Registry:
     for servable in servables:
         registry.add(servable)
     return registry
+
+
+def test_until_all_archives_are_read_an_unknown_model_may_still_come(one: list[Servable]) -> None:
+    registry = filled(one)
+    for is_started in (True, False):
+        assert registry.find("a", is_started) is registry.model("a")
+    with pytest.raises(ModelNotReady, match="the server is starting"):
+        registry.find("b", False)
+    with pytest.raises(ModelNotFound):
+        registry.find("b", True)
 
 
 def test_the_first_version_is_the_default_until_another_is_made_it(one: list[Servable]) -> None:

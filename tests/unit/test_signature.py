@@ -77,6 +77,15 @@ def test_a_sound_signature_with_one_value_replaced_raises_only_signature_errors(
         parse_signature(document)
 
 
+def test_a_type_of_elements_is_written_only_if_there_is_one() -> None:
+    spec = {"data_name": "x", "data_shape": [0]}
+    typed = {**spec, "data_type": "INT64"}
+    signature = parse_signature({**SIGNATURE, "inputs": [typed], "outputs": [spec]})
+    assert [entry.data_type for entry in (*signature.inputs, *signature.outputs)] == ["INT64", ""]
+    document = signature.to_document()
+    assert (document["inputs"], document["outputs"]) == ([typed], [spec])
+
+
 def test_unknown_keys_are_ignored() -> None:
     assert parse_signature({**SIGNATURE, "author": "me"}) == parse_signature(SIGNATURE)
 
@@ -105,6 +114,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{"data_nam": "x", "data_shape": [1]}]}, "is 'data_nam' a slip"),
     ({"inputs": [{"data_name": "", "data_shape": [1]}]}, "non-empty text, got an empty text"),
     ({"inputs": [{"data_name": 5, "data_shape": [1]}]}, "non-empty text, got 5"),
+    (
+        {"inputs": [{"data_name": "x", "data_shape": [1], "data_type": "float32"}]},
+        r"inputs\[0\].data_type must be one of BOOL, .*, got 'float32'",
+    ),
+    (
+        {"inputs": [{"data_name": "x", "data_shape": [1], "data_type": ["FP32"]}]},
+        r"data_type must be one of .*, got \['FP32'\]",
+    ),
     ({"inputs": [{"data_name": "x"}]}, r"inputs\[0\] has no 'data_shape'; add"),
     ({"inputs": [{"data_name": "x", "data_shape": "3"}]}, "data_shape must be a list.*got '3'"),
     ({"inputs": [{"data_name": "x", "data_shape": []}]}, r"data_shape must be .*got \[\]"),

@@ -13,7 +13,7 @@ import uvloop
 from PIL import Image
 
 from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.v2.models import make_models
+from tests.v2.models import make_models, write_store
 
 #: Longest body that the server takes.
 MAX_BYTES = 1 << 20
@@ -41,7 +41,12 @@ def image() -> bytes:
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     folder = tmp_path_factory.mktemp("v2")
-    settings = {"max_request_bytes": MAX_BYTES, "management_port": 0, "grpc_port": 0}
+    settings = {
+        "max_request_bytes": MAX_BYTES,
+        "management_port": 0,
+        "grpc_port": 0,
+        "model_store": str(write_store(folder / "store")),
+    }
     async with running_servers(folder) as start:
         yield await start(settings, **make_models(folder))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,22 @@ def write_handler(folder: Path) -> Path:
     """Write a folder with the 1.x handler ``service:handle``, which needs no MXNet."""
     folder.mkdir(parents=True)
     (folder / "service.py").write_text(_HANDLER)
+    return folder
+
+
+def write_mar(path: Path, source: str) -> Path:
+    """Write an archive of MMS 1.x whose handler is ``service:handle`` of this source."""
+    manifest = {"model": {"modelName": "any", "handler": "service:handle"}, "runtime": "python"}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        archive.writestr("service.py", source)
+    return path
+
+
+def write_store(folder: Path) -> Path:
+    """Write a model store with the archive ``packed.mar``."""
+    folder.mkdir(parents=True)
+    write_mar(folder / "packed.mar", _HANDLER)
     return folder
 
 
