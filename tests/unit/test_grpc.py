@@ -38,6 +38,7 @@ DOCUMENTED = {
     errors.ManifestError: Code.INVALID_ARGUMENT,
     errors.SignatureError: Code.INVALID_ARGUMENT,
     errors.ExportError: Code.INVALID_ARGUMENT,
+    errors.DownloadFailed: Code.INVALID_ARGUMENT,
     errors.ModelLoadFailed: Code.INTERNAL,
     errors.AddressInUse: Code.INTERNAL,
     errors.InvalidRequest: Code.INVALID_ARGUMENT,
