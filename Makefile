@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare docs proto chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-peers docs proto chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,10 @@ type: setup ## Check types
 
 docs: setup ## Write docs/reference.md from the code
 	$(BIN)/python docs/generate.py
+
+bench-peers: setup $(CREPE) ## Measure other model servers beside ours; installs them first (4 GB)
+	$(BIN)/python -m benchmarks.peers --archive $(CREPE) --root $(BUILD)/peers \
+	  --output $(BUILD)/peers.json
 
 # An old compiler on purpose: newer runtimes read what it writes, but not the other way round.
 proto: ## Write the gRPC modules from mms/grpc/inference.proto

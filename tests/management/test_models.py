@@ -699,6 +699,9 @@ class TestOptions:
             ("PUT", "/models/{model}/{version}"),
             ("DELETE", "/models/{model}/{version}"),
             ("PUT", "/models/{model}/{version}/set-default"),
+            ("POST", "/v2/repository/index"),
+            ("POST", "/v2/repository/models/{model}/load"),
+            ("POST", "/v2/repository/models/{model}/unload"),
         }
         operations = [o for path in document["paths"].values() for o in path.values()]
         ids = [operation["operationId"] for operation in operations]

@@ -280,7 +280,7 @@ class TestWorkersKilledFromOutside:
     @pytest.mark.parametrize(
         "number",
         # The last has no name of its own: Python knows real-time signals only by their ends.
-        [signal.SIGHUP, signal.SIGXCPU, signal.SIGRTMIN + 3],
+        [signal.SIGUSR1, signal.SIGXCPU, signal.SIGRTMIN + 3],
     )
     async def test_a_worker_may_die_of_any_signal(self, server: RunningServer, number: int) -> None:
         assert await server.ask("faulty", ["echo", 1]) == (200, 1)

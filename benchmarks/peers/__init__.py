@@ -1,0 +1,1 @@
+"""Other model servers beside ours: the same work, the same machine, one run."""
