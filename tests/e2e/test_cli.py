@@ -24,6 +24,8 @@ import pytest
 from tests.models import make_archive, make_folder, write_linear
 
 LIMIT_S = 60.0
+#: For servers that are not told another one: somebody else may listen on the default port.
+ANY_MANAGEMENT_PORT = {"MMS_MANAGEMENT_PORT": "0"}
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -47,7 +49,12 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "MMS_WORK_DIR": str(folder / "work"), **(environment or {})},
+                env={
+                    **os.environ,
+                    **ANY_MANAGEMENT_PORT,
+                    "MMS_WORK_DIR": str(folder / "work"),
+                    **(environment or {}),
+                },
                 start_new_session=True,
             )
 
@@ -103,7 +110,7 @@ def run(module: str, *args: str, **environment: str) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
-        env={**os.environ, **environment},
+        env={**os.environ, **ANY_MANAGEMENT_PORT, **environment},
         check=False,
     )
 

@@ -1,4 +1,4 @@
-"""Run an example as its README says, with what it builds elsewhere and the training cut short."""
+"""Run an example as its README says, with what it builds elsewhere."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from tests.e2e.test_cli import Command
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 URL = "http://127.0.0.1:8080"
+_SERVER = "mxnet-model-server"
+#: The README's commands, as this environment has them.
+_COMMANDS = {
+    "python": [sys.executable],
+    "mxnet-model-export": [sys.executable, "-m", "mms.cli.export"],
+}
 
 
 class Example:
-    """One example.
+    """One example, with the training cut short.
 
     Args:
         name: Its folder under examples/.
@@ -46,14 +52,14 @@ class Example:
     def build(self) -> None:
         """Train with --quick and export, as the README says."""
         (train,) = [command for command in self.commands("python") if "/train.py" in command[0]]
-        run(sys.executable, *train, "--quick")
+        run("python", *train, "--quick")
         for export in self.commands("mxnet-model-export"):
-            run(sys.executable, "-m", "mms.cli.export", *export)
+            run("mxnet-model-export", *export)
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Served]:
         """Run the README's first server command, on any free port, until the block ends."""
-        arguments = self.commands("mxnet-model-server")[0]
+        arguments = self.commands(_SERVER)[0]
         command = Command(self.folder, *arguments, "--management-port", "-1")
         try:
             yield Served(self, command)
@@ -89,6 +95,30 @@ class Served:
         return answers
 
 
+class Shell:
+    """A folder in which a README's commands find the repository's examples, and write to build."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "examples").symlink_to(EXAMPLES)
+
+    def run(self, command: str, url: str = URL) -> str:
+        """Run a command and give what it printed."""
+        return run(*shlex.split(command.replace(URL, url)), folder=self.folder)
+
+    def prepare(self, readme: Path) -> dict[str, str]:
+        """Run what comes before the server; give what each command printed."""
+        before = [line for line in shell_lines(readme) if not line.startswith((_SERVER, "curl"))]
+        return {command: self.run(command) for command in before}
+
+    def serve(self, readme: Path) -> Command:
+        """Start the server as the README does, on a port of its own."""
+        (line,) = (line for line in shell_lines(readme) if line.startswith(_SERVER))
+        words = shlex.split(line)[1:]
+        words = [re.sub(r"(^|=)(build/)", rf"\1{self.folder}/\2", word) for word in words]
+        return Command(self.folder, *words, "--management-port", "-1")
+
+
 def is_same_picture(one: Path, other: Path) -> bool:
     """Whether two pictures look alike; encoders differ in the last bits from release to release."""
     with Image.open(one) as first, Image.open(other) as second:
@@ -105,12 +135,13 @@ def shell_lines(document: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def run(*command: str) -> str:
-    """Run a command from the repository's root; give what it prints."""
+def run(program: str, *arguments: str, folder: Path = ROOT) -> str:
+    """Run a command in a folder, the repository's root by default; give what it prints."""
+    command = [*_COMMANDS.get(program, [program]), *arguments]
     # One thread: two tests at a time share the cores, and threads that wait for each other spin.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout

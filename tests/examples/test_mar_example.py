@@ -12,9 +12,9 @@ import pytest
 from aiohttp import FormData
 
 from tests.conftest import RunningServer, StartServer, resign_as_subreaper
-from tests.examples.typed import ROOT, Shell, commands
+from tests.examples.readme import EXAMPLES, Shell, shell_lines
 
-README = ROOT / "examples" / "mar_1x" / "README.md"
+README = EXAMPLES / "mar_1x" / "README.md"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -51,7 +51,7 @@ def test_the_readmes_requests_are_answered_as_it_says(
     assert float(found[1]) > 0.95
     server = shell.serve(README)
     url = server.url()
-    asked = [command for command in commands(README) if command.startswith("curl")]
+    asked = [command for command in shell_lines(README) if command.startswith("curl")]
     *answers, metrics = (shell.run(command.split(" | ")[0], url) for command in asked)
     pixels, text, form, refused = answers
     assert json.loads(pixels)["digit"] == sample

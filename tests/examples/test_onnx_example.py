@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import resign_as_subreaper
 from tests.e2e.test_cli import Command
-from tests.examples.typed import ROOT, Shell, commands
+from tests.examples.readme import EXAMPLES, Shell, shell_lines
 
-README = ROOT / "examples" / "onnx" / "README.md"
+README = EXAMPLES / "onnx" / "README.md"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -60,7 +60,7 @@ def test_both_archives_answer_their_samples(printed: dict[str, str]) -> None:
 def test_numbers_are_answered_by_label_and_probabilities(
     shell: Shell, server: Command, sample: int
 ) -> None:
-    (ask,) = (c for c in commands(README) if "/predictions/digits " in c)
+    (ask,) = (c for c in shell_lines(README) if "/predictions/digits " in c)
     (label,), (probabilities,) = json.loads(shell.run(ask, server.url()))
     assert label == sample
     assert len(probabilities) == 10
@@ -71,7 +71,7 @@ def test_numbers_are_answered_by_label_and_probabilities(
 def test_a_picture_is_answered_by_the_best_labels(
     shell: Shell, server: Command, sample: int
 ) -> None:
-    (ask,) = (c for c in commands(README) if "/predictions/digits_image " in c)
+    (ask,) = (c for c in shell_lines(README) if "/predictions/digits_image " in c)
     ((best, *others),) = json.loads(shell.run(ask, server.url()))
     assert best["class"] == NAMES[sample]
     assert best["probability"] > 0.99
