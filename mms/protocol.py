@@ -36,6 +36,8 @@ STAGE_TIMES = struct.Struct("<5d")
 
 #: Bounds what a broken or hostile peer can make us allocate. Batches stay far below it.
 MAX_PAYLOAD_BYTES = 1 << 30
+#: Bodies of all answers in one frame; leaves room for its table and metas.
+MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
 #: Requests in one frame, by the width of the header's field.
 MAX_COUNT = 0xFFFF
 #: Both ends ask for this much socket buffer: with the default, a 1 MB body takes a third longer.

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,11 +35,11 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import MAX_PAYLOAD_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
+from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.request import form_parts, is_form, parse_media_type
-from mms.worker.response import encode_json
+from mms.worker.response import encode_json, within
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import HANDLER_INPUT, HANDLER_OUTPUTS, handler_inputs, outputs_of
 
@@ -51,9 +51,22 @@ EntryPoint = Callable[[Any, Context], Any]
 _DEFAULT_FUNCTION = "handle"
 #: Of these routes, 1.x passed no query parameters on.
 _WITHOUT_QUERY = ("predictions", "predictions_version")
-_MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
 #: Packages whose threads do not survive a fork.
 _UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
+
+
+@dataclass(slots=True)
+class _Job:
+    """One request on its way through the handler; `answer` ends it.
+
+    `asked` is what it says if it came in the Open Inference Protocol V2.
+    """
+
+    request: Request
+    data: dict[str, Any] = field(default_factory=dict)
+    processor: RequestProcessor = field(default_factory=lambda: RequestProcessor({}))
+    asked: InferRequest | None = None
+    answer: Answer | MMSError | None = None
 
 
 class HandlerRunner:
@@ -79,8 +92,8 @@ class HandlerRunner:
         self._spec = spec
         self.batch_size = spec.batch_size
         self._reports: list[Any] = []
-        # What requests in the Open Inference Protocol V2 say, by their place in the frame.
-        self._asked: dict[int, InferRequest] = {}
+        self._seconds = [0.0] * len(Stage)
+        self._room_bytes = MAX_ANSWERS_BYTES
 
     @property
     def can_fork(self) -> bool:
@@ -99,60 +112,51 @@ class HandlerRunner:
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
         started = time.perf_counter()
-        seconds = [0.0] * len(Stage)
-        answers: list[Answer | MMSError | None] = [None] * len(requests)
-        inputs: list[tuple[int, Request, dict[str, Any], RequestProcessor]] = []
-        self._asked = {}
-        for index, request in enumerate(requests):
-            log.request_id.set(request.meta.request_id)
+        self._seconds = [0.0] * len(Stage)
+        self._room_bytes = MAX_ANSWERS_BYTES
+        jobs = [_Job(request) for request in requests]
+        for job in jobs:
+            log.request_id.set(job.request.meta.request_id)
             try:
-                data, processor = self._decode(index, request)
+                self._decode(job)
             except MMSError as error:
-                answers[index] = error
+                job.answer = error
                 log_failure(error)
-            else:
-                inputs.append((index, request, data, processor))
-        seconds[Stage.DECODE] = time.perf_counter() - started
-        for start in range(0, len(inputs), max(self.batch_size, 1)):
-            batch = inputs[start : start + max(self.batch_size, 1)]
+        self._seconds[Stage.DECODE] = time.perf_counter() - started
+        alive = [job for job in jobs if job.answer is None]
+        for start in range(0, len(alive), max(self.batch_size, 1)):
+            batch = alive[start : start + max(self.batch_size, 1)]
             waited_ms = (time.perf_counter() - started) * 1000
-            late = [index for index, request, _, _ in batch if waited_ms > request.ms_left]
-            for index in late:
-                answers[index] = DeadlineExceeded("the request waited past its deadline")
-            batch = [item for item in batch if item[0] not in late]
+            for job in batch:
+                if waited_ms > job.request.ms_left:
+                    job.answer = DeadlineExceeded("the request waited past its deadline")
+            batch = [job for job in batch if job.answer is None]
             if batch:
-                self._run_batch(batch, answers, seconds)
+                self._run_batch(batch)
         log.request_id.set("")
-        room = _MAX_ANSWERS_BYTES
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Answer):
-                if len(answer.body) > min(self._spec.max_response_bytes, room):
-                    answers[index] = InvalidServiceOutput(
-                        f"the answer has {len(answer.body)} bytes, more than max_response_bytes "
-                        f"({self._spec.max_response_bytes})"
-                    )
-                else:
-                    room -= len(answer.body)
-        decode, preprocess, inference, postprocess, encode = seconds
-        done = [answer for answer in answers if answer is not None]
-        return Result(done, (decode, preprocess, inference, postprocess, encode))
+        answers = [job.answer for job in jobs if job.answer is not None]
+        decode, preprocess, inference, postprocess, encode = self._seconds
+        return Result(answers, (decode, preprocess, inference, postprocess, encode))
 
-    def _decode(self, index: int, request: Request) -> tuple[dict[str, Any], RequestProcessor]:
-        decodes = self._spec.decode_input_request
+    def _decode(self, job: _Job) -> None:
+        request, decodes = job.request, self._spec.decode_input_request
         if request.meta.route != V2_ROUTE:
-            return decode_parameters(request, decodes)
-        asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT)
-        self._asked[index] = asked
-        data = handler_inputs(
-            asked, lambda name, type_, value: _decoded(name, type_, value, decodes)
+            job.data, job.processor = decode_parameters(request, decodes)
+            return
+        job.asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT)
+        job.data = handler_inputs(
+            job.asked, lambda name, type_, value: _decoded(name, type_, value, decodes)
         )
-        return data, RequestProcessor(request.meta.headers)
+        job.processor = RequestProcessor(request.meta.headers)
 
-    def _encode(self, index: int, value: Any, processor: RequestProcessor) -> Answer:
-        asked = self._asked.get(index)
-        if asked is None:
-            return encode_value(value, processor)
-        return self._encode_v2(asked, value, processor)
+    def _encode(self, job: _Job, value: Any) -> None:
+        if job.asked is None:
+            answer = encode_value(value, job.processor)
+        else:
+            answer = self._encode_v2(job.asked, value, job.processor)
+        # The answers of a batch travel in one frame; alone, each one fits.
+        job.answer = within(answer, min(self._spec.max_response_bytes, self._room_bytes))
+        self._room_bytes -= len(answer.body)
 
     def _encode_v2(self, asked: InferRequest, value: Any, processor: RequestProcessor) -> Answer:
         """Give an answer in V2; a status and headers set by the handler stay.
@@ -171,53 +175,46 @@ class HandlerRunner:
         headers = {**frame.headers, **answer.headers}
         return replace(answer, status=frame.status, headers=headers, reason=frame.reason)
 
-    def _run_batch(
-        self,
-        batch: list[tuple[int, Request, dict[str, Any], RequestProcessor]],
-        answers: list[Answer | MMSError | None],
-        seconds: list[float],
-    ) -> None:
+    def _run_batch(self, batch: list[_Job]) -> None:
         """Run the handler once for a batch; if that fails, once for each of its requests."""
-        ids = [request.meta.request_id for _, request, _, _ in batch]
+        ids = [job.request.meta.request_id for job in batch]
         log.request_id.set(",".join(ids))
         started = time.perf_counter()
         try:
             values = self._call(batch, ids)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code raises anything
-            seconds[Stage.INFERENCE] += time.perf_counter() - started
+            self._seconds[Stage.INFERENCE] += time.perf_counter() - started
             failure = self._failure(error)
             if len(batch) == 1:
                 self._take_report()
                 log_failure(failure)
-                answers[batch[0][0]] = failure
+                batch[0].answer = failure
                 return
             logger.warning(
                 "a batch of %d failed as one (%s); its requests run one by one", len(batch), failure
             )
-            for index, request, data, processor in batch:
-                fresh = RequestProcessor(processor.get_request_properties())
-                self._run_batch([(index, request, data, fresh)], answers, seconds)
+            for job in batch:
+                job.processor = RequestProcessor(job.processor.get_request_properties())
+                self._run_batch([job])
             return
         self._take_report()
         encoding = time.perf_counter()
-        seconds[Stage.INFERENCE] += encoding - started
-        for (index, _, _, processor), value in zip(batch, values, strict=True):
+        self._seconds[Stage.INFERENCE] += encoding - started
+        for job, value in zip(batch, values, strict=True):
             try:
-                answers[index] = self._encode(index, value, processor)
+                self._encode(job, value)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - values of user classes
                 failure = from_exception(error, "encode", self._spec.folder)
                 log_failure(failure)
-                answers[index] = failure
-        seconds[Stage.ENCODE] += time.perf_counter() - encoding
+                job.answer = failure
+        self._seconds[Stage.ENCODE] += time.perf_counter() - encoding
 
-    def _call(
-        self, batch: list[tuple[int, Request, dict[str, Any], RequestProcessor]], ids: list[str]
-    ) -> list[Any]:
+    def _call(self, batch: list[_Job], ids: list[str]) -> list[Any]:
         context = self._context
         context.request_ids = dict(enumerate(ids))
-        context.request_processor = [processor for _, _, _, processor in batch]
+        context.request_processor = [job.processor for job in batch]
         context.metrics = MetricsStore(context.request_ids, self._spec.model_name)
-        values = self._handle([data for _, _, data, _ in batch], context)
+        values = self._handle([job.data for job in batch], context)
         if not isinstance(values, list):
             raise InvalidServiceOutput(
                 "Invalid model predict output: the handler must answer a list with one entry per "

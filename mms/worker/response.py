@@ -20,6 +20,9 @@ from mms.protocol import Answer, RequestMeta
 #: The route of v0.4 clients, whose answers are wrapped in {"prediction": ...}.
 LEGACY_ROUTE = "legacy_predict"
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+#: NumPy types, by character, that are lists of Python's own only by way of another one. Dates are
+#: then written as orjson writes them.
+_BY_WAY_OF = {"M": "M8[us]", "g": "f8", "G": "c16"}
 
 
 def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_bytes: int) -> Answer:
@@ -64,7 +67,13 @@ def encode_json(value: Any) -> bytes:
         InvalidServiceOutput: The value holds something that JSON cannot express.
     """
     try:
-        return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
+        try:
+            return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
+        except TypeError as error:
+            # The one kind of array that it neither takes nor asks `default` about.
+            if "native-endian" not in str(error):
+                raise
+            return orjson.dumps(value, default=_plain_again, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, RecursionError) as error:
         reason = error.__cause__ or error
         raise InvalidServiceOutput(
@@ -77,8 +86,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "asnumpy"):
         return value.asnumpy()
     if isinstance(value, (np.ndarray, np.generic)):
-        # What orjson does not take itself: other byte orders, strides or types.
-        return value.tolist()
+        # What orjson does not take itself: strides, types, arrays without dimensions.
+        other = _BY_WAY_OF.get(value.dtype.char)
+        return (value.astype(other) if other else value).tolist()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _text(bytes(value))
     if isinstance(value, (set, frozenset, Iterator)):
@@ -86,6 +96,13 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "items"):
         return dict(value.items())
     raise TypeError(f"values of type {type(value).__name__} have no JSON form")
+
+
+def _plain_again(value: Any) -> Any:
+    """Do as `_plain`, after a first attempt that has read every iterator to its end."""
+    if isinstance(value, Iterator):
+        raise TypeError("an iterator beside an array in foreign byte order has no JSON form")
+    return _plain(value)
 
 
 def _text(data: bytes) -> str:

@@ -26,7 +26,7 @@ from mms.errors import (
 )
 from mms.metrics.metrics_store import MetricsStore
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import MAX_PAYLOAD_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
+from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.arrays import arrays_of, is_ndarray, join, join_key, rows_of, split
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.images import is_image
@@ -47,8 +47,6 @@ logger = logging.getLogger("mms.worker")
 #: Joint forwards may fail this often in a row, with the requests then succeeding one by one,
 #: before the service is taken for one that cannot be batched.
 _MAX_JOINT_FAILURES = 3
-#: Leaves room in the frame for its table and metas.
-_MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
 
 
 class _Job:
@@ -97,7 +95,7 @@ class ServiceRunner:
         self.gives_tensors = self._has_stages and gives_tensors(service, signature)
         self._joint_failures = 0
         self._seconds = [0.0] * len(Stage)
-        self._room_bytes = _MAX_ANSWERS_BYTES
+        self._room_bytes = MAX_ANSWERS_BYTES
         self._started = 0.0
 
     @property
@@ -125,7 +123,7 @@ class ServiceRunner:
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
         self._seconds = [0.0] * len(Stage)
-        self._room_bytes = _MAX_ANSWERS_BYTES
+        self._room_bytes = MAX_ANSWERS_BYTES
         self._started = time.perf_counter()
         jobs = [_Job(request, self._service) for request in requests]
         for job in jobs:

@@ -221,6 +221,16 @@ class TestAnswers:
         assert await server.metric("mms_service_known_ratio", **labels) == 0.5
         assert "trouble" not in await server.metrics()
 
+    async def test_too_long_an_answer_names_the_setting(self, tmp_path: Path) -> None:
+        archive = make_mar(tmp_path, "inspecting", files={"vocabulary.txt": b"a\n"})
+        async with running_servers(tmp_path) as start:
+            server = await start({"max_response_bytes": 2000}, inspecting=archive)
+            fits = ["a" * 1996]
+            assert await command(server, answer=fits) == (200, fits)
+            status, answer = await command(server, answer=["a" * 1997])
+            assert (status, answer["error"]["code"]) == (500, "invalid_service_output")
+            assert "2001 bytes, more than max_response_bytes (2000)" in answer["message"]
+
 
 class TestLoading:
     async def test_a_handler_is_initialized_in_its_folder_before_the_first_request(

@@ -64,6 +64,14 @@ VALUES: list[tuple[Any, Any]] = [
     (np.array(["a", "b"]), ["a", "b"]),
     (np.array([1, "a"], dtype=object), [1, "a"]),
     (np.array([1.5], dtype=np.float16), [1.5]),
+    (np.array([[1, 2], [3, 4]], dtype=">i4"), [[1, 2], [3, 4]]),
+    (np.array([1.5], dtype=">f2"), [1.5]),
+    (np.array(3.0, dtype=">f8"), 3.0),
+    (np.array(["a"], dtype=">U1"), ["a"]),
+    (np.array([np.array([1], ">i4"), "a"], dtype=object), [[1], "a"]),
+    ({"a": [np.array([1], ">i4"), np.float32(0.5)], 2: {3}}, {"a": [[1], 0.5], "2": [3]}),
+    (np.array([1.5], dtype=np.longdouble), [1.5]),
+    (np.longdouble(1.5), 1.5),
     (np.zeros((0, 3)), []),
     (Array(), [[1.5, 2.5]]),
     ([Array(), {"a": Array()}], [[[1.5, 2.5]], {"a": [[1.5, 2.5]]}]),
@@ -86,6 +94,19 @@ def test_what_services_return_has_a_json_form(value: Any, expected: Any) -> None
 def test_what_json_has_no_number_for_is_null(number: float) -> None:
     value = [number, np.float32(number), np.array([number, 1.0])]
     assert json.loads(encode_json(value)) == [None, None, [None, 1.0]]
+    arrays = [np.array([number], kind) for kind in (">f4", np.float16, np.longdouble)]
+    assert json.loads(encode_json(arrays)) == [[None]] * 3
+    assert json.loads(encode_json(np.array([[number, 1.0]]).T)) == [[None], [1.0]]
+
+
+@pytest.mark.parametrize("unit", ["ns", "s", "D"])
+def test_a_date_is_the_same_text_however_its_array_lies_in_memory(unit: str) -> None:
+    dates = np.array(["2020-02-29", "2021-01-01"], f"M8[{unit}]")
+    texts = ["2020-02-29T00:00:00", "2021-01-01T00:00:00"]
+    for array in (dates, dates.astype(dates.dtype.newbyteorder(">")), np.repeat(dates, 2)[::2]):
+        assert json.loads(encode_json(array)) == texts
+    for date in (dates[0], dates[0, ...]):
+        assert json.loads(encode_json(date)) == texts[0]
 
 
 class Bad:
@@ -103,7 +124,9 @@ UNSENDABLE: list[tuple[Any, str]] = [
     (object(), "a object, cannot be sent as JSON: values of type object have no JSON form"),
     ([Decimal(1)], "a list, cannot .* Decimal"),
     (np.array([1j]), "a ndarray, cannot .* complex"),
-    (np.array([1], dtype=">i4"), "a ndarray, cannot .* native-endian"),
+    (np.array([1j], dtype=">c8"), "a ndarray, cannot .* complex"),
+    (np.clongdouble(1j), "a clongdouble, cannot .* complex"),
+    ([iter([1]), np.array([1], dtype=">i4")], "a list, cannot .* an iterator beside"),
     ("\ud800", "a str, cannot .*surrogates"),
     (2**70, "a int, cannot .*64-bit"),
     ({(1, 2): 3}, "a dict, cannot"),
