@@ -6,7 +6,6 @@ The source folder is never changed, and no user code is run here.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import json
 import os
@@ -26,6 +25,7 @@ from mms.archive.manifest import (
     ModelFormat,
     Quantization,
     Sample,
+    ServingDefaults,
     is_model_name,
     parse_serving,
 )
@@ -39,6 +39,7 @@ from mms.archive.onnx import (
 )
 from mms.archive.onnx_file import external_members, read_graph
 from mms.archive.reader import Archive
+from mms.archive.service_file import has_imported_base, own_methods, service_classes
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, SignatureError
@@ -58,16 +59,6 @@ _SAMPLE_TYPES = {
 #: Never packed: caches, archives, what version control and editors leave.
 _IGNORED = ("__pycache__", "*.pyc", "*.model", "*.mar", ".*", "*~", MANIFEST_NAME)
 _PARAMS = re.compile(r"(?P<prefix>.+)-(?P<epoch>\d+)\.params")
-_BASES = {
-    "GluonImperativeBaseService": ModelFormat.GLUON,
-    "GluonVisionService": ModelFormat.GLUON,
-    "MXNetBaseService": ModelFormat.SYMBOLIC,
-    "MXNetVisionService": ModelFormat.SYMBOLIC,
-    "OnnxBaseService": ModelFormat.ONNX,
-    "OnnxVisionService": ModelFormat.ONNX,
-    "SingleNodeService": None,
-    "ModelService": None,
-}
 #: Module and class of the default service, by whether the inputs are images.
 _DEFAULT_SERVICES = {
     (ModelFormat.SYMBOLIC, False): ("mxnet_model_service", "MXNetBaseService"),
@@ -130,9 +121,8 @@ def export_model(
     files = dict(_collect(model_path))
     _check_names(model_path, files)
     symbol, parameters = _find_model_files(model_path, list(files))
-    model_format = _format_of(symbol)
     contents: dict[str, Path | bytes] = dict(files)
-    if model_format is ModelFormat.ONNX:
+    if _format_of(symbol) is ModelFormat.ONNX:
         # Whatever their names: without them the model does not load.
         contents |= external_members(model_path, symbol)
         graph = read_graph(model_path / symbol)
@@ -144,30 +134,9 @@ def export_model(
         signature = _read_signature(model_path)
         service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
         engine = {"MXNet": _engine_version(files[symbol]) if symbol else "1.9.1"}
-    manifest = Manifest(
-        model_name=model_name,
-        model_format=model_format,
-        service=service,
-        signature=SIGNATURE_NAME,
-        parameters=parameters,
-        symbol=symbol,
-        description=model_name,
-        model_server=__version__,
-        engine=engine,
-        created_by={
-            "mxnet-model-server": __version__,
-            "python": ".".join(platform.python_version_tuple()[:2]),
-        },
-        serving=replace(
-            parse_serving(serving or {}, "--serving"), sample=_find_sample(list(files))
-        ),
-    )
-    export_path = _expand(export_path)
-    try:
-        export_path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"{export_path}: cannot be made: {error.strerror}") from None
-    target = export_path / f"{model_name}.model"
+    defaults = replace(parse_serving(serving or {}, "--serving"), sample=_find_sample(list(files)))
+    manifest = _make_manifest(model_name, symbol, parameters, service, engine, defaults)
+    target = _make_folder(_expand(export_path)) / f"{model_name}.model"
     manifest = write_archive(target, manifest, contents, overwrite=force)
     return Export(target, manifest, len(contents) + 1)
 
@@ -208,66 +177,38 @@ def export_quantized(
     return Export(target, manifest, len(contents) + 1)
 
 
-def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
-    """Give the service classes that a file defines, without running it.
-
-    A class counts if it derives, directly or through others in the file, from a known base; a
-    class that another one derives from does not.
-
-    Returns:
-        (name, the model format its base is for, if any) of each.
-
-    Raises:
-        ExportError: The file is not valid Python.
-    """
-    tree = _parse(path)
-    aliases = _imported_names(tree)
-    bases = {
-        node.name: [aliases.get(name, name) for name in map(_last_name, node.bases)]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    }
-    roots = {name: _root_base(name, bases, set()) for name in bases}
-    derived_from = {base for name in bases if roots[name] for base in bases[name]}
-    return [
-        (name, _BASES[root])
-        for name, root in roots.items()
-        if root is not None and name not in derived_from
-    ]
-
-
-def _parse(path: Path) -> ast.Module:
-    try:
-        # Bytes, so that a byte order mark and a coding line mean what they mean to Python.
-        return ast.parse(path.read_bytes(), filename=str(path))
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        raise ExportError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from None
-
-
-def _imported_names(tree: ast.Module) -> dict[str, str]:
-    """Give the name under which each ``from ... import name as alias`` is known elsewhere."""
-    return {
-        alias.asname or alias.name: alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-
-
-def _derives_from_import(path: Path) -> bool:
-    """Whether a class has an imported base; only loading it tells whether that is a service."""
-    tree = _parse(path)
-    imported = _imported_names(tree)
-    return any(
-        _last_name(base) in imported or isinstance(base, ast.Attribute)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        for base in node.bases
+def _make_manifest(
+    model_name: str,
+    symbol: str,
+    parameters: str,
+    service: str,
+    engine: dict[str, str],
+    serving: ServingDefaults,
+) -> Manifest:
+    return Manifest(
+        model_name=model_name,
+        model_format=_format_of(symbol),
+        service=service,
+        signature=SIGNATURE_NAME,
+        parameters=parameters,
+        symbol=symbol,
+        description=model_name,
+        model_server=__version__,
+        engine=engine,
+        created_by={
+            "mxnet-model-server": __version__,
+            "python": ".".join(platform.python_version_tuple()[:2]),
+        },
+        serving=serving,
     )
+
+
+def _make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be made: {error.strerror}") from None
+    return path
 
 
 def _collect(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -418,7 +359,7 @@ def _check_onnx_signature(
     """
     source = str(folder / SIGNATURE_NAME)
     path = contents[service]
-    own = set() if isinstance(path, bytes) else _methods(path)
+    own = set() if isinstance(path, bytes) else own_methods(path)
     if own is None:
         # Only loading it tells; the service then checks it itself.
         return
@@ -436,24 +377,6 @@ def _check_onnx_signature(
             "with a class per line, or name a service of your own with --service-file-path"
         )
     check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
-
-
-def _methods(path: Path) -> set[str] | None:
-    """Give the names of the methods of all classes in a file, without running it.
-
-    Returns:
-        None if the service is not built on one of ours, or may inherit methods from elsewhere.
-    """
-    if not any(model_format is ModelFormat.ONNX for _, model_format in service_classes(path)):
-        return None
-    tree = _parse(path)
-    aliases = _imported_names(tree)
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    known = {*_BASES, *(cls.name for cls in classes)}
-    bases = {aliases.get(name, name) for cls in classes for name in map(_last_name, cls.bases)}
-    if not bases <= known:
-        return None
-    return {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
 
 
 def _add_service(
@@ -551,7 +474,7 @@ def _check_service(path: Path, symbol: str) -> None:
     if path.suffix != ".py":
         raise ExportError(f"{path}: a service file's name ends in .py; rename it")
     classes = service_classes(path)
-    if not classes and _derives_from_import(path):
+    if not classes and has_imported_base(path):
         return
     if not classes:
         raise ExportError(
@@ -600,22 +523,3 @@ def _engine_version(symbol: Path) -> str:
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "1.9.1"
     return f"{code // 10000}.{code // 100 % 100}.{code % 100}" if isinstance(code, int) else "1.9.1"
-
-
-def _last_name(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _root_base(name: str, bases: dict[str, list[str]], seen: set[str]) -> str | None:
-    """Follow a class's bases within the file up to a known one."""
-    if name in seen:
-        return None
-    for base in bases.get(name, ()):
-        if base in _BASES:
-            return base
-        root = _root_base(base, bases, seen | {name})
-        if root is not None:
-            return root
-    return None

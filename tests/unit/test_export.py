@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from mms.archive.export import Export, export_model, service_classes
+from mms.archive.export import Export, export_model
 from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
+from mms.archive.service_file import service_classes
 from mms.errors import ExportError, ManifestError, SignatureError
 from tests.unit.archives import (
     GLUON_SERVICE,
