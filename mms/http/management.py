@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -27,11 +27,12 @@ from mms.errors import Draining, Forbidden, InvalidRequest, MMSError, ModelNotFo
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.middleware import Handler, make_middleware
+from mms.http.openapi import management_document, routes_of
 from mms.http.response import json_response
 from mms.protocol import error_document
 from mms.serving.manager import ModelManager
 from mms.serving.memory import resident_bytes
-from mms.serving.registry import Traffic
+from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
 
@@ -139,24 +140,7 @@ async def register(request: web.Request) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """List the models, a page at a time, with every version's state."""
-    limit = _whole(request.query.get("limit", _PAGE), "limit")
-    start = _whole(request.query.get("next_page_token", 0), "next_page_token")
-    models = sorted(request.app[CONTEXT].registry.models(), key=lambda model: model.name)
-    limit = min(max(limit, 1), _PAGE)
-    document: dict[str, Any] = {
-        "models": [
-            {
-                "modelName": model.name,
-                "modelUrl": model.versions[model.default].archive.source,
-                "defaultVersion": model.default,
-                "versions": {v: s.state.value for v, s in model.versions.items()},
-            }
-            for model in models[start : start + limit]
-        ]
-    }
-    if start + limit < len(models):
-        document["nextPageToken"] = str(start + limit)
-    return _json(document)
+    return _json(page_of_models(request, _model_row))
 
 
 async def describe(request: web.Request) -> web.Response:
@@ -242,24 +226,36 @@ async def unregister(request: web.Request) -> web.Response:
 
 async def options(request: web.Request) -> web.Response:
     """Describe this API as OpenAPI 3."""
-    paths: dict[str, Any] = {}
-    for route in request.app.router.routes():
-        if route.resource is None or route.method == "HEAD":
-            continue
-        summary = (route.handler.__doc__ or "").strip().splitlines()[0]
-        operation = {
-            "operationId": route.name,
-            "summary": summary,
-            "parameters": [
-                {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
-                for name in ("model", "version")
-                if f"{{{name}}}" in route.resource.canonical
-            ],
-            "responses": {"200": {"description": "OK"}},
-        }
-        paths.setdefault(route.resource.canonical, {})[route.method.lower()] = operation
-    info = {"title": "mxnet-model-server management API", "version": "1.0.0"}
-    return _json({"openapi": "3.0.1", "info": info, "paths": paths})
+    return _json(management_document(routes_of(request.app)))
+
+
+def page_of_models(request: web.Request, describe: Callable[[Model], Any]) -> dict[str, Any]:
+    """Give the page of the list of models that a request asks for.
+
+    Args:
+        request: Its `limit` and `next_page_token` say how many, and from which on.
+        describe: Gives what the list says of a model.
+
+    Raises:
+        InvalidRequest: One of these is not a whole number.
+    """
+    limit = _whole(request.query.get("limit", _PAGE), "limit")
+    start = _whole(request.query.get("next_page_token", 0), "next_page_token")
+    end = start + min(max(limit, 1), _PAGE)
+    models = list(request.app[CONTEXT].registry.models())
+    document: dict[str, Any] = {"models": [describe(model) for model in models[start:end]]}
+    if end < len(models):
+        document["nextPageToken"] = str(end)
+    return document
+
+
+def _model_row(model: Model) -> dict[str, Any]:
+    return {
+        "modelName": model.name,
+        "modelUrl": model.versions[model.default].archive.source,
+        "defaultVersion": model.default,
+        "versions": {v: s.state.value for v, s in model.versions.items()},
+    }
 
 
 def describe_servable(servable: Servable) -> dict[str, Any]:

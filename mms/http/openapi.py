@@ -137,7 +137,7 @@ def api_document(
         models: What is served; their sample files are read.
         server: Base URL, or a path relative to the document's own.
     """
-    document = _document("mxnet-model-server", server)
+    document = _inference_document(server)
     ids = Names()
     for index, model in enumerate(models):
         bodies = document["components"]["requestBodies"]
@@ -159,7 +159,7 @@ def api_document(
 
 def routes_document(routes: Sequence[Route]) -> Document:
     """Describe the API without its models, as MMS 1.x did: each is a ``{model_name}``."""
-    document = _document("mxnet-model-server", "/")
+    document = _inference_document("/")
     ids = Names()
     for route in routes:
         name = _V1_IDS.get(route.name, route.name)
@@ -179,6 +179,22 @@ def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) 
     asking = [route for route in routes if route.asks_a_model]
     document = api_document(asking, models)
     document["info"]["title"] = f"mxnet-model-server: {models[0].name}"
+    return document
+
+
+def management_document(routes: Sequence[Route]) -> Document:
+    """Describe the management API, whose calls take a JSON object, or nothing.
+
+    Args:
+        routes: Its application's.
+    """
+    document = _document("mxnet-model-server management API", "/")
+    ids = Names()
+    for route in routes:
+        operation = _plain_operation(route, ids.take(route.name))
+        if route.method in ("POST", "PUT"):
+            operation["requestBody"] = {"content": {JSON_TYPE: {"schema": {"type": "object"}}}}
+        _add(document, route.path, route, operation)
     return document
 
 
@@ -293,29 +309,32 @@ def _document(title: str, server: str) -> Document:
                     "description": "The id of the request, in every line of the log about it.",
                     "schema": {"type": "string"},
                 },
-                "retry_after": {
-                    "description": "When to try again, seconds.",
-                    "schema": {"type": "integer"},
-                },
             },
-            "parameters": {
-                "request_id": _header("X-Request-Id", "An id to know the request by.", "string"),
-                "timeout": _header(
-                    TIMEOUT_HEADER,
-                    "Milliseconds after which the answer is of no use.",
-                    "integer",
-                ),
-                "priority": _header(
-                    PRIORITY_HEADER, "`high` goes before everything else that waits.", "string"
-                ),
-            },
-            "requestBodies": {},
-            "responses": {
-                "error": _error_response("Any other error."),
-                **{cls.code: _failure(cls) for cls in _FAILURES},
-            },
+            "responses": {"error": _error_response("Any other error.")},
         },
     }
+
+
+def _inference_document(server: str) -> Document:
+    """Give a document that has, besides, what operations that ask a model refer to."""
+    document = _document("mxnet-model-server", server)
+    components = document["components"]
+    components["headers"]["retry_after"] = {
+        "description": "When to try again, seconds.",
+        "schema": {"type": "integer"},
+    }
+    components["parameters"] = {
+        "request_id": _header("X-Request-Id", "An id to know the request by.", "string"),
+        "timeout": _header(
+            TIMEOUT_HEADER, "Milliseconds after which the answer is of no use.", "integer"
+        ),
+        "priority": _header(
+            PRIORITY_HEADER, "`high` goes before everything else that waits.", "string"
+        ),
+    }
+    components["requestBodies"] = {}
+    components["responses"] |= {cls.code: _failure(cls) for cls in _FAILURES}
+    return document
 
 
 def _error_schema() -> Document:

@@ -7,24 +7,22 @@ everybody may reach.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import orjson
 from aiohttp import web
 
+from mms.archive.location import parse_location
 from mms.archive.reader import find_archives
 from mms.config import ModelSettings, resolve
 from mms.errors import Draining, InvalidRequest, ModelNotReady
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.inference import find_model, predict_with
-from mms.http.management import locate
+from mms.http.management import locate, page_of_models
 from mms.http.response import json_response
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Model
 
 _MAX_BODY_BYTES = 64 << 10
-_PAGE = 100
 
 
 def add_routes(app: web.Application, multi_model: bool) -> None:
@@ -59,6 +57,8 @@ async def invoke(request: web.Request) -> web.StreamResponse:
 async def load(request: web.Request) -> web.Response:
     """Load a model: ``{"model_name", "url"}``, the url being a path below the model store.
 
+    Any other location is refused unless `allowed_urls` permits it.
+
     Raises:
         Conflict: It is loaded.
         OutOfMemory: There is no room for it; SageMaker then unloads another and asks again.
@@ -75,26 +75,14 @@ async def load(request: web.Request) -> web.Response:
     manager = _manager(context)
     manager.check(name, None)
     location = locate(url, context.settings.model_store, manager.fetching.policy)
-    path = _archive_in(Path(location))
     settings, origins = resolve(ModelSettings, manager.layers, f"models.{name}.")
-    await manager.register(name, str(path), settings=settings, origins=origins)
+    await manager.register(name, _archive_in(location), settings=settings, origins=origins)
     return json_response(orjson.dumps({"status": f'Model "{name}" registered'}) + b"\n")
 
 
 async def list_models(request: web.Request) -> web.Response:
     """List the models that are loaded, a page at a time."""
-    models = list(request.app[CONTEXT].registry.models())
-    try:
-        start = int(request.query.get("next_page_token", 0))
-        limit = min(max(int(request.query.get("limit", _PAGE)), 1), _PAGE)
-    except ValueError:
-        raise InvalidRequest("next_page_token and limit must be whole numbers") from None
-    start = max(start, 0)
-    page = models[start : start + limit]
-    document: dict[str, object] = {"models": [_document(model) for model in page]}
-    if start + limit < len(models):
-        document["nextPageToken"] = str(start + limit)
-    return json_response(orjson.dumps(document) + b"\n")
+    return json_response(orjson.dumps(page_of_models(request, _document)) + b"\n")
 
 
 async def describe(request: web.Request) -> web.Response:
@@ -127,10 +115,13 @@ def _only_model(context: Context) -> str:
     raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {known}")
 
 
-def _archive_in(path: Path) -> Path:
-    """Give what to load of the folder that SageMaker has unpacked a model into."""
-    found = find_archives(path) if path.is_dir() else []
-    return found[0] if len(found) == 1 else path
+def _archive_in(location: str) -> str:
+    """Give what to load of a location: in the folder that SageMaker unpacks into, the archive."""
+    given = parse_location(location)
+    found = find_archives(given.path) if given.path and given.path.is_dir() else []
+    if len(found) != 1:
+        return location
+    return f"{found[0]}#sha256={given.pin}" if given.pin else str(found[0])
 
 
 def _manager(context: Context) -> ModelManager:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mms.config import build_config
 from tests.conftest import RunningServer, StartServer
+from tests.fileserver import digest_of, file_server
 from tests.models import make_archive, make_mar
 
 JSON = {"Content-Type": "application/json"}
@@ -27,6 +28,11 @@ async def ask(
     url = server.url + path
     async with server.session.request(method, url, data=data, headers=headers) as response:
         return response.status, await response.json()
+
+
+async def load(server: RunningServer, name: str, url: str) -> tuple[int, Any]:
+    document = json.dumps({"model_name": name, "url": url}).encode()
+    return await ask(server, "/models", document, JSON)
 
 
 async def test_sagemakers_multi_model_routes(start_server: StartServer, tmp_path: Path) -> None:
@@ -59,6 +65,55 @@ async def test_sagemakers_multi_model_routes(start_server: StartServer, tmp_path
     for method in ("GET", "DELETE"):
         assert (await call(method, "/models/a1"))[0] == 404
     assert (await call("POST", "/models/a1/invoke"))[0] == 404
+
+
+async def test_a_model_is_fetched_from_a_url_that_is_permitted(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    content = make_archive(tmp_path, "echo").read_bytes()
+    settings = {
+        "multi_model": True,
+        "cache_dir": str(tmp_path / "cache"),
+        "allowed_urls": r"http://127\.0\.0\.1:\d+/models/.*",
+        "allow_private_urls": True,
+    }
+    server = await start_server(settings)
+    with file_server() as files:
+        url = files.add("/models/echo.model", content)
+        assert (await load(server, "fetched", url))[0] == 200
+        assert (await load(server, "pinned", f"{url}#sha256={digest_of(b'')}"))[0] == 400
+        assert (await load(server, "refused", files.add("/echo.model", content)))[0] == 403
+    listed = {"modelName": "fetched", "modelUrl": url}
+    assert await ask(server, "/models", method="GET") == (200, {"models": [listed]})
+    assert await ask(server, "/models/fetched/invoke", b"[1]", JSON) == (200, [1])
+
+
+async def test_a_pin_behind_a_folder_is_that_of_the_archive_in_it(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store" / "a"
+    folder.mkdir(parents=True)
+    archive = make_archive(tmp_path, "echo").rename(folder / "echo.model")
+    server = await start_server({"multi_model": True, "model_store": str(tmp_path / "store")})
+    good, bad = digest_of(archive.read_bytes()), digest_of(b"")
+    assert (await load(server, "a", f"{folder}#sha256={bad}"))[0] == 400
+    assert (await load(server, "a", f"{folder}#sha256={good}"))[0] == 200
+    listed = {"modelName": "a", "modelUrl": f"{archive}#sha256={good}"}
+    assert await ask(server, "/models/a", method="GET") == (200, listed)
+
+
+async def test_models_are_listed_a_page_at_a_time(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, "echo")
+    lazy = (archive, {"load": "lazy"})
+    server = await start_server({"multi_model": True}, c=lazy, a=lazy, b=lazy)
+    status, first = await ask(server, "/models?limit=2", method="GET")
+    assert (status, first["nextPageToken"]) == (200, "2")
+    status, last = await ask(server, "/models?limit=2&next_page_token=2", method="GET")
+    assert (status, set(last)) == (200, {"models"})
+    assert [row["modelName"] for row in first["models"] + last["models"]] == ["a", "b", "c"]
+    assert (await ask(server, "/models?limit=x", method="GET"))[0] == 400
 
 
 async def test_a_model_that_exhausts_memory_while_loading_is_a_507(

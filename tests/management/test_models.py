@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from openapi_spec_validator import validate
 
 from tests.conftest import RunningServer, fresh_client, running_servers, until
 from tests.management.stores import (
@@ -713,3 +714,4 @@ class TestOptions:
                 assert all(p["required"] and p["schema"] for p in operation["parameters"])
                 assert operation["responses"]["200"]["description"]
                 assert operation["summary"]
+        validate(document)

@@ -18,7 +18,15 @@ from openapi_spec_validator import validate
 from mms.archive.manifest import Sample
 from mms.archive.signature import Signature, TensorSpec
 from mms.http.description import ModelDescription, input_schemas
-from mms.http.openapi import Names, Route, api_document, model_document, routes_document, routes_of
+from mms.http.openapi import (
+    Names,
+    Route,
+    api_document,
+    management_document,
+    model_document,
+    routes_document,
+    routes_of,
+)
 
 ROUTES = [
     Route("GET", "/ping", "ping", "Readiness."),
@@ -130,6 +138,28 @@ def test_a_route_is_described_by_what_its_handler_says() -> None:
     ]
     paths = checked(api_document(routes_of(app), []))["paths"]
     assert set(paths["/hello/{name}"]) == {"get", "put"}
+
+
+def test_the_management_api_takes_json_objects_and_knows_nothing_of_inference() -> None:
+    routes = [
+        Route("GET", "/models/{model}", "describe", "Describe."),
+        Route("PUT", "/models/{model}/{version}", "change_version", "Change."),
+        Route("POST", "/v2/repository/models/{model}/load", "v2_load", "Load."),
+    ]
+    document = checked(management_document(routes))
+    assert document["info"]["title"] == "mxnet-model-server management API"
+    operations = {
+        operation["operationId"]: operation
+        for methods in document["paths"].values()
+        for operation in methods.values()
+    }
+    assert [name for name in operations if "requestBody" in operations[name]] == [
+        *("change_version", "v2_load")
+    ]
+    for operation in (operations["change_version"], operations["v2_load"]):
+        content = {"application/json": {"schema": {"type": "object"}}}
+        assert operation["requestBody"] == {"content": content}
+    assert "X-Request-Priority" not in json.dumps(document)
 
 
 def test_1x_calls_the_variable_model_name() -> None:
