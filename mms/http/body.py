@@ -20,9 +20,8 @@ async def read_body(
         PayloadTooLarge: It is longer than `max_bytes`; found from the header where there is one.
         SlowClient: The client took longer than `timeout_s` to send it.
         InvalidRequest: Its transfer or content encoding is broken.
+        asyncio.CancelledError: The client left before all of it had come.
     """
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes)
     content = request.content
     try:
         if content.is_eof():
@@ -31,9 +30,14 @@ async def read_body(
             if len(data) > max_bytes:
                 raise _too_large(max_bytes)
             return [data], len(data)
+        if (request.content_length or 0) > max_bytes:
+            raise _too_large(max_bytes)
         return await asyncio.wait_for(_read_chunks(request, max_bytes), timeout_s)
     except asyncio.TimeoutError:
         raise SlowClient(f"the body did not arrive within body_timeout ({timeout_s:g} s)") from None
+    except ConnectionResetError:
+        # Comes where aiohttp notices before it cancels us, which means the same.
+        raise asyncio.CancelledError from None
     except (HttpProcessingError, web.RequestPayloadError, ValueError) as error:
         raise InvalidRequest(f"the body cannot be read: {error}") from None
 
@@ -42,13 +46,20 @@ async def _read_chunks(request: web.Request, max_bytes: int) -> tuple[list[Buffe
     chunks: list[Buffer] = []
     size = 0
     content = request.content
-    while not content.at_eof():
-        chunk = await content.readany()
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        if chunk:
-            chunks.append(chunk)
+    try:
+        while not content.at_eof():
+            chunk = await content.readany()
+            size += len(chunk)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            if chunk:
+                chunks.append(chunk)
+    except BaseException:
+        # aiohttp keeps the error, which keeps this frame: what has come must not wait for the
+        # garbage collector.
+        chunks.clear()
+        chunk = b""
+        raise
     return chunks, size
 
 

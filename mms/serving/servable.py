@@ -396,7 +396,7 @@ class Servable:
         now = self.last_used_at = time.monotonic()
         limit = self.settings.response_timeout
         timeout = limit if timeout_s is None else min(timeout_s, limit)
-        future = self._loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
         job = Inference(meta, chunks, size, now, now + timeout, future, is_urgent)
         try:
             self._dispatcher.submit(job)
@@ -408,7 +408,7 @@ class Servable:
         if job.deadline < self._timer_at:
             self._set_timer(job.deadline, now)
         try:
-            return await job.future
+            return await future
         except asyncio.CancelledError:
             self._abandon(job)
             self.metrics.rejected["client_left"] += 1
@@ -416,6 +416,10 @@ class Servable:
         except DeadlineExceeded:
             self.metrics.rejected["deadline"] += 1
             raise
+        finally:
+            # The future refers to an error, that to this frame, and this frame to the future: in
+            # such a circle, bodies would stay until the garbage collector comes by.
+            del future, job
 
     def snapshot(self) -> ServableSnapshot:
         """Give what the metrics show of this moment."""
@@ -470,7 +474,9 @@ class Servable:
                 job.fail(answer)
             else:
                 job.succeed(answer)  # type: ignore[attr-defined]
-                self.metrics.response_bytes.observe(len(answer.body))
+        self.metrics.response_bytes.observe_all(
+            [len(answer.body) for answer in result.answers if isinstance(answer, Answer)]
+        )
         for histogram, seconds in zip(
             self.metrics.stages.values(), result.stage_seconds, strict=True
         ):
@@ -560,9 +566,9 @@ class Servable:
         items = []
         for job in batch.jobs:
             assert isinstance(job, Inference)  # noqa: S101 - nobody else submits
-            self.metrics.queue_wait.observe(now - job.enqueued_at)
             ms_left = int((job.deadline - now) * 1000)
             items.append((job.meta, job.chunks, job.size, ms_left))
+        self.metrics.queue_wait.observe_all([now - job.enqueued_at for job in batch.jobs])
         self.metrics.batch_size.observe(len(items))
         self.metrics.releases[batch.release.value] += 1
         worker.send(encode_batch(batch.id, items))

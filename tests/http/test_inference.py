@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -459,6 +461,35 @@ class TestConnections:
         value = ["x" * (1 << 20), 1]
         body = json.dumps(value).encode()
         assert await post(server, "/predictions/echo", body, JSON) == (200, value)
+
+    async def test_a_body_that_failed_or_never_ended_is_let_go_at_once(
+        self, server: RunningServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        body = b"{" + b"x" * (1 << 20)
+        whole = (
+            f"POST /predictions/linear HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            "Content-Type: application/json\r\nConnection: close\r\n\r\n"
+        ).encode() + body
+        requests = server.servable("linear").metrics.requests
+        before = requests["predictions", 499]
+        gc.collect()
+        # Without the collector, whatever is in a circle stays.
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                assert (await raw(server, whole)).startswith(b"HTTP/1.1 400")
+                _, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+                writer.write(whole[:-1000])
+                await writer.drain()
+                writer.close()
+            await until(lambda: requests["predictions", 499] == before + 10)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        assert kept < 2 << 20
+        assert not caplog.records
 
     async def test_a_gzipped_body_is_read(self, server: RunningServer) -> None:
         headers = {**JSON, "Content-Encoding": "gzip"}
