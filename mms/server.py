@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -47,6 +48,8 @@ _BACKLOG = 1024
 #: What answers that are ready at the end get to be sent.
 _LAST_ANSWERS_S = 1.0
 _MAX_HEADER_BYTES = 16 << 10
+#: New objects after which the garbage collector runs: a few MB at most.
+_COLLECT_AFTER_OBJECTS = 20_000
 #: glibc's mallopt parameters. By default a body of 1 MB is mapped and unmapped for each request;
 #: kept on the heap, reading one takes 40 % less CPU.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_HEAP_BYTES = -1, -3, 32 << 20
@@ -104,6 +107,7 @@ class Server:
             try:
                 starting = asyncio.create_task(self.start())
                 await self._until_stopped(starting)
+                _tune_collector()
                 if self._announce and not self._stop_requested.is_set():
                     self._announce(self)
                 await self._stop_requested.wait()
@@ -342,6 +346,16 @@ def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
         # A service has no business with the models of others.
         lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
     )
+
+
+def _tune_collector() -> None:
+    """Have the garbage collector look at what is new only, and less often.
+
+    Requests leave no cycles behind, so it finds next to nothing, and took a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS)
 
 
 def _tune_allocator() -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from mms.errors import Draining, InvalidRequest
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
-from mms.http.middleware import ID_KEY, METRICS_KEY
+from mms.http.middleware import CALL
 from mms.http.response import answer_response
 from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 from mms.serving.registry import Model
 from mms.serving.servable import Servable
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# Looked up for every request; as `istr` they need not be made lower-case each time.
+TIMEOUT_HEADER = istr("X-Request-Timeout-Ms")
 #: "high" goes before everything else that waits for the model.
-PRIORITY_HEADER = "X-Request-Priority"
+PRIORITY_HEADER = istr("X-Request-Priority")
 #: Whichever is on its way when the server stops gets its answer; who comes later is told when.
 _RETRY_WHEN_DRAINING_S = 5.0
 
@@ -40,19 +40,23 @@ def add_routes(app: web.Application) -> None:
 
 async def predict(request: web.Request) -> web.StreamResponse:
     """Answer with the model's bare result; v0.4's route with ``{"prediction": ...}``."""
-    match = request.match_info
-    return await predict_with(
-        request, find_model(request.app[CONTEXT], match["model"]), match.get("version")
-    )
+    context, match = request.app[CONTEXT], request.match_info
+    model = find_model(context, match["model"])
+    return await predict_with(request, context, model, match.get("version"))
 
 
 async def predict_with(
-    request: web.Request, model: Model, version: str | None = None, route: str = ""
+    request: web.Request,
+    context: Context,
+    model: Model,
+    version: str | None = None,
+    route: str = "",
 ) -> web.StreamResponse:
     """Answer a request with a version of a model, by default as its traffic is split.
 
     Args:
         request: The request.
+        context: What handlers share.
         model: Who answers.
         version: The version asked for, if any.
         route: What tells the worker how to read and answer it; by default the route's own name.
@@ -60,12 +64,27 @@ async def predict_with(
     Raises:
         MMSError: Whatever kept the model from answering.
     """
-    context, route = request.app[CONTEXT], route or request.match_info.route.name or ""
-    if version is not None:
-        return await infer(request, context, model.version(version), route)
-    servable = _choose(model, request)
-    copy_to = model.versions.get(model.traffic.shadow)
-    return await infer(request, context, servable, route, copy_to)
+    servable = _choose(model, request) if version is None else model.version(version)
+    call = request[CALL]
+    call.metrics = servable.metrics
+    if context.is_draining:
+        raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
+    settings = context.settings
+    timeout_s = _timeout_s(request)
+    chunks, size = await read_body(request, settings.max_request_bytes, settings.body_timeout)
+    if servable.is_gone:
+        # Replaced or unregistered while the body came: nobody need notice.
+        servable = _successor(request, context, servable)
+        call.metrics = servable.metrics
+    meta = _encode_meta(request, call.id, route or call.route, servable)
+    is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
+    copy_to = model.versions.get(model.traffic.shadow) if version is None else None
+    asking = servable.infer(meta, chunks, size, timeout_s, is_urgent)
+    if copy_to is None or copy_to is servable:
+        answer = await asking
+    else:
+        answer = await context.shadows.answer(asking, copy_to, meta, chunks, size)
+    return answer_response(request, answer, call.id)
 
 
 def find_model(context: Context, name: str) -> Model:
@@ -90,53 +109,17 @@ def _successor(request: web.Request, context: Context, servable: Servable) -> Se
     return model.version(servable.version)
 
 
-async def infer(
-    request: web.Request,
-    context: Context,
-    servable: Servable,
-    route: str,
-    copy_to: Servable | None = None,
-) -> web.StreamResponse:
-    """Pass a request on to a model and give the response for its answer.
-
-    Args:
-        request: The request.
-        context: What handlers share.
-        servable: Who answers.
-        route: Name of the route, which decides the shape of the answer.
-        copy_to: A version that gets a copy, whose answer is only compared.
-
-    Raises:
-        MMSError: Whatever kept the model from answering.
-    """
-    request[METRICS_KEY] = servable.metrics
-    if context.is_draining:
-        raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
-    settings = context.settings
-    timeout_s = _timeout_s(request)
-    chunks, size = await read_body(request, settings.max_request_bytes, settings.body_timeout)
-    if servable.is_gone:
-        # Replaced or unregistered while the body came: nobody need notice.
-        servable = _successor(request, context, servable)
-        request[METRICS_KEY] = servable.metrics
-    request_id = request[ID_KEY]
+def _encode_meta(request: web.Request, id_: str, route: str, servable: Servable) -> bytes:
+    """Give what the worker must know of a request besides its body."""
     headers = request.headers
-    meta = RequestMeta(
-        request_id, route, headers.get("Content-Type", ""), headers.get("Accept", "")
-    )
+    meta = RequestMeta(id_, route, headers.get(hdrs.CONTENT_TYPE, ""), headers.get(hdrs.ACCEPT, ""))
     if servable.archive.manifest.handler:
         # 1.x handlers see all headers; others do not pay for them.
-        meta = replace(meta, headers=dict(headers), query=tuple(request.query.items()))
+        meta.headers = dict(headers)
+        meta.query = tuple(request.query.items())
     elif route == V2_ROUTE and V2_HEADER_LENGTH in headers:
-        meta = replace(meta, headers={V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]})
-    encoded = meta.encode()
-    is_urgent = headers.get(PRIORITY_HEADER, "").lower() == "high"
-    if copy_to is not None and copy_to is not servable:
-        asking = servable.infer(encoded, chunks, size, timeout_s, is_urgent)
-        answer = await context.shadows.answer(asking, copy_to, encoded, chunks, size)
-    else:
-        answer = await servable.infer(encoded, chunks, size, timeout_s, is_urgent)
-    return answer_response(request, answer, request_id)
+        meta.headers = {V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]}
+    return meta.encode()
 
 
 def _timeout_s(request: web.Request) -> float | None:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from multidict import istr
 
 from mms import log
 from mms.errors import MMSError, Unavailable
@@ -23,10 +25,26 @@ access_logger = logging.getLogger("mms.access")
 
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
-#: Where a handler leaves the counters of the model it asked.
-METRICS_KEY = web.RequestKey("metrics", ServableMetrics)
-#: The request's id.
-ID_KEY = web.RequestKey("request_id", str)
+#: Found in headers without being made lower-case first.
+_ID_HEADER = istr("X-Request-Id")
+
+
+@dataclass(slots=True)
+class Call:
+    """What goes with a request on its way.
+
+    Attributes:
+        id: The client's own, or one of ours.
+        route: Name of the route.
+        metrics: Counters of the model that is asked, left here by the handler.
+    """
+
+    id: str
+    route: str
+    metrics: ServableMetrics | None = None
+
+
+CALL = web.RequestKey("call", Call)
 
 
 def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool) -> Any:
@@ -37,8 +55,8 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
     @web.middleware
     async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
-        request_id = ids.of(request.headers.get("X-Request-Id"))
-        request[ID_KEY] = request_id
+        request_id = ids.of(request.headers.get(_ID_HEADER))
+        call = request[CALL] = Call(request_id, request.match_info.route.name or "unknown")
         log.request_id.set(request_id)
         answer: web.StreamResponse | None = None
         status = 499  # nginx's number for "the client left"
@@ -67,7 +85,11 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
                 in_v2=is_v2(request.path),
             )
         finally:
-            _count(request, status, time.monotonic() - started, metrics)
+            if call.metrics is None:
+                metrics.requests[call.route, status] += 1
+            else:
+                call.metrics.requests[call.route, status] += 1
+                call.metrics.duration.observe(time.monotonic() - started)
             if access_log:
                 access_logger.info(
                     '%s "%s %s" %d %.1fms',
@@ -80,16 +102,6 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
         return answer
 
     return measure
-
-
-def _count(request: web.Request, status: int, seconds: float, server: ServerMetrics) -> None:
-    route = request.match_info.route.name or "unknown"
-    model = request.get(METRICS_KEY)
-    if model is None:
-        server.requests[route, status] += 1
-        return
-    model.requests[route, status] += 1
-    model.duration.observe(seconds)
 
 
 def _log_error(error: MMSError, status: int) -> None:

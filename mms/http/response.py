@@ -2,8 +2,8 @@
 
 `web.Response` spends a third of a small request's time on headers that are always the same.
 `FastResponse` has them ready. aiohttp needs of a response only what is defined here; that is not
-documented, so tests pin it, and everything out of the ordinary (HTTP/1.0, large bodies, a lost
-connection, headers set by a service) goes through `web.Response`.
+documented, so tests pin it, and everything out of the ordinary (HTTP/1.0, large bodies, headers
+set by a service) goes through `web.Response`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class FastResponse(web.StreamResponse):
         self._fast_keep_alive = request.keep_alive
         transport = request.transport
         if transport is None:
+            # The client has left.
             return None
         connection = "" if self._fast_keep_alive else "Connection: close\r\n"
         head = (
@@ -77,7 +78,6 @@ def answer_response(request: web.Request, answer: Answer, request_id: str) -> we
         and len(answer.body) <= _MAX_FAST_BYTES
         and request.version == HttpVersion11
         and request.method == "POST"
-        and request.transport is not None
     ):
         return FastResponse(bytes(answer.body), request_id)
     headers = {"Content-Type": answer.content_type, **answer.headers, "X-Request-Id": request_id}

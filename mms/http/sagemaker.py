@@ -44,14 +44,14 @@ async def invocations(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     name = request.query.get("model_name") or _only_model(context)
-    return await predict_with(request, find_model(context, name))
+    return await predict_with(request, context, find_model(context, name))
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
     """Ask a model by its name, as 1.x's multi-model mode had it."""
-    return await predict_with(
-        request, find_model(request.app[CONTEXT], request.match_info["model"])
-    )
+    context = request.app[CONTEXT]
+    model = find_model(context, request.match_info["model"])
+    return await predict_with(request, context, model)
 
 
 async def load(request: web.Request) -> web.Response:

@@ -74,9 +74,9 @@ async def model_ready(request: web.Request) -> web.Response:
 
 async def infer(request: web.Request) -> web.StreamResponse:
     """V2: ask a model with tensors; answers with tensors."""
-    match = request.match_info
-    found = find_model(request.app[CONTEXT], match["model"])
-    return await predict_with(request, found, match.get("version"), V2_ROUTE)
+    context, match = request.app[CONTEXT], request.match_info
+    model = find_model(context, match["model"])
+    return await predict_with(request, context, model, match.get("version"), V2_ROUTE)
 
 
 def _version(request: web.Request) -> Servable:

@@ -55,6 +55,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count several values."""
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            self.total += value
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Give (upper bound, values up to it) as Prometheus counts them."""
         rows = []

@@ -107,7 +107,7 @@ class Dispatcher:
         self._queue: deque[Job] = deque()
         self._urgent: deque[Job] = deque()
         self._retries: deque[Job] = deque()
-        self._idle: deque[int] = deque()
+        self._idle: list[int] = []
         self._withdrawn: set[int] = set()
         self._in_flight: dict[int, Batch] = {}
         self._ids = itertools.count(1)
@@ -192,7 +192,8 @@ class Dispatcher:
             jobs, release = self._take(now)
             if not jobs:
                 continue
-            worker = self._idle.popleft()
+            # The one that was busy last: its caches are warm.
+            worker = self._idle.pop()
             batch = Batch(next(self._ids), worker, jobs, now, release)
             self._in_flight[worker] = batch
             batches.append(batch)
