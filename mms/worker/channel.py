@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+import numpy as np
+
 from mms.errors import ProtocolError
 from mms.protocol import HEADER, SOCKET_BUFFER_BYTES, Buffer, Frame, read_header
 
@@ -38,8 +40,9 @@ class Channel:
         header[: len(first)] = first
         self._fill(memoryview(header)[len(first) :])
         type_, count, batch_id, length = read_header(header)
-        # One buffer per frame, never reused: request bodies are views of it.
-        payload = memoryview(bytearray(length))
+        # One buffer per frame, never reused: request bodies are views of it. NumPy's, since a
+        # bytearray would be filled with zeros first.
+        payload = memoryview(np.empty(length, np.uint8))
         self._fill(payload)
         return Frame(type_, count, batch_id, payload)
 

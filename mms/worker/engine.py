@@ -5,11 +5,14 @@ Only worker processes, the exporter's check and the model code itself may come h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
+import gc
 import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -27,6 +30,9 @@ _DROPPED_NAMES = {
 }
 #: Shared libraries the MXNet wheel links but does not bundle, and Debian's packages for them.
 _SYSTEM_LIBRARIES = {"gomp": "libgomp1", "quadmath": "libquadmath0"}
+#: What MXNet imports where it is installed, only for its deprecated FeedForward and for quantizing
+#: by entropy. It does without, in half the time and with 60 MB less.
+_NEEDLESS = ("sklearn", "scipy.stats")
 
 
 def import_mxnet() -> ModuleType:
@@ -45,7 +51,7 @@ def import_mxnet() -> ModuleType:
             "MXNet needs distutils, which Python 3.12 dropped; run: pip install setuptools"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without(_NEEDLESS), _uncollected():
             # Deprecations inside mxnet that its users cannot mend.
             warnings.simplefilter("ignore")
             import mxnet
@@ -72,6 +78,31 @@ def import_onnxruntime() -> ModuleType:
     except ImportError as error:
         raise EngineMissing(f"onnxruntime cannot be loaded: {error}") from error
     return onnxruntime  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """Have imports of these modules fail meanwhile, unless they have been imported before."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from going through what an import makes, which stays anyway."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def restore_numpy_names() -> None:
