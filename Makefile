@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-peers docs proto chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers docs proto chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ bench: setup $(CREPE) $(INT8) $(IMAGE_NET) ## Measure the server against the sam
 
 bench-quick: setup $(CREPE) $(INT8) $(IMAGE_NET) ## The same in two minutes: does it work?
 	$(BENCH) --quick
+
+bench-settings: setup $(CREPE) ## What workers, threads and ways to batch do, three minutes
+	$(BIN)/python -m benchmarks.settings --crepe $(CREPE)
 
 bench-compare: setup ## Compare two results of make bench: A=old.json B=new.json
 	@test -n "$(A)" && test -n "$(B)" || { echo "usage: make bench-compare A=old.json B=new.json"; exit 1; }

@@ -71,6 +71,12 @@ class ModelSettings:
         "that come in step; 0 takes what waits.",
         minimum=0,
     )
+    linger: float = setting(
+        0.0,
+        "Milliseconds an idle worker waits for the clients it has just answered to ask again. For "
+        "models whose forward takes about as long for many as for one; needs batch_size.",
+        minimum=0,
+    )
     queue_size: int = setting(
         0, "Most requests that wait for the model; 0 is 100 per worker.", minimum=0
     )

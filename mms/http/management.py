@@ -45,7 +45,7 @@ _MAX_BODY_BYTES = 1 << 20
 _PAGE = 100
 _PROCESSING = {"status": "Processing worker updates..."}
 #: Settings that may change while the model serves.
-_LIVE_SETTINGS = ("batch_size", "max_batch_delay", "queue_size", "response_timeout")
+_LIVE_SETTINGS = ("batch_size", "max_batch_delay", "linger", "queue_size", "response_timeout")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 

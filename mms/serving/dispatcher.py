@@ -1,9 +1,9 @@
 """One servable's bounded queue, and who runs what next. Pure: events and times in, batches out.
 
 Greedy: whatever waits when a worker is free becomes its batch, up to the limits, so nothing ever
-waits for company (`max_batch_delay_s` exists for compatibility and is 0). One batch is in flight
-per worker; everything else stays here, where it can still be cancelled, expire, or go to another
-worker.
+waits for company, unless the model's settings say so (`max_batch_delay_s`, `linger_s`). One batch
+is in flight per worker; everything else stays here, where it can still be cancelled, expire, or go
+to another worker.
 
 A frame may carry more requests than one forward pass joins: of a model that answers within
 microseconds, as many as it can run in about a millisecond. Otherwise the cost of a frame, not the
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
+from mms.serving.linger import Linger
 
 #: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
 #: frame (about 20 µs on both sides), short against anything a client notices.
@@ -67,6 +68,7 @@ class Limits:
         batch_size: Most requests joined in one forward pass.
         queue_size: Most requests that wait.
         max_batch_delay_s: How long the oldest request waits for a batch to fill.
+        linger_s: How long an idle worker waits for those just answered to ask again.
         response_timeout_s: Longest a batch may run before its worker counts as hung.
         retry_on_crash: Whether the requests of a dead worker are run again, one by one, once.
     """
@@ -74,6 +76,7 @@ class Limits:
     batch_size: int = 1
     queue_size: int = 100
     max_batch_delay_s: float = 0.0
+    linger_s: float = 0.0
     response_timeout_s: float = 120.0
     retry_on_crash: bool = True
 
@@ -111,6 +114,7 @@ class Dispatcher:
         self._withdrawn: set[int] = set()
         self._in_flight: dict[int, Batch] = {}
         self._ids = itertools.count(1)
+        self._linger = Linger()
         self._request_time_s = math.inf
         self._drain_rate = 0.0
 
@@ -146,6 +150,8 @@ class Dispatcher:
                 self.retry_after_s(),
             )
         (self._urgent if job.is_urgent else self._queue).append(job)
+        if self.limits.linger_s:
+            self._linger.arrived(job.enqueued_at)
 
     def cancel(self, job: Job) -> bool:
         """Drop a request from the queue; False if it is not there (any more)."""
@@ -215,6 +221,8 @@ class Dispatcher:
         count = len(batch.jobs)
         if count == 0:
             return batch
+        if self.limits.linger_s:
+            self._linger.answered(count, now, self.limits.linger_s)
         per_request = busy_s / count
         if math.isinf(self._request_time_s):
             self._request_time_s = per_request
@@ -280,8 +288,11 @@ class Dispatcher:
         ]
         hung = [self._hung_at(batch) for batch in self._in_flight.values()]
         filling = []
-        if self.limits.max_batch_delay_s > 0 and self._queue and self._idle:
-            filling = [self._queue[0].enqueued_at + self.limits.max_batch_delay_s]
+        delay, linger = self.limits.max_batch_delay_s, self.limits.linger_s
+        if self._queue and self._idle and (delay > 0 or linger > 0):
+            # The later one: while either holds, the batch waits.
+            ends = self._queue[0].enqueued_at + delay
+            filling = [max(ends, self._linger.until) if linger > 0 else ends]
         return min(itertools.chain(waiting, running, hung, filling), default=math.inf)
 
     def fail_all(self, error: MMSError) -> None:
@@ -304,14 +315,13 @@ class Dispatcher:
         return math.inf if batch.is_doomed else batch.sent_at + self.limits.response_timeout_s
 
     def _waits_for_company(self, now: float) -> bool:
-        delay = self.limits.max_batch_delay_s
-        return (
-            delay > 0
-            and not self._retries
-            and not self._urgent
-            and 0 < len(self._queue) < self.limits.batch_size
-            and now < self._queue[0].enqueued_at + delay
-        )
+        waiting = len(self._queue)
+        if self._retries or self._urgent or not waiting:
+            return False
+        delay, size = self.limits.max_batch_delay_s, self.limits.batch_size
+        if delay > 0 and waiting < size and now < self._queue[0].enqueued_at + delay:
+            return True
+        return self.limits.linger_s > 0 and self._linger.waits(waiting, size * len(self._idle), now)
 
     def _take(self, now: float) -> tuple[list[Job], Release]:
         """Take the next batch off the queue; empty if all that waited was not worth running."""

@@ -332,6 +332,7 @@ class Servable:
             batch_size=settings.batch_size,
             queue_size=self._queue_size(),
             max_batch_delay_s=settings.max_batch_delay / 1000,
+            linger_s=settings.linger / 1000,
             response_timeout_s=settings.response_timeout,
             retry_on_crash=settings.retry_on_crash,
         )
@@ -557,7 +558,7 @@ class Servable:
         for batch in self._dispatcher.dispatch(now):
             self._send(batch, now)
         self._note_if_empty()
-        if self.settings.max_batch_delay:
+        if self.settings.max_batch_delay or self.settings.linger:
             self._set_timer(self._dispatcher.wake_at(), now)
 
     def _send(self, batch: Batch, now: float) -> None:

@@ -42,7 +42,7 @@ class Channel:
         type_, count, batch_id, length = read_header(header)
         # One buffer per frame, never reused: request bodies are views of it. NumPy's, since a
         # bytearray would be filled with zeros first.
-        payload = memoryview(np.empty(length, np.uint8))
+        payload = np.empty(length, np.uint8).data
         self._fill(payload)
         return Frame(type_, count, batch_id, payload)
 

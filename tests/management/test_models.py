@@ -48,6 +48,7 @@ _AS_IT_WAS = {
     "batch_size": 1,
     "queue_size": 0,
     "max_batch_delay": 0,
+    "linger": 0,
     "response_timeout": 120,
     "synchronous": True,
 }
@@ -632,6 +633,23 @@ class TestLiveChanges:
         assert (await alone)[0] == 200
         await server.manage("PUT", "/models/rows?max_batch_delay=0")
         assert (await server.ask("rows", [[1.0, 0.0, 0.0]]))[0] == 200
+
+    async def test_lingering_a_worker_waits_for_those_it_has_answered(
+        self, server: RunningServer
+    ) -> None:
+        minute = 60_000
+        row = [[1.0, 0.0, 0.0]]
+        together = {"batch_size": 2, "max_batch_delay": minute, "linger": minute}
+        await server.manage("PUT", "/models/rows", together)
+        pair = await asyncio.gather(*(server.ask("rows", row) for _ in range(2)))
+        assert [status for status, _ in pair] == [200, 200]
+        await server.manage("PUT", "/models/rows?max_batch_delay=0")
+        alone = asyncio.create_task(server.ask("rows", row))
+        await until(lambda: server.servable("rows").queue_depth == 1)
+        assert (await server.ask("rows", row))[0] == 200
+        assert (await alone)[0] == 200
+        await server.manage("PUT", "/models/rows?linger=0")
+        assert (await server.ask("rows", row))[0] == 200
 
     async def test_a_shorter_response_timeout_ends_what_hangs(
         self, server: RunningServer, notes: Path

@@ -25,6 +25,7 @@ from mms.serving.dispatcher import (
     Limits,
     Release,
 )
+from mms.serving.linger import Linger
 
 
 class FakeJob:
@@ -303,6 +304,84 @@ def test_a_delay_ends_when_the_batch_is_full() -> None:
     assert (len(batch.jobs), batch.release) == (2, Release.FULL)
 
 
+class TestLinger:
+    def test_a_worker_waits_until_those_it_answered_are_back(self) -> None:
+        dispatcher = answered(3)
+        dispatcher.submit(FakeJob(1.001))
+        assert dispatcher.dispatch(1.001) == []
+        dispatcher.submit(FakeJob(1.002))
+        assert dispatcher.dispatch(1.002) == []
+        assert dispatcher.wake_at() == 1.01
+        dispatcher.submit(FakeJob(1.003))
+        [batch] = dispatcher.dispatch(1.003)
+        assert len(batch.jobs) == 3
+
+    def test_the_wait_ends_when_its_time_is_over(self) -> None:
+        dispatcher = answered(3)
+        dispatcher.submit(FakeJob(1.001))
+        assert dispatcher.dispatch(1.009) == []
+        [batch] = dispatcher.dispatch(1.01)
+        assert len(batch.jobs) == 1
+
+    def test_a_lone_client_never_waits(self) -> None:
+        dispatcher = answered(1)
+        dispatcher.submit(FakeJob(1.001))
+        assert len(dispatcher.dispatch(1.001)) == 1
+
+    def test_no_more_than_the_idle_worker_can_take_is_waited_for(self) -> None:
+        dispatcher = answered(4)
+        dispatcher.limits.batch_size = 2
+        for _ in range(2):
+            dispatcher.submit(FakeJob(1.001))
+        assert len(dispatcher.dispatch(1.001)) == 1
+
+    def test_urgent_requests_do_not_wait(self) -> None:
+        dispatcher = answered(3)
+        dispatcher.submit(FakeJob(1.001, is_urgent=True))
+        assert len(dispatcher.dispatch(1.001)) == 1
+
+    def test_where_few_come_back_nobody_waits_until_more_do(self) -> None:
+        linger = Linger()
+        for second in range(6):
+            linger.answered(4, second, window_s=0.1)
+            linger.arrived(second + 0.5)
+        assert not linger.waits(1, 8, 5.05)
+        for second in range(6, 12):
+            linger.answered(4, second, window_s=0.1)
+            for _ in range(4):
+                linger.arrived(second + 0.05)
+        linger.answered(4, 12.0, window_s=0.1)
+        assert linger.waits(1, 8, 12.05)
+
+    def test_those_of_several_workers_are_expected_together(self) -> None:
+        linger = Linger()
+        linger.answered(2, 1.0, window_s=0.1)
+        linger.answered(3, 1.05, window_s=0.1)
+        for _ in range(4):
+            linger.arrived(1.06)
+        assert linger.waits(4, 16, 1.12)
+        linger.arrived(1.13)
+        assert not linger.waits(5, 16, 1.13)
+
+    def test_a_model_faster_than_the_wait_is_not_held_up(self) -> None:
+        linger = Linger()
+        for tick in range(10):
+            now = 1.0 + tick / 100
+            linger.answered(3, now, window_s=0.1)
+            for _ in range(3):
+                linger.arrived(now + 0.001)
+            assert not linger.waits(3, 32, now + 0.001)
+
+
+def answered(count: int) -> Dispatcher:
+    """Give a dispatcher with one worker, which has answered so many at once, 1.0 being now."""
+    dispatcher, _ = queue_of(count, Limits(batch_size=8, linger_s=0.01))
+    dispatcher.worker_ready(1)
+    dispatcher.dispatch(0.0)
+    dispatcher.finish(1, 1.0, busy_s=1.0)
+    return dispatcher
+
+
 def test_failing_all_ends_what_waits_and_what_runs_and_retries() -> None:
     dispatcher, jobs = queue_of(3)
     dispatcher.worker_ready(1)
@@ -368,13 +447,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         batch_size=st.integers(1, 6),
         queue_size=st.integers(1, 12),
         delay=st.sampled_from([0.0, 0.3]),
+        linger=st.sampled_from([0.0, 0.2]),
         timeout=st.sampled_from([1.0, 4.0]),
         retry=st.booleans(),
     )
     def configure(
-        self, batch_size: int, queue_size: int, delay: float, timeout: float, retry: bool
+        self,
+        batch_size: int,
+        queue_size: int,
+        delay: float,
+        linger: float,
+        timeout: float,
+        retry: bool,
     ) -> None:
-        self.limits = Limits(batch_size, queue_size, delay, timeout, retry)
+        self.limits = Limits(batch_size, queue_size, delay, linger, timeout, retry)
         self.dispatcher = Dispatcher(self.limits)
 
     @rule(
