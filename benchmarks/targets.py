@@ -48,6 +48,9 @@ def _of_row(row: dict[str, Any]) -> Iterator[Target]:
     if workload == "noop" and connections == 64:
         rate = statistics.median(row["server"]["requests_per_s"])
         yield Target(f"{where}: requests/s", 30_000, True, rate)
+        yield Target(f"{where}: ratio to bare handler", 0.8, True, ratios["bare handler"])
+    if workload == "large":
+        yield Target(f"{where}: ratio to bare socket", 0.5, True, ratios["bare socket"])
     if workload == "crepe" and connections == 1:
         yield Target(f"{where}: ms over bare fp32", 0.5, False, _added_ms(row))
     if workload == "crepe" and connections > 1:

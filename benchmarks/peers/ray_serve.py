@@ -14,7 +14,8 @@ def _launch(site: Site, workload: Workload) -> Launch:
     batch_size = 1 if workload.is_noop else workload.batch_size
     delay_s = 0.0 if batch_size == 1 else _BATCH_DELAY_S
     options = (str(port), str(site.workers), str(batch_size), str(delay_s))
-    sockets = site.folder / "haproxy"
+    # Short, since Ray adds 60 characters, and paths of sockets end at 107.
+    sockets = site.folder / "h"
     sockets.mkdir()
     return Launch(
         command=(
@@ -32,10 +33,10 @@ def _launch(site: Site, workload: Workload) -> Launch:
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": str(site.workers),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "a"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "m"),
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
