@@ -22,7 +22,7 @@ import yaml
 from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
-from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES
+from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
 
 ENV_PREFIX = "MMS_"
 #: Half of what a frame between our processes holds.
@@ -136,6 +136,12 @@ class ModelSettings:
     max_worker_memory: int = setting(
         0, "Resident bytes above which a worker is replaced; 0 is never.", minimum=0
     )
+    worker_memory_limit: int = setting(
+        0,
+        "Bytes of memory that a worker may allocate; what asks for more fails with 507. 0 is no "
+        "limit.",
+        minimum=0,
+    )
     cancel_running: str = setting(
         "never",
         "What happens to a running batch whose clients have all left: never finishes it, kill "
@@ -193,6 +199,12 @@ class ServerSettings:
         "management API may register models, too. Each must match a whole URL, and every redirect "
         "must match one. None if empty.",
     )
+    allowed_hosts: str = setting(
+        "",
+        "Further names, separated by commas, by which requests may address this server; * is any. "
+        "On the management port, and on an inference port that listens on loopback, a Host header "
+        "with any other name is refused, since a web page may have rebound it.",
+    )
     allow_private_urls: bool = setting(
         False,
         "Let allowed_urls lead to private addresses and to this machine, and use a proxy for them.",
@@ -216,8 +228,57 @@ class ServerSettings:
     max_response_bytes: int = setting(
         256 << 20, "Longest answer of a model.", minimum=1, maximum=MAX_BODY_BYTES
     )
+    max_decompressed_bytes: int = setting(
+        64 << 20,
+        "Longest request body after its Content-Encoding is undone.",
+        minimum=1,
+        maximum=MAX_BODY_BYTES,
+    )
+    max_decompression_ratio: int = setting(
+        100,
+        "Most bytes that one byte of a compressed request body may become, for bodies that unpack "
+        "to more than 1 MiB.",
+        minimum=1,
+    )
+    max_form_bytes: int = setting(
+        16 << 20,
+        "Longest URL-encoded form; multipart forms are bounded by max_request_bytes.",
+        minimum=1,
+        maximum=MAX_BODY_BYTES,
+    )
+    max_form_fields: int = setting(256, "Most fields of a form.", minimum=1, maximum=100_000)
+    max_json_elements: int = setting(
+        5_000_000,
+        "Most elements (values, lists and objects) of a JSON document or a Python literal.",
+        minimum=1,
+    )
+    max_image_pixels: int = setting(
+        50_000_000,
+        "Most pixels (width times height) of a picture; asked of its header before it is decoded.",
+        minimum=1,
+    )
+    max_buffered_bytes: int = setting(
+        0,
+        "Bytes of request bodies and answers that the server holds at once, over all models and "
+        "clients; above it, requests are answered 503. 0 is a quarter of the memory that the "
+        "server may use.",
+        minimum=0,
+    )
+    max_connections: int = setting(
+        0,
+        "Most connections that are open at once; 0 is what the limit of open files allows.",
+        minimum=0,
+    )
+    header_timeout: float = setting(
+        30.0, "Seconds a client may take to send a request's headers.", minimum=0.001
+    )
     body_timeout: float = setting(
         60.0, "Seconds a client may take to send a request's body.", minimum=0.001
+    )
+    write_timeout: float = setting(
+        60.0,
+        "Seconds without progress after which a client that does not read its answer is cut off.",
+        minimum=0.001,
     )
     keepalive_timeout: float = setting(75.0, "Seconds an idle connection is kept open.", minimum=0)
     drain_delay: float = setting(
@@ -271,6 +332,9 @@ class ServerSettings:
         "~/.cache if empty.",
     )
     max_archive_bytes: int = setting(64 << 30, "Longest archive to download.", minimum=1)
+    max_unpacked_bytes: int = setting(
+        64 << 30, "Most bytes that an archive may unpack to.", minimum=1
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +547,12 @@ def _gpu_of_device(device: str | None) -> str | None:
     if kind != "gpu" or not (number or "0").isdecimal():
         raise ConfigError(f"the archive's Serving.device must be cpu, gpu or gpu:N, got {device!r}")
     return number or "0"
+
+
+def request_limits(settings: ServerSettings) -> RequestLimits:
+    """Return what the settings allow one request to cost in a worker."""
+    names = (f.name for f in dataclasses.fields(RequestLimits))
+    return RequestLimits(**{name: getattr(settings, name) for name in names})
 
 
 def usable_cores() -> int:

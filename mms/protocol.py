@@ -95,6 +95,27 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may cost in a worker; the settings of these names say more.
+
+    Attributes:
+        max_decompressed_bytes: Longest body after its Content-Encoding is undone.
+        max_decompression_ratio: Most bytes that one byte of a compressed body may become.
+        max_form_bytes: Longest URL-encoded form.
+        max_form_fields: Most fields of a form.
+        max_json_elements: Most elements of a JSON document or a Python literal.
+        max_image_pixels: Most pixels of a picture, asked of its header.
+    """
+
+    max_decompressed_bytes: int = 64 << 20
+    max_decompression_ratio: int = 100
+    max_form_bytes: int = 16 << 20
+    max_form_fields: int = 256
+    max_json_elements: int = 5_000_000
+    max_image_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """All that a process must know to serve one version of one model.
 
@@ -111,6 +132,8 @@ class LoadSpec:
         log_level: Level below which the worker's records are dropped at once.
         server_pid: Process without which the worker must not live.
         may_fork: Whether workers are to be forked from this process, which then never serves.
+        memory_limit: Bytes that the process may allocate; 0 is no limit.
+        limits: What one request may cost.
     """
 
     model_name: str
@@ -125,6 +148,8 @@ class LoadSpec:
     log_level: int
     server_pid: int
     may_fork: bool
+    memory_limit: int = 0
+    limits: RequestLimits = RequestLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +188,7 @@ class RequestMeta:
         route: Name of the route asked, which decides the shape of the answer.
         content_type: Content-Type header as sent, or "".
         accept: Accept header as sent, or "".
+        content_encoding: Content-Encoding header as sent, or ""; the body travels packed.
         headers: All headers, only for models that may look at them.
         query: Names and values of the query, likewise.
     """
@@ -171,12 +197,19 @@ class RequestMeta:
     route: str
     content_type: str
     accept: str
+    content_encoding: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     query: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """Serialise to what `decode` reads."""
-        texts = (self.request_id, self.route, self.content_type, self.accept)
+        texts = (
+            self.request_id,
+            self.route,
+            self.content_type,
+            self.accept,
+            self.content_encoding,
+        )
         if not (self.headers or self.query):
             return _dump_json(texts)
         return _dump_json((*texts, self.headers, self.query))
@@ -189,19 +222,19 @@ class RequestMeta:
             ProtocolError: The bytes are something else.
         """
         values = _load_json(data)
-        if not isinstance(values, list) or len(values) not in (4, 6):
-            raise ProtocolError("request meta is not a list of four texts, or six values")
-        if not all(isinstance(text, str) for text in values[:4]):
+        if not isinstance(values, list) or len(values) not in (5, 7):
+            raise ProtocolError("request meta is not a list of five texts, or seven values")
+        if not all(isinstance(text, str) for text in values[:5]):
             raise ProtocolError("request meta holds something else than texts")
-        if len(values) == 4:
+        if len(values) == 5:
             return cls(*values)
-        request_id, route, content_type, accept, headers, query = values
+        request_id, route, content_type, accept, encoding, headers, query = values
         if not isinstance(headers, dict) or not isinstance(query, list):
             raise ProtocolError("request meta holds no headers and query")
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in query):
             raise ProtocolError("request meta holds no headers and query")
         pairs = tuple((str(name), str(value)) for name, value in query)
-        return cls(request_id, route, content_type, accept, headers, pairs)
+        return cls(request_id, route, content_type, accept, encoding, headers, pairs)
 
 
 @dataclass(slots=True)
@@ -271,7 +304,11 @@ def decode_load(frame: Frame) -> LoadSpec:
     Raises:
         ProtocolError: It holds something else.
     """
-    return LoadSpec(**_fields(frame, LoadSpec))
+    document = _fields(frame, LoadSpec)
+    try:
+        return LoadSpec(**{**document, "limits": RequestLimits(**document["limits"])})
+    except TypeError:
+        raise ProtocolError("a frame that should hold limits holds something else") from None
 
 
 def decode_ready(frame: Frame) -> Ready:

@@ -289,7 +289,7 @@ def _meta(call: Call, servable: Servable, json_length: int) -> RequestMeta:
     if servable.archive.manifest.handler:
         # 1.x handlers see all headers; others do not pay for them.
         headers = {**call.metadata, **headers}
-    return RequestMeta(call.id, V2_ROUTE, "application/octet-stream", "", headers)
+    return RequestMeta(call.id, V2_ROUTE, "application/octet-stream", "", "", headers)
 
 
 def _log_error(error: MMSError, status: int) -> None:

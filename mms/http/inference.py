@@ -112,7 +112,13 @@ def _successor(request: web.Request, context: Context, servable: Servable) -> Se
 def _encode_meta(request: web.Request, id_: str, route: str, servable: Servable) -> bytes:
     """Give what the worker must know of a request besides its body."""
     headers = request.headers
-    meta = RequestMeta(id_, route, headers.get(hdrs.CONTENT_TYPE, ""), headers.get(hdrs.ACCEPT, ""))
+    meta = RequestMeta(
+        id_,
+        route,
+        headers.get(hdrs.CONTENT_TYPE, ""),
+        headers.get(hdrs.ACCEPT, ""),
+        headers.get(hdrs.CONTENT_ENCODING, ""),
+    )
     if servable.archive.manifest.handler:
         # 1.x handlers see all headers; others do not pay for them.
         meta.headers = dict(headers)

@@ -27,6 +27,7 @@ from mms.config import (
     ModelConfig,
     ModelSettings,
     keys,
+    request_limits,
     resolve,
     with_archive_defaults,
 )
@@ -408,6 +409,7 @@ class ModelManager:
                 self._make_environment,
                 registration.size,
                 self._placement,
+                request_limits(self._config.server),
             )
         except BaseException:
             remove_unpacked(archive, self._workspace)

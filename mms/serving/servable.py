@@ -28,7 +28,16 @@ from mms.errors import (
     Unavailable,
 )
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
-from mms.protocol import Answer, Buffer, Frame, LoadSpec, Ready, decode_result, encode_batch
+from mms.protocol import (
+    Answer,
+    Buffer,
+    Frame,
+    LoadSpec,
+    Ready,
+    RequestLimits,
+    decode_result,
+    encode_batch,
+)
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
@@ -56,6 +65,7 @@ class Servable:
         make_environment: Gives the environment of a worker with so many compute threads.
         size: Workers to start with, 0 included; by default what the settings say.
         placement: What is booked of the GPUs, by all servables.
+        limits: What one request may cost in a worker.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Servable:
         make_environment: Callable[[int], Mapping[str, str]],
         size: int | None = None,
         placement: Placement | None = None,
+        limits: RequestLimits | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -82,6 +93,7 @@ class Servable:
         self.is_startup = False
         self.metrics = ServableMetrics(name, version)
         self._max_response_bytes = max_response_bytes
+        self._request_limits = limits or RequestLimits()
         self._make_environment = make_environment
         self._placement = placement or Placement()
         self._size = self._initial_size() if size is None else size
@@ -354,6 +366,8 @@ class Servable:
                 log_level=logging.getLogger().getEffectiveLevel(),
                 server_pid=os.getpid(),
                 may_fork=False,
+                memory_limit=settings.worker_memory_limit,
+                limits=self._request_limits,
             ),
             PoolSettings(
                 workers=self._size,

@@ -324,7 +324,7 @@ class TestBinary:
 
     def test_the_header_is_found_however_it_is_written(self) -> None:
         headers = {"accept": "x", V2_HEADER_LENGTH.upper(): "17"}
-        assert header_length(RequestMeta("", "", "", "", headers)) == "17"
+        assert header_length(RequestMeta("", "", "", "", headers=headers)) == "17"
         assert header_length(RequestMeta("", "", "", "")) is None
 
 
