@@ -64,6 +64,7 @@ class FrameType(enum.IntEnum):
     FORKED = 18  # loader -> server: pid of the new worker
     RESULT = 19  # worker -> server: the answers to one batch
     METRICS = 20  # worker -> server: what the service reported; goes before the RESULT
+    ALONE = 21  # process -> server: why requests run one at a time from now on
 
 
 class AnswerKind(enum.IntEnum):
@@ -134,6 +135,7 @@ class LoadSpec:
         may_fork: Whether workers are to be forked from this process, which then never serves.
         memory_limit: Bytes that the process may allocate; 0 is no limit.
         limits: What one request may cost.
+        is_strict: Whether slips of the service's author are errors, see `mms.worker.slips`.
     """
 
     model_name: str
@@ -150,6 +152,7 @@ class LoadSpec:
     may_fork: bool
     memory_limit: int = 0
     limits: RequestLimits = RequestLimits()
+    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ class Ready:
         can_fork: Whether workers may be forked from it; False too if the service started threads.
         engine: Name and version of what runs the model.
         service: Name of the service's class.
-        is_batchable: Whether requests can be joined in one forward pass.
+        alone_reason: Why requests run one at a time whatever the batch size; "" if they do not.
         load_seconds: Import, load and warm-up.
         takes_tensors: Whether arrays can be put in as they are, and not only bodies.
         gives_tensors: Whether the network's arrays themselves can be had for an answer.
@@ -171,7 +174,7 @@ class Ready:
     can_fork: bool
     engine: str
     service: str
-    is_batchable: bool
+    alone_reason: str
     load_seconds: float
     takes_tensors: bool = False
     gives_tensors: bool = False

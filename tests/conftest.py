@@ -61,6 +61,11 @@ class RunningServer:
     def servable(self, name: str) -> Servable:
         return self.server.registry.get(name)
 
+    def forwards(self, name: str) -> list[int]:
+        """Return the rows of each forward pass that a model's service has noted."""
+        notes = self.servable(name).archive.folder / "forwards"
+        return [int(line) for line in notes.read_text().split()] if notes.exists() else []
+
     async def ask(
         self, model: str, value: Any, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:

@@ -64,17 +64,17 @@ def write_model(
     return folder
 
 
-def linear(batch: int | str | None = "N") -> onnx.ModelProto:
+def linear(batch: int | str | None = "N", tells_rows: bool = False) -> onnx.ModelProto:
     """y = x W + b on (N, 3) -> (N, 2): the first entry, and ten plus the rest.
 
-    A second output of (N, 3) holds the number of rows that ran together.
+    A second output of (N, 3) holds ones; or, `tells_rows`, the number of rows that ran together.
     """
     nodes = [
         helper.make_node("Gemm", ["x", "w", "b"], ["y"]),
         helper.make_node("Mul", ["x", "zero"], ["zeros"]),
         helper.make_node("Add", ["zeros", "one"], ["ones"]),
         helper.make_node("ReduceSum", ["ones", "axis"], ["count"], keepdims=1),
-        helper.make_node("Add", ["zeros", "count"], ["rows"]),
+        helper.make_node("Add", ["zeros", "count" if tells_rows else "one"], ["rows"]),
     ]
     constants = [
         constant("w", [[1, 0], [0, 1], [0, 1]]),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
+
+#: Hidden, since it stands beside archives for a moment.
+_STAGING_PREFIX = ".mxnet-model-export-"
 
 
 def main() -> None:
@@ -111,25 +117,55 @@ def command(
     try:
         if bool(quantize) != bool(calibration_data):
             raise ConfigError("--quantize and --calibration-data go together")
-        parts = (model_name, model_path, service_file_path)
-        if calibration_data is None:
-            export = export_model(*parts, export_path, force, _parse_serving(serving))
-        else:
-            with tempfile.TemporaryDirectory(prefix="mxnet-model-export-") as folder:
-                original = export_model(*parts, Path(folder), False, _parse_serving(serving))
-                target = Path(os.path.expanduser(export_path)) / original.path.name
-                if target.exists() and not force:
-                    raise ExportError(f"{target} exists already; give --force to replace it")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                export = _quantize(original, calibration_data, min_agreement, target)
-        _describe(export)
+
+        def make(folder: Path, overwrite: bool) -> Export:
+            parts = (model_name, model_path, service_file_path)
+            if calibration_data is None:
+                return export_model(*parts, folder, overwrite, _parse_serving(serving))
+            with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX) as staging:
+                original = export_model(*parts, Path(staging), False, _parse_serving(serving))
+                target = _target(folder, model_name, overwrite)
+                return _quantize(original, calibration_data, min_agreement, target)
+
         if check:
-            _check(export)
+            export = _make_checked(make, _target(export_path, model_name, force))
+        else:
+            export = make(export_path, force)
+        _describe(export)
     except MMSError as error:
         if error.detail and error.detail.traceback:
             click.echo(f"{error.detail.traceback}\n", err=True)
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_status if isinstance(error, StartupError) else 1)
+
+
+def _target(export_path: Path, model_name: str, force: bool) -> Path:
+    """Return the file to write; its folder is made.
+
+    Raises:
+        ExportError: It exists and may not be replaced, or its folder cannot be made.
+    """
+    target = Path(os.path.expanduser(export_path)) / f"{model_name}.model"
+    if target.exists() and not force:
+        raise ExportError(f"{target} exists already; give --force to replace it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{target.parent}: cannot be made: {error.strerror}") from None
+    return target
+
+
+def _make_checked(make: Callable[[Path, bool], Export], target: Path) -> Export:
+    """Make an archive beside its target, and put it there once it has passed the check.
+
+    Raises:
+        MMSError: It cannot be made or does not pass; the target is then as it was before.
+    """
+    with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=target.parent) as staging:
+        export = make(Path(staging), False)
+        _check(export)
+        os.replace(export.path, target)
+    return replace(export, path=target)
 
 
 def _parse_serving(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -203,6 +239,8 @@ def _quantize(
 def _check(export: Export) -> None:
     """Load the archive as the server would, and run its sample."""
     configure_logging("WARNING")
+    # What the service prints is what its author looks for.
+    logging.getLogger("mms.output").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="mxnet-model-export-") as folder:
         answer = asyncio.run(_ask(export, Path(folder)))
     if answer is None:
@@ -222,6 +260,7 @@ async def _ask(export: Export, folder: Path) -> str | None:
         settings,
         max_response_bytes=1 << 30,
         make_environment=lambda threads: worker_environment(os.environ, threads, lambda _: False),
+        is_strict=True,
     )
     try:
         await servable.load()
@@ -234,10 +273,16 @@ async def _ask(export: Export, folder: Path) -> str | None:
     except StartupError:
         raise
     except MMSError as error:
-        raise ExportError(f"the sample request failed: {error}", error.detail) from error
+        raise ExportError(f"the sample request failed: {_reason(error)}", error.detail) from error
     finally:
         await servable.unload(0.0, asyncio.Event())
     return bytes(answer.body).decode(errors="replace")
+
+
+def _reason(error: MMSError) -> str:
+    """Return an error's message with what the service raised, if it did."""
+    raised = error.detail.traceback.rsplit("\n", 1)[-1] if error.detail else ""
+    return f"{error}: {raised}" if raised and raised not in str(error) else str(error)
 
 
 if __name__ == "__main__":

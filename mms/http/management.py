@@ -274,6 +274,7 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
         "minWorkers": servable.size,
         "maxWorkers": max(settings.max_workers, servable.size),
         "batchSize": limits.batch_size,
+        "batching": _batching(servable),
         "maxBatchDelay": settings.max_batch_delay,
         "responseTimeout": limits.response_timeout_s,
         "queue": {
@@ -307,6 +308,14 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
     if servable.last_error is not None:
         document["lastError"] = error_document(servable.last_error)
     return document
+
+
+def _batching(servable: Servable) -> dict[str, Any]:
+    """Describe whether requests share forward passes, and if not, why."""
+    reason = servable.alone_reason
+    if servable.limits.batch_size == 1:
+        reason = "batch_size is 1"
+    return {"joined": not reason, "reason": reason}
 
 
 def _make_guard(settings: ServerSettings, token: str) -> Any:

@@ -13,6 +13,7 @@ from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 from mms.quantization.net import QuantizedNet
 from mms.worker.engine import import_mxnet
+from mms.worker.failure import reason_line
 
 mx = import_mxnet()
 
@@ -140,6 +141,9 @@ class MXNetBaseService(_ArchiveService):
             self.ctx,
             self._quantized_net() if self._is_quantized else None,
         )
+        self.mx_model.check_shapes(
+            {spec["data_name"]: tuple(spec["data_shape"]) for spec in self._signature["inputs"]}
+        )
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
         """Give each input, a nested list or an array, as a float32 NDArray of its shape."""
@@ -243,7 +247,10 @@ class SymbolModel:
         if quantized is not None:
             self.block: Any = quantized
             return
-        parameters = {_bare_name(name) for name in mx.nd.load(param_file)}
+        parameters = {
+            _bare_name(name): tuple(array.shape) for name, array in mx.nd.load(param_file).items()
+        }
+        self._saved_shapes = parameters
         arguments = self.symbol.list_arguments()
         free = [name for name in arguments if name not in parameters]
         for name in self._data_names:
@@ -261,8 +268,10 @@ class SymbolModel:
                 )
         inputs = self._data_names + self._label_names
         self.block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
+        # To the types that the symbol has for inputs of float32, as Module did: a network saved in
+        # half or double precision then runs in single.
         self.block.collect_params().load(
-            param_file, ctx=ctx, ignore_extra=True, cast_dtype=True, dtype_source="saved"
+            param_file, ctx=ctx, ignore_extra=True, cast_dtype=True, dtype_source="current"
         )
         self.block.hybridize(static_alloc=True)
 
@@ -279,6 +288,34 @@ class SymbolModel:
         floats = [array.astype("float32", copy=False) for array in inputs]
         outputs = self.block(*floats, *self._labels(floats))
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Infer every shape of the network from those of its inputs, as binding a Module did.
+
+        Args:
+            shapes: By input. Nothing is checked if an axis other than the batch's may have any
+                size, since the network need not take all of them.
+
+        Raises:
+            ModelLoadFailed: The network cannot take such inputs.
+        """
+        if isinstance(self.block, QuantizedNet) or any(0 in shape[1:] for shape in shapes.values()):
+            return
+        known = {name: (shape[0] or 1, *shape[1:]) for name, shape in shapes.items()}
+        said = ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items())
+        try:
+            inferred, _, _ = self.symbol.infer_shape(**known)
+        except mx.base.MXNetError as error:
+            raise ModelLoadFailed(
+                f"the network cannot take the signature's {said}: {reason_line(str(error))}"
+            ) from None
+        for name, shape in zip(self.symbol.list_arguments(), inferred or (), strict=False):
+            saved = self._saved_shapes.get(name, tuple(shape))
+            if saved != tuple(shape):
+                raise ModelLoadFailed(
+                    f"with the signature's {said} the network needs a parameter {name!r} of "
+                    f"{_shape(shape)}, but the file holds one of {_shape(saved)}"
+                )
 
     def forward(self, data_batch: Any, is_train: bool | None = None) -> None:
         """Run ``data_batch.data``, as Module.forward does; training is not supported."""

@@ -51,6 +51,9 @@ class PoolEvents(Protocol):
     def on_metrics(self, report: Any) -> None:
         """The service has reported metrics."""
 
+    def on_alone(self, reason: str) -> None:
+        """Workers run their requests one at a time from now on."""
+
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """A worker is gone; whatever it ran will not come."""
 
@@ -267,6 +270,10 @@ class Pool:
     def on_metrics(self, report: Any) -> None:
         """WorkerEvents: pass what a service has reported on."""
         self._events.on_metrics(report)
+
+    def on_alone(self, reason: str) -> None:
+        """WorkerEvents: pass on why requests run one at a time."""
+        self._events.on_alone(reason)
 
     def on_lost(self, worker: WorkerProcess) -> None:
         """WorkerEvents: the socket of a worker or of the loader closed."""

@@ -66,6 +66,7 @@ class Servable:
         size: Workers to start with, 0 included; by default what the settings say.
         placement: What is booked of the GPUs, by all servables.
         limits: What one request may cost in a worker.
+        is_strict: Whether slips of the service's author keep it from being served.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Servable:
         size: int | None = None,
         placement: Placement | None = None,
         limits: RequestLimits | None = None,
+        is_strict: bool = False,
     ) -> None:
         self.name = name
         self.version = version
@@ -89,11 +91,14 @@ class Servable:
         self._was_evicted = False
         self.last_error: MMSError | None = None
         self.last_ready: Ready | None = None
+        #: Why workers run requests one at a time, though batch_size says otherwise.
+        self.alone_reason = ""
         self.last_used_at = time.monotonic()
         self.is_startup = False
         self.metrics = ServableMetrics(name, version)
         self._max_response_bytes = max_response_bytes
         self._request_limits = limits or RequestLimits()
+        self._is_strict = is_strict
         self._make_environment = make_environment
         self._placement = placement or Placement()
         self._size = self._initial_size() if size is None else size
@@ -368,6 +373,7 @@ class Servable:
                 may_fork=False,
                 memory_limit=settings.worker_memory_limit,
                 limits=self._request_limits,
+                is_strict=self._is_strict,
             ),
             PoolSettings(
                 workers=self._size,
@@ -456,6 +462,8 @@ class Servable:
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
         """PoolEvents: take a worker into service."""
+        if worker.ready and worker.ready.alone_reason:
+            self.alone_reason = worker.ready.alone_reason
         self.last_ready = worker.ready
         self._dispatcher.worker_ready(worker.id)
         self._schedule_pump()
@@ -500,6 +508,11 @@ class Servable:
     def on_metrics(self, report: Any) -> None:
         """PoolEvents: keep what the service has reported."""
         self.metrics.reported.take(report)
+
+    def on_alone(self, reason: str) -> None:
+        """PoolEvents: run requests one at a time in all workers, as one of them now does."""
+        self.alone_reason = reason
+        self._pool.configure(1)
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """PoolEvents: put what the worker ran back into the queue."""

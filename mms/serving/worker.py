@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
@@ -43,6 +43,9 @@ class WorkerEvents(Protocol):
 
     def on_metrics(self, report: Any) -> None:
         """The service has reported metrics."""
+
+    def on_alone(self, reason: str) -> None:
+        """Requests run one at a time from now on."""
 
     def on_lost(self, worker: WorkerProcess) -> None:
         """The socket closed, or said something impossible: the process is gone or useless."""
@@ -193,7 +196,9 @@ class WorkerProcess(asyncio.Protocol):
             if frame.type is FrameType.RESULT:
                 self._events.on_result(self, frame)
             elif frame.type is FrameType.METRICS:
-                self._take_metrics(frame)
+                self._take(frame, self._events.on_metrics)
+            elif frame.type is FrameType.ALONE:
+                self._take(frame, lambda reason: self._events.on_alone(str(reason)))
             elif not self._reply.done():
                 self._settle(frame)
             else:
@@ -210,9 +215,9 @@ class WorkerProcess(asyncio.Protocol):
         self._fail_reply(error)
         self.kill(str(error))
 
-    def _take_metrics(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, event: Callable[[Any], None]) -> None:
         try:
-            self._events.on_metrics(decode_control(frame))
+            event(decode_control(frame))
         except ProtocolError as error:
             self._lose(error)
 

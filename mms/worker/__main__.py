@@ -41,19 +41,16 @@ class Runner(Protocol):
 
     Attributes:
         batch_size: Most requests joined in one forward pass.
-        is_batchable: Whether requests can be joined.
+        alone_reason: Why requests are not joined whatever the batch size; "" if they may be.
         can_fork: Whether what it runs survives a fork.
         takes_tensors: Whether arrays can be put in as they are.
         gives_tensors: Whether the network's arrays can be had for an answer.
     """
 
     batch_size: int
+    alone_reason: str
     takes_tensors: bool
     gives_tensors: bool
-
-    @property
-    def is_batchable(self) -> bool:
-        """As described above."""
 
     @property
     def can_fork(self) -> bool:
@@ -61,6 +58,9 @@ class Runner(Protocol):
 
     def take_metrics(self) -> list[Any]:
         """Give what the service has reported since the last call."""
+
+    def try_joining(self) -> None:
+        """Find out whether requests can be joined, if the batch size asks for it."""
 
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
@@ -113,7 +113,7 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
         can_fork=can_fork,
         engine=engine_name(),
         service=service,
-        is_batchable=runner.is_batchable,
+        alone_reason=runner.alone_reason,
         load_seconds=time.perf_counter() - started,
         takes_tensors=runner.takes_tensors,
         gives_tensors=runner.gives_tensors,
@@ -122,20 +122,31 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
 
 
 def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> None:
+    alone_reason = ready.alone_reason
     while (frame := channel.receive()) is not None:
         if frame.type is FrameType.BATCH:
             result = runner.run(decode_batch(frame))
             if metrics := runner.take_metrics():
                 channel.send([encode_control(FrameType.METRICS, metrics)])
             channel.send(encode_result(frame.batch_id, result))
+            alone_reason = _tell_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
         elif frame.type is FrameType.CONFIGURE:
             runner.batch_size = int(decode_control(frame))
+            runner.try_joining()
+            alone_reason = _tell_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
             return
         else:
             raise ProtocolError(f"the server sent a {frame.type.name} frame")
+
+
+def _tell_alone(channel: Channel, runner: Runner, known: str) -> str:
+    """Tell the server why requests run one at a time, unless it knows; return the reason."""
+    if runner.alone_reason != known:
+        channel.send([encode_control(FrameType.ALONE, runner.alone_reason)])
+    return runner.alone_reason
 
 
 def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:

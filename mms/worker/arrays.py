@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mms.archive.signature import Signature
+
 
 def is_ndarray(value: Any) -> bool:
     """Whether a value is MXNet's NDArray."""
@@ -42,6 +44,31 @@ def join_key(value: Any) -> Hashable | None:
     )
 
 
+def fits_batch_axis(value: Any, signature: Signature) -> bool:
+    """Whether the signature takes more than one request's rows along axis 0.
+
+    A size there other than 0 or 1 is no batch: time steps, say, of a network that wants all of
+    them at once.
+    """
+    arrays = value if isinstance(value, (list, tuple)) else [value]
+    if len(arrays) != len(signature.inputs):
+        return True
+    return all(
+        spec.shape[0] in (0, 1) or spec.shape[0] != array.shape[0]
+        for spec, array in zip(signature.inputs, arrays, strict=True)
+    )
+
+
+def detached(value: Any) -> Any:
+    """Return arrays, or a list of them, in memory of their own.
+
+    Whoever made them may write the next request's numbers into the same memory.
+    """
+    if isinstance(value, (list, tuple)):
+        return [array.copy() for array in value]
+    return value.copy()
+
+
 def rows_of(value: Any) -> int:
     """Give the length of axis 0 of an array, or of the first of several."""
     first = value[0] if isinstance(value, (list, tuple)) else value
@@ -56,7 +83,7 @@ def join(values: list[Any]) -> Any:
 
 
 def split(outputs: Any, rows: list[int]) -> list[Any]:
-    """Cut outputs along axis 0 into the rows of each request.
+    """Cut outputs along axis 0 into the rows of each request, in memory of their own.
 
     Raises:
         ValueError: The outputs do not have one row per row put in.
@@ -83,7 +110,7 @@ def _concatenate(arrays: Sequence[Any]) -> Any:
 def _cut(array: Any, rows: list[int]) -> list[Any]:
     ends = np.cumsum(rows)
     if isinstance(array, np.ndarray):
-        return np.split(array, ends[:-1])
+        return np.split(array.copy(), ends[:-1])
     # Read once for the whole batch: slicing an NDArray costs an engine operation per request.
     values = array.asnumpy()
     from_numpy = sys.modules["mxnet"].nd.from_numpy

@@ -28,6 +28,10 @@ _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "cudamalloc failed", "failed to allocate")
 
 
+#: How the line begins in which MXNet says what is wrong.
+_REASON_MARKS = ("MXNetError:", "mxnet.base.MXNetError:", "Error in operator")
+
+
 def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
     """Give the error to answer with for an exception out of a service.
 
@@ -56,6 +60,23 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
     if is_out_of_memory(error):
         return OutOfMemory("out of memory while the model was loaded", detail)
     return ModelLoadFailed(f"{detail.type}: {_first_line(error)}{_hint(error)}", detail)
+
+
+def reason_of(failure: MMSError) -> str:
+    """Return a failure's message with what raised it, in one line."""
+    if failure.detail is None or not isinstance(failure, InferenceFailed):
+        return str(failure)
+    return f"{failure}: {reason_line(failure.detail.traceback)}"
+
+
+def reason_line(text: str) -> str:
+    """Return the line of a traceback or an error's text that holds the reason.
+
+    MXNet puts the stack of its own C++ before it, and sometimes hints behind it.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith(_REASON_MARKS) or "Check failed" in line]
+    return (reasons or lines or ["(no message)"])[-1]
 
 
 def log_failure(failure: MMSError) -> None:

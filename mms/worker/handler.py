@@ -79,7 +79,7 @@ class HandlerRunner:
         threads_before: Threads that the process had before the handler was loaded.
     """
 
-    is_batchable = True
+    alone_reason = ""
     takes_tensors = False
     gives_tensors = False
 
@@ -103,6 +103,9 @@ class HandlerRunner:
         # MXNet stops its own threads around a fork; of others that the handler started nobody
         # knows.
         return "mxnet" in sys.modules or _native_threads() <= self._threads_before
+
+    def try_joining(self) -> None:
+        """Do nothing: handlers get whole batches, as they always did."""
 
     def take_metrics(self) -> list[Any]:
         """Give what the handler has reported since the last call, as `ReportedMetrics` reads it."""

@@ -12,22 +12,18 @@ from typing import Any
 
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_manifest
 from mms.archive.signature import Signature, parse_signature
-from mms.errors import MMSError, ModelLoadFailed
+from mms.errors import ModelLoadFailed
 from mms.model_service.model_service import ModelService, SingleNodeService, load_service
-from mms.protocol import LoadSpec, Request, RequestMeta
+from mms.protocol import LoadSpec
 from mms.worker.engine import import_mxnet
 from mms.worker.handler import HandlerRunner, load_handler
+from mms.worker.originals import maintained_class
+from mms.worker.process import may_fork
 from mms.worker.runner import ServiceRunner
+from mms.worker.samples import request_pairs, sample_request
+from mms.worker.warm_up import warm_up
 
 logger = logging.getLogger("mms.worker")
-
-#: Classes that v0.4's exporter copied into archives as whole files. A class of this name inside
-#: an archive is such a copy, and the maintained one is used in its place.
-_DEFAULT_SERVICES = {
-    "MXNetBaseService": "mms.model_service.mxnet_model_service",
-    "MXNetVisionService": "mms.model_service.mxnet_vision_service",
-    "GluonVisionService": "mms.model_service.gluon_vision_service",
-}
 
 
 def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
@@ -45,8 +41,10 @@ def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
 
 def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
     service, signature, manifest = make_service(spec)
-    runner = ServiceRunner(service, signature, spec)
-    _warm_up(runner, Path(spec.folder), manifest)
+    sample = sample_request(Path(spec.folder), manifest)
+    runner = ServiceRunner(service, signature, spec, lambda: request_pairs(sample, signature))
+    warm_up(runner, service, signature, manifest, sample, spec)
+    runner.try_joining(may_fork(spec) and runner.can_fork)
     return runner, type(service).__name__
 
 
@@ -66,7 +64,15 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
         # First, so that a missing library is told as such and not from inside the service.
         import_mxnet()
     path = spec.service_file or str(folder / manifest.service)
-    service_class = find_service_class(load_service(path), path)
+    service_class = maintained_class(path)
+    if service_class is None:
+        service_class = find_service_class(load_service(path), path)
+    else:
+        logger.info(
+            "%s is a copy that an old exporter made; %s runs in its place",
+            os.path.basename(path),
+            service_class.__name__,
+        )
     return (
         service_class(manifest.model_name, spec.folder, document, spec.gpu),
         signature,
@@ -90,10 +96,6 @@ def find_service_class(module: ModuleType, path: str) -> type[Any]:
     ]
     own = [cls for cls in classes if cls.__module__ == module.__name__]
     candidates = _leaves(own) or _leaves(classes)
-    copies = [cls for cls in own if cls.__name__ in _DEFAULT_SERVICES]
-    if copies and set(_leaves(own)) <= {*copies} | _named(own, "GluonImperativeBaseService"):
-        name = _leaves(copies)[0].__name__
-        return getattr(__import__(_DEFAULT_SERVICES[name], fromlist=[name]), name)  # type: ignore[no-any-return]
     name = os.path.basename(path)
     if not candidates:
         raise ModelLoadFailed(
@@ -115,29 +117,3 @@ def _leaves(classes: list[type[Any]]) -> list[type[Any]]:
         for cls in classes
         if not any(other is not cls and issubclass(other, cls) for other in classes)
     ]
-
-
-def _named(classes: list[type[Any]], name: str) -> set[type[Any]]:
-    return {cls for cls in classes if cls.__name__ == name}
-
-
-def _warm_up(runner: ServiceRunner, folder: Path, manifest: Manifest) -> None:
-    """Answer the archive's sample request once: the first forward plans memory and is slow."""
-    sample = manifest.serving.sample
-    if sample is None:
-        return
-    answer = run_sample(runner, folder, manifest)
-    if isinstance(answer, MMSError):
-        raise ModelLoadFailed(
-            f"the archive's sample request {sample.file!r} failed: {answer}", answer.detail
-        ) from answer
-
-
-def run_sample(runner: ServiceRunner, folder: Path, manifest: Manifest) -> Any:
-    """Give the Answer or error to the archive's sample request; None if it has none."""
-    sample = manifest.serving.sample
-    if sample is None:
-        return None
-    body = (folder / sample.file).read_bytes()
-    meta = RequestMeta("sample", "predictions", sample.content_type, "")
-    return runner.run([Request(meta, memoryview(body))]).answers[0]

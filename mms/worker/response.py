@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+import datetime
+import enum
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +29,7 @@ _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 #: NumPy types, by character, that are lists of Python's own only by way of another one. Dates are
 #: then written as orjson writes them.
 _BY_WAY_OF = {"M": "M8[us]", "g": "f8", "G": "c16"}
+_TEMPORAL = (datetime.date, datetime.time)
 
 
 def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_bytes: int) -> Answer:
@@ -63,46 +70,98 @@ def within(answer: Answer, max_bytes: int) -> Answer:
 def encode_json(value: Any) -> bytes:
     """Serialise, arrays and NumPy values included; NaN and infinities become null.
 
+    What the fast encoder does not take is written as Python's own would, which 0.4 used: integers
+    of any size, named tuples and other subclasses as their base, lone surrogates, objects with
+    ``__html__`` by it.
+
     Raises:
         InvalidServiceOutput: The value holds something that JSON cannot express.
     """
     try:
-        try:
-            return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
-        except TypeError as error:
-            # The one kind of array that it neither takes nor asks `default` about.
-            if "native-endian" not in str(error):
-                raise
-            return orjson.dumps(value, default=_plain_again, option=orjson.OPT_NON_STR_KEYS)
-    except (TypeError, ValueError, RecursionError) as error:
+        return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
+        return _encode_slowly(value)
+    except Exception as error:
         reason = error.__cause__ or error
         raise InvalidServiceOutput(
             f"the service's answer, a {type(value).__name__}, cannot be sent as JSON: {reason}"
         ) from error
 
 
+def _encode_slowly(value: Any) -> bytes:
+    plain = standard(value)
+    try:
+        return orjson.dumps(plain, default=_plain, option=_JSON_OPTIONS)
+    except TypeError:
+        text = json.dumps(plain, allow_nan=False, separators=(",", ":"), default=_as_orjson)
+        return text.encode()
+
+
 def _plain(value: Any) -> Any:
-    """Give what orjson does not know as something that it does."""
+    """Return what orjson does not know as something that it does.
+
+    Raises:
+        TypeError: Only `standard` can; it must then see the value as it was, iterators unread.
+    """
     if hasattr(value, "asnumpy"):
         return value.asnumpy()
     if isinstance(value, (np.ndarray, np.generic)):
         # What orjson does not take itself: strides, types, arrays without dimensions.
-        other = _BY_WAY_OF.get(value.dtype.char)
-        return (value.astype(other) if other else value).tolist()
+        return _listed(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _text(bytes(value))
-    if isinstance(value, (set, frozenset, Iterator)):
+    if isinstance(value, (set, frozenset)):
         return list(value)
-    if hasattr(value, "items"):
-        return dict(value.items())
     raise TypeError(f"values of type {type(value).__name__} have no JSON form")
 
 
-def _plain_again(value: Any) -> Any:
-    """Do as `_plain`, after a first attempt that has read every iterator to its end."""
-    if isinstance(value, Iterator):
-        raise TypeError("an iterator beside an array in foreign byte order has no JSON form")
+def _listed(value: Any) -> Any:
+    other = _BY_WAY_OF.get(value.dtype.char)
+    return (value.astype(other) if other else value).tolist()
+
+
+def standard(value: Any) -> Any:
+    """Return a value built of JSON's own types, and of those that only orjson writes.
+
+    Raises:
+        TypeError: Part of it has no JSON form.
+        RecursionError: It is nested too deeply, or holds itself.
+    """
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        # Not str(value): a subclass may print itself as something else.
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_key(key): standard(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset, Iterator)):
+        return [standard(item) for item in value]
+    if hasattr(value, "__html__"):
+        return str(value.__html__())
+    if hasattr(value, "asnumpy"):
+        value = value.asnumpy()
+    if isinstance(value, np.datetime64):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return standard(_listed(value))
+    if isinstance(value, (*_TEMPORAL, uuid.UUID, enum.Enum)) or is_dataclass(value):
+        return value
+    if hasattr(value, "items"):
+        return {_key(key): standard(item) for key, item in value.items()}
     return _plain(value)
+
+
+def _key(key: Any) -> Any:
+    return key.item() if isinstance(key, np.generic) else key
+
+
+def _as_orjson(value: Any) -> Any:
+    """Return what only orjson writes as the JSON value that it writes."""
+    return orjson.loads(orjson.dumps(value, option=_JSON_OPTIONS))
 
 
 def _text(data: bytes) -> str:

@@ -113,6 +113,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
     models = {
         "linear": joined(archive(folder, "linear", linear())),
         "fixed": joined(archive(folder, "fixed", linear(batch=1))),
+        "telling": joined(archive(folder, "telling", linear(tells_rows=True))),
         "types": archive(folder, "types", types()),
         "arithmetic": archive(folder, "arithmetic", arithmetic()),
         "classifier": joined(archive(folder, "classifier", classifier())),
@@ -166,7 +167,7 @@ class TestTensors:
         ("model", "asked", "answer"),
         [
             ("linear", [[1, 2, 3]], [[[1, 15]], [[1, 1, 1]]]),
-            ("linear", [[1, 2, 3], [0.5, 0, -1]], [[[1, 15], [0.5, 9]], [[2, 2, 2]] * 2]),
+            ("linear", [[1, 2, 3], [0.5, 0, -1]], [[[1, 15], [0.5, 9]], [[1, 1, 1]] * 2]),
             ("linear", {"x": [[True, 0, 0]]}, [[[1, 10]], [[1, 1, 1]]]),
             ("external", [[1, 2, 3]], [[[1, 15]], [[1, 1, 1]]]),
             (
@@ -288,7 +289,17 @@ class TestBatches:
         self, server: RunningServer
     ) -> None:
         answers = await ask_all(server, "linear", [[[n, 0, n]] for n in range(4)])
-        assert answers == [(200, [[[n, 10 + n]], [[4, 4, 4]]]) for n in range(4)]
+        assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(4)]
+        _, described = await server.manage("GET", "/models/linear")
+        assert described["batching"] == {"joined": True, "reason": ""}
+
+    async def test_a_graph_whose_answers_depend_on_the_batch_runs_one_by_one(
+        self, server: RunningServer
+    ) -> None:
+        answers = await ask_all(server, "telling", [[[n, 0, n]] for n in range(4)])
+        assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(4)]
+        _, described = await server.manage("GET", "/models/telling")
+        assert "gives other outputs" in described["batching"]["reason"]
 
     async def test_a_map_per_row_is_split_among_the_requests(self, server: RunningServer) -> None:
         rows = [[[n, 1]] * (1 + n % 2) for n in range(4)]
@@ -300,7 +311,7 @@ class TestBatches:
         assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(4)]
         (worker,) = server.servable("fixed").workers
         assert worker.ready is not None
-        assert not worker.ready.is_batchable
+        assert worker.ready.alone_reason
 
     async def test_images_are_joined(self, server: RunningServer) -> None:
         red, blue = plain((255, 0, 0)), plain((0, 0, 255))
@@ -317,7 +328,7 @@ class TestBatches:
             server, "linear", [[[1, 2]], *([[n, 0, n]] for n in range(3))]
         )
         assert "expected (?, 3)" in message(bad)
-        assert answers == [(200, [[[n, 10 + n]], [[3, 3, 3]]]) for n in range(3)]
+        assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(3)]
 
 
 @shared_loop

@@ -15,47 +15,58 @@ from tests.models import make_archive, make_folder, signature
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HEAD = """
+    import os
     import sys
     import mxnet as mx
     import numpy as np
     from mms.model_service.model_service import SingleNodeService
+
+    class Noting(SingleNodeService):
+        def __init__(self, model_name, model_dir, manifest, gpu=None):
+            super().__init__(model_name, model_dir, manifest, gpu)
+            self.notes = os.path.join(model_dir, "forwards")
+
+        def note(self, rows):
+            with open(self.notes, "a") as notes:
+                notes.write(f"{rows}\\n")
 """
 
-#: What the service does differently, by the name of its model. Each tells how many requests its
-#: forward pass had, so that a test sees whether they were joined.
+#: What the service does differently, by the name of its model. Most note the rows of each forward
+#: pass, so that a test sees whether requests were joined.
 SERVICES = {
     # Two inputs, three outputs. The original base class's _preprocess returned an iterator, too.
     "pairs": """
-    class Pairs(SingleNodeService):
+    class Pairs(Noting):
         def _preprocess(self, data):
             return map(mx.nd.array, data)
         def _inference(self, data):
             first, second = data
-            total = mx.nd.ones_like(first) * first.shape[0]
-            return [first + second, first * second, total]
+            self.note(len(first))
+            return [first + second, first * second, mx.nd.ones_like(first)]
         def _postprocess(self, outputs):
             assert isinstance(outputs, list), type(outputs)
             return [output.asnumpy().tolist() for output in outputs]
     """,
     "numpy_arrays": """
-    class NumpyArrays(SingleNodeService):
+    class NumpyArrays(Noting):
         def _preprocess(self, data):
             return np.array(data[0], dtype=np.int64)
         def _inference(self, data):
-            if data.min() < 0:
+            if data.min() < -10:
                 sys.exit(1)
-            return np.stack([data * 2, np.full_like(data, len(data))], axis=1)
+            self.note(len(data))
+            return np.stack([data * 2, data * 3], axis=1)
     """,
     # Overrides inference as a whole, so nothing may be joined.
     "whole": """
-    class Whole(SingleNodeService):
+    class Whole(Noting):
         def inference(self, data):
             array = mx.nd.array(data[0])
             return [array.asnumpy().tolist(), array.shape[0]]
     """,
     # One row whatever came in.
     "summing": """
-    class Summing(SingleNodeService):
+    class Summing(Noting):
         calls = 0
         def _preprocess(self, data):
             return mx.nd.array(data[0])
@@ -67,7 +78,7 @@ SERVICES = {
     """,
     # A network that looks at its own input while it answers.
     "remembering": """
-    class Remembering(SingleNodeService):
+    class Remembering(Noting):
         def _preprocess(self, data):
             return mx.nd.array(data[0])
         def _inference(self, data):
@@ -124,18 +135,17 @@ async def test_each_client_gets_its_own_rows_and_what_it_stored_on_self(
 
 
 async def test_concurrent_requests_share_forward_passes(server: RunningServer) -> None:
-    _, before = await server.ask("rows", [[0, 0, 0]])
+    before = len(server.forwards("rows"))
     await ask_all(server, "rows", [[[n, 0, 0]] for n in range(64)])
-    _, after = await server.ask("rows", [[0, 0, 0]])
     # The first may run alone; the rest gather behind it.
-    assert after["forwards"] - before["forwards"] < 40
+    assert len(server.forwards("rows")) - before < 40
 
 
 async def test_max_batch_delay_lets_requests_meet(server: RunningServer) -> None:
     full = await server.metric("mms_batch_release_total", model="joined", reason="full")
     answers = await ask_all(server, "joined", [[[n, 0, 0]] for n in range(8)])
     assert [answer["marker"] for _, answer in answers] == list(range(8))
-    assert len({answer["forwards"] for _, answer in answers}) == 1
+    assert 8 in server.forwards("joined")
     assert await server.metric("mms_batch_release_total", model="joined", reason="full") == full + 1
 
 
@@ -151,15 +161,17 @@ async def test_a_batch_holds_several_rows_of_each_request(server: RunningServer)
     values = [[[float(n), 1, 2]] * (n + 1) for n in range(8)]
     answers = await ask_all(server, "joined", values)
     assert [answer["rows"] for _, answer in answers] == [doubled(value) for value in values]
-    assert len({answer["forwards"] for _, answer in answers}) == 1
+    assert server.forwards("joined")[-1] == sum(range(1, 9))
 
 
 async def test_requests_of_different_shapes_run_apart(server: RunningServer) -> None:
     wide = [[[float(n)] * 5] for n in range(4)]
     narrow = [[[float(n)] * 3] for n in range(4)]
-    answers = await ask_all(server, "joined", [*wide, *narrow])
-    assert [a["rows"] for _, a in answers] == [doubled(v) for v in [*wide, *narrow]]
-    assert len({answer["forwards"] for _, answer in answers[:4]}) == 1
+    for _ in range(2):
+        # The first batch of new shapes is compared with single requests.
+        answers = await ask_all(server, "joined", [*wide, *narrow])
+        assert [a["rows"] for _, a in answers] == [doubled(v) for v in [*wide, *narrow]]
+    assert server.forwards("joined")[-2:] == [4, 4]
 
 
 @pytest.mark.parametrize("bad", [[[2e6, 0, 0]], [["text"]], "no list", [[1], [1, 2]]], ids=str)
@@ -173,8 +185,8 @@ async def test_a_bad_request_fails_alone_in_its_batch(server: RunningServer, bad
 async def test_bad_requests_do_not_end_batching(server: RunningServer) -> None:
     for _ in range(4):
         await ask_all(server, "joined", [[[2e6, 0, 0]], *([[n, 0, 0]] for n in range(7))])
-    answers = await ask_all(server, "joined", [[[n, 0, 0]] for n in range(8)])
-    assert len({answer["forwards"] for _, answer in answers}) == 1
+    await ask_all(server, "joined", [[[n, 0, 0]] for n in range(8)])
+    assert server.forwards("joined")[-1] == 8
 
 
 async def test_several_inputs_from_an_iterator_and_several_outputs_are_joined_each_along_axis_0(
@@ -183,12 +195,14 @@ async def test_several_inputs_from_an_iterator_and_several_outputs_are_joined_ea
     values = [{"left": [[n, 1]], "right": [[10, n]]} for n in range(8)]
     answers = await ask_all(server, "pairs", values)
     for n, answer in enumerate(answers):
-        assert answer == (200, [[[n + 10, n + 1]], [[10 * n, n]], [[8, 8]]])
+        assert answer == (200, [[[n + 10, n + 1]], [[10 * n, n]], [[1, 1]]])
+    assert 8 in server.forwards("pairs")
 
 
 async def test_numpy_arrays_are_batched(server: RunningServer) -> None:
     answers = await ask_all(server, "numpy_arrays", [[n] for n in range(8)])
-    assert answers == [(200, [[2 * n, 8]]) for n in range(8)]
+    assert answers == [(200, [[2 * n, 3 * n]]) for n in range(8)]
+    assert 8 in server.forwards("numpy_arrays")
 
 
 async def test_a_service_that_overrides_inference_is_not_batched(server: RunningServer) -> None:
@@ -213,9 +227,9 @@ async def test_a_service_with_the_wrong_number_of_rows_runs_one_by_one(
 async def test_sys_exit_in_a_joint_forward_fails_one_request_and_keeps_the_worker(
     server: RunningServer,
 ) -> None:
-    bad, *answers = await ask_all(server, "numpy_arrays", [[-1], *([n] for n in range(7))])
+    bad, *answers = await ask_all(server, "numpy_arrays", [[-11], *([n] for n in range(7))])
     assert (bad[0], bad[1]["error"]["code"]) == (500, "inference_failed")
-    assert answers == [(200, [[2 * n, 1]]) for n in range(7)]
+    assert answers == [(200, [[2 * n, 3 * n]]) for n in range(7)]
     assert await server.metric("mms_worker_restarts_total", model="numpy_arrays") == 0
 
 

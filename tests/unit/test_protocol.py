@@ -53,7 +53,7 @@ from mms.protocol import (
 
 BOUNDED = settings(max_examples=100, deadline=None)
 SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)
-READY = Ready(42, True, "mxnet 1.9.1", "Crepe", True, 0.5, True, False)
+READY = Ready(42, True, "mxnet 1.9.1", "Crepe", "", 0.5, True, False)
 NO_TIME = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 texts = st.text(max_size=30)

@@ -441,14 +441,15 @@ class TestBatches:
         )
         for value, (status, answer) in enumerate(v2):
             assert status == 200
-            assert [output["data"] for output in answer["outputs"]] == [[2.0 * value] * 3, [6.0]]
-        assert plain == (200, [[[8.0] * 3, [10.0] * 3], [[6.0], [6.0]]])
+            assert [output["data"] for output in answer["outputs"]] == [[2.0 * value] * 3, [1.0]]
+        assert plain == (200, [[[8.0] * 3, [10.0] * 3], [[1.0], [1.0]]])
+        assert 6 in server.forwards("counting")
 
     async def test_one_that_fails_fails_alone(self, server: RunningServer) -> None:
-        bodies = [linear([[k, k, k]], [1, 3]) for k in (1, -1, 2)]
+        bodies = [linear([[k, k, k]], [1, 3]) for k in (1, -5, 2)]
         answers = await asyncio.gather(*(post(server, "counting", body) for body in bodies))
         assert [status for status, _ in answers] == [200, 500, 200]
-        assert "ValueError: a value is negative" in answers[1][1]["error"]
+        assert "ValueError: a value is too small" in answers[1][1]["error"]
 
 
 def waits(notes: Path) -> bytes:

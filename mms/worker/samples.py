@@ -1,0 +1,165 @@
+"""Requests to try a model with: the archive's sample, and others made from it or its signature."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mms.archive.manifest import Manifest
+from mms.archive.signature import Signature, TensorSpec
+from mms.protocol import Request, RequestMeta
+
+_JSON = "application/json"
+#: Sizes to try for axes that the signature leaves free, the batch axis aside: a lone element, a
+#: short sequence, and a picture that survives the strides of any network.
+_FREE_SIZES = (1, 8, 224)
+#: Elements of one drawn input: larger ones are not made up.
+_MAX_ELEMENTS = 4_000_000
+_INTEGERS = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+
+
+def sample_request(folder: Path, manifest: Manifest) -> Request | None:
+    """Return the archive's own sample request; None if it has none."""
+    sample = manifest.serving.sample
+    if sample is None:
+        return None
+    return _request((folder / sample.file).read_bytes(), sample.content_type)
+
+
+def zero_requests(signature: Signature) -> Iterator[Request]:
+    """Yield requests of zeros (black pictures), one for each size that free axes may have."""
+    for size in _sizes(signature):
+        yield from _drawn(signature, size, "zeros", 0)
+
+
+def request_pairs(
+    sample: Request | None, signature: Signature
+) -> Iterator[tuple[Request, Request]]:
+    """Yield pairs of different requests, the likeliest to be answered first."""
+    if sample is not None:
+        yield from ((sample, other) for other in _variants(sample))
+    for size in _sizes(signature):
+        for kind in ("floats", "integers"):
+            first = list(_drawn(signature, size, kind, 1))
+            second = list(_drawn(signature, size, kind, 2))
+            yield from zip(first, second, strict=True)
+
+
+def _request(body: bytes, content_type: str = _JSON) -> Request:
+    return Request(RequestMeta("sample", "predictions", content_type, ""), memoryview(body))
+
+
+def _sizes(signature: Signature) -> tuple[int, ...]:
+    has_free = any(0 in spec.shape[1:] for spec in signature.inputs)
+    return _FREE_SIZES if has_free else _FREE_SIZES[:1]
+
+
+def _drawn(signature: Signature, size: int, kind: str, seed: int) -> Iterator[Request]:
+    """Yield a request drawn from the signature, or none if it would be too large."""
+    shapes = [_shape(spec, size) for spec in signature.inputs]
+    if sum(int(np.prod(shape)) for shape in shapes) > _MAX_ELEMENTS:
+        return
+    generator = np.random.default_rng(seed)
+    make = _picture if signature.takes_images else _array
+    document = {
+        spec.name: make(spec, shape, kind, seed, generator)
+        for spec, shape in zip(signature.inputs, shapes, strict=True)
+    }
+    yield _request(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
+    first = spec.shape[0] or 1
+    return (first, *(axis or size for axis in spec.shape[1:]))
+
+
+def _array(
+    spec: TensorSpec, shape: tuple[int, ...], kind: str, seed: int, generator: np.random.Generator
+) -> Any:
+    if spec.data_type == "BYTES":
+        return np.full(shape, f"sample {seed}").tolist()
+    if kind == "zeros":
+        return np.zeros(shape, np.int64 if spec.data_type in _INTEGERS else np.float32)
+    if kind == "integers" or spec.data_type in _INTEGERS:
+        # Zeros and ones, which every vocabulary has; the other way round for the other seed.
+        return ((np.arange(np.prod(shape)) + seed) % 2).reshape(shape)
+    return generator.standard_normal(shape, np.float32)
+
+
+def _picture(
+    spec: TensorSpec, shape: tuple[int, ...], kind: str, seed: int, generator: np.random.Generator
+) -> str:
+    from PIL import Image
+
+    height, width = _picture_size(spec)
+    image = Image.new("RGB", (width, height))
+    if kind != "zeros":
+        # Coarse patches: noise by the pixel would average out to grey.
+        patches = generator.integers(0, 256, (8, 8, 3), np.uint8)
+        image = Image.fromarray(patches).resize((width, height))
+    return _base64_png(image)
+
+
+def _picture_size(spec: TensorSpec) -> tuple[int, int]:
+    """Return (height, width) by a signature of (N, C, H, W) or (N, H, W, C)."""
+    axes = spec.shape[1:]
+    if len(axes) == 3 and axes[0] not in (0, 1, 3) and axes[2] in (1, 3):
+        axes = (axes[2], *axes[:2])
+    height, width = axes[1:] if len(axes) == 3 else (0, 0)
+    return height or _FREE_SIZES[-1], width or _FREE_SIZES[-1]
+
+
+def _base64_png(image: Any) -> str:
+    output = io.BytesIO()
+    image.save(output, "PNG")
+    return base64.b64encode(output.getvalue()).decode("ascii")
+
+
+def _variants(sample: Request) -> Iterator[Request]:
+    """Yield requests that are like the sample, but not the same."""
+    content_type = sample.meta.content_type
+    if content_type == _JSON:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            document = orjson.loads(sample.body)
+            for change in (_reversed, _scaled):
+                other = change(document)
+                if other != document:
+                    yield _request(orjson.dumps(other))
+    elif content_type.startswith("image/"):
+        from PIL import Image, ImageOps
+
+        # Whatever a decoder raises: a sample that cannot be read has no variant.
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(sample.body)) as image:
+            turned = ImageOps.flip(ImageOps.mirror(ImageOps.invert(image.convert("RGB"))))
+            output = io.BytesIO()
+            turned.save(output, "PNG")
+            yield _request(output.getvalue(), "image/png")
+
+
+def _reversed(value: Any) -> Any:
+    """Return a JSON value with its texts and its lists of numbers back to front."""
+    if isinstance(value, dict):
+        return {key: _reversed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        if all(isinstance(item, (int, float)) for item in value):
+            return value[::-1]
+        return [_reversed(item) for item in value]
+    return value[::-1] if isinstance(value, str) else value
+
+
+def _scaled(value: Any) -> Any:
+    """Return a JSON value with its fractions halved, and its whole numbers above 0 one less."""
+    if isinstance(value, dict):
+        return {key: _scaled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scaled(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return value / 2 if isinstance(value, float) else value - (value > 0)
