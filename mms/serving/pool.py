@@ -35,8 +35,7 @@ _ids = itertools.count(1)
 #: Failed starts in a row of a pool that once worked, before the servable is given up.
 _MAX_FAILED_STARTS = 5
 #: Reasons of ours to kill a worker that are labels of a metric.
-CANCELLED = "cancelled"
-_KILL_REASONS = ("timeout", CANCELLED)
+_KILL_REASONS = ("timeout", "cancelled")
 
 
 class PoolEvents(Protocol):
@@ -276,15 +275,16 @@ class Pool:
             self._placement.release(worker.gpu, self._settings.gpu_memory)
         if worker is self._loader:
             self._loader = None
+        was_busy = worker.state is WorkerState.BUSY
         serving = self._workers.pop(worker.id, None)
         if serving is not None:
             self._starting += 1
             # At once, before the exit status is known: its requests can run elsewhere.
             self._events.on_worker_lost(worker, worker.kill_reason or "it exited")
         self._dying.add(worker)
-        self._tasks.start(self._bury(worker, was_serving=serving is not None))
+        self._tasks.start(self._bury(worker, serving is not None, was_busy))
 
-    async def _bury(self, worker: WorkerProcess, was_serving: bool) -> None:
+    async def _bury(self, worker: WorkerProcess, was_serving: bool, was_busy: bool) -> None:
         """Learn how a process ended, say so, and replace it if it should have lived."""
         was_stopping = worker.state is WorkerState.STOPPING
         if worker.state is not WorkerState.DEAD:
@@ -314,15 +314,18 @@ class Pool:
             # Its replacement is ready or on its way.
             return
         self._events.on_restart(_restart_reason(worker, status.signal))
-        delay: float | None = 0.0
-        if worker.kill_reason != CANCELLED:
-            # Not its own fault: clients that leave must not make a model FAILED.
-            delay = self._policy.worker_died(worker.batches > 0, self._clock() - worker.ready_at)
+        now = self._clock()
+        delay = self._policy.worker_died(
+            now,
+            was_busy=was_busy,
+            has_served=worker.batches > 0,
+            lifetime_s=now - worker.ready_at,
+        )
         if delay is None:
             self._give_up(
                 WorkerDied(
-                    f"{self._policy.failures} workers in a row died before they finished a "
-                    f"batch; the last one {reason}"
+                    f"{self._policy.failures} workers in a row died while nothing ran in them; "
+                    f"the last one {reason}"
                 )
             )
             return

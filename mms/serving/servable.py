@@ -26,6 +26,7 @@ from mms.errors import (
     ModelNotReady,
     ProtocolError,
     Unavailable,
+    WorkerDied,
 )
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
 from mms.protocol import (
@@ -503,7 +504,7 @@ class Servable:
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """PoolEvents: put what the worker ran back into the queue."""
-        self._dispatcher.worker_lost(worker.id, reason)
+        self._dispatcher.worker_lost(worker.id, reason, time.monotonic())
         self._schedule_pump()
 
     def withdraw(self, worker: WorkerProcess) -> bool:
@@ -549,6 +550,8 @@ class Servable:
         if not self._dispatcher.cancel(job) and self.settings.cancel_running == "kill":
             id_ = self._dispatcher.forsaken_worker(job)
             if id_ is not None:
+                # Its death is our doing: no request is to blame.
+                self._dispatcher.fail_batch(id_, WorkerDied("all clients of its batch have left"))
                 self._pool.worker(id_).kill("cancelled")
         self._note_if_empty()
 

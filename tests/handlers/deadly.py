@@ -1,0 +1,112 @@
+"""Does on command what kills a worker, or what keeps its death from being noticed."""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import time
+
+
+def handle(data, context):
+    """Run the command that each request names: ``[command, argument, ...]``."""
+    if data is None:
+        return None
+    # In a list each: a bare text would be answered as text, not as JSON.
+    return [[globals()[f"do_{command}"](*args)] for command, *args in map(_parse, data)]
+
+
+def _parse(row):
+    body = row.get("body") or row.get("data")
+    return body if isinstance(body, list) else json.loads(bytes(body))
+
+
+def do_echo(value):
+    return value
+
+
+def do_pid(*_):
+    return os.getpid()
+
+
+def do_segfault(*_):
+    ctypes.string_at(0)
+
+
+def do_exit(*_):
+    os._exit(3)
+
+
+def do_kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def do_abort(*_):
+    os.abort()
+
+
+def do_bad_alloc(*_):
+    """End as C++ does when memory is gone and nobody catches std::bad_alloc."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 20, hard))
+    try:
+        bytearray(1 << 30)
+    except MemoryError:
+        os.abort()
+
+
+def do_sleep(seconds, *_):
+    time.sleep(seconds)
+    return "slept"
+
+
+def do_stop(folder):
+    """Stop this process, as a debugger or a frozen container would."""
+    _note(folder)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "went on"
+
+
+def do_wait(folder, *_):
+    """Note the worker's pid in a folder, and wait there for a file called go."""
+    _note(folder)
+    while not os.path.exists(f"{folder}/go"):
+        time.sleep(0.005)
+    return "went"
+
+
+def do_die_unless(folder, *_):
+    """Note the worker's pid in a folder, and die unless a file called good is there."""
+    _note(folder)
+    if not os.path.exists(f"{folder}/good"):
+        os._exit(3)
+    return "lived"
+
+
+def do_daemon(folder, seconds=120):
+    """Leave a child in a session of its own, with all that a fork at the C level inherits."""
+    if ctypes.PyDLL(None).fork() == 0:
+        os.setsid()
+        _note(folder, f"daemon-{os.getpid()}")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and os.path.exists(folder):
+            time.sleep(0.02)
+        os._exit(0)
+    return os.getpid()
+
+
+def do_fork(folder, seconds=120):
+    """Leave such a child as Python forks it, and tell which files it has."""
+    if os.fork() == 0:
+        os.setsid()
+        _note(folder, f"daemon-{os.getpid()}")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and os.path.exists(folder):
+            time.sleep(0.02)
+        os._exit(0)
+    return os.getpid()
+
+
+def _note(folder, name=None):
+    with open(f"{folder}/{name or os.getpid()}", "w"):
+        pass
