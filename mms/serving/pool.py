@@ -24,7 +24,7 @@ from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, OutOfMemory,
 from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
 from mms.serving.placement import Placement
-from mms.serving.processes import Child, OutputReader, spawn
+from mms.serving.processes import Child, spawn
 from mms.serving.tasks import Tasks
 from mms.serving.worker import WorkerProcess
 
@@ -111,8 +111,6 @@ class Pool:
         self._policy = RestartPolicy()
         self._failed_starts = 0
         self._tasks = Tasks()
-        # Workers forked from a loader print into its pipe, and may outlive it.
-        self._outputs: list[OutputReader] = []
         self._starting = 0
         # Dismissed or lost, but their ends not seen yet.
         self._dying: set[WorkerProcess] = set()
@@ -249,9 +247,6 @@ class Pool:
         self._loader = None
         await asyncio.gather(*(process.stop() for process in self._dying))
         self._dying.clear()
-        for output in self._outputs:
-            output.close()
-        self._outputs.clear()
 
     def batch_finished(self, worker: WorkerProcess, requests: int) -> None:
         """Take note of a finished batch, so that the worker counts as a working one."""
@@ -267,8 +262,14 @@ class Pool:
         """WorkerEvents: pass what a service has reported on."""
         self._events.on_metrics(report)
 
+    def on_exited(self, worker: WorkerProcess) -> None:
+        """WorkerEvents: a process has ended, but its last answer may be on its way."""
+        if worker.id in self._workers:
+            # Or that answer would bring the next batch to a dead process.
+            self._events.withdraw(worker)
+
     def on_lost(self, worker: WorkerProcess) -> None:
-        """WorkerEvents: the socket of a worker or of the loader closed."""
+        """WorkerEvents: a worker or the loader is gone, or useless."""
         # A process may close its socket and live on; it is of no use then.
         worker.kill("")
         if worker.gpu is not None:
@@ -442,8 +443,14 @@ class Pool:
             MMSError: It could not be forked, died, or took too long.
             OSError: The system refuses another file.
         """
-        pid, sock = await loader.fork()
-        worker = WorkerProcess(next(_ids), Child(pid), self)
+        output = loader.output
+        # Held while the fork is under way: the loader may die meanwhile.
+        output.acquire()
+        try:
+            pid, sock = await loader.fork()
+            worker = WorkerProcess(next(_ids), Child(pid), output, self)
+        finally:
+            output.release()
         try:
             await worker.connect(sock)
             await worker.await_forked()
@@ -470,8 +477,7 @@ class Pool:
             raise ModelLoadFailed(
                 f"a worker process could not be started: {error.strerror}"
             ) from error
-        self._outputs = [*(o for o in self._outputs if o.is_open), output]
-        worker = WorkerProcess(id_, child, self)
+        worker = WorkerProcess(id_, child, output, self)
         worker.gpu = gpu
         try:
             await worker.connect(sock)

@@ -5,7 +5,12 @@ import json
 import os
 import resource
 import signal
+import socket
+import subprocess
+import tempfile
 import time
+
+from mms.worker.channel import Channel
 
 
 def handle(data, context):
@@ -105,6 +110,47 @@ def do_fork(folder, seconds=120):
             time.sleep(0.02)
         os._exit(0)
     return os.getpid()
+
+
+def do_chatter(folder):
+    """Leave a child that prints without end."""
+    if os.fork() == 0:
+        os.setsid()
+        _note(folder, f"daemon-{os.getpid()}")
+        while os.path.exists(folder):
+            print("still here", flush=True)
+        os._exit(0)
+    return os.getpid()
+
+
+def do_list_files_of_program():
+    """Return what a program started without close_fds has open."""
+    command = ["ls", "-l", "/proc/self/fd"]
+    return subprocess.run(command, check=True, capture_output=True, close_fds=False).stdout.decode()
+
+
+def do_return_twice(folder):
+    """Go on in parent and child, as a service does that forgets where a fork ends."""
+    pid = os.getpid()
+    if os.fork() == 0:
+        _note(folder, f"daemon-{os.getpid()}")
+    return pid
+
+
+def do_answer_and_die(folder, value, times=1):
+    """End as soon as the answer has been written."""
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False):
+        pass
+    sendmsg = socket.socket.sendmsg
+
+    def send_and_die(self, buffers):
+        pending = b"".join(buffers)
+        while pending:
+            pending = pending[sendmsg(self, [pending]) :]
+        os._exit(0)
+
+    Channel.send = lambda self, buffers: send_and_die(self._sock, buffers)
+    return value * times
 
 
 def _note(folder, name=None):
