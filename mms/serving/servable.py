@@ -42,7 +42,7 @@ from mms.protocol import (
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
-from mms.serving.memory import resident_bytes, shared_bytes
+from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
 from mms.serving.tasks import Tasks
@@ -295,6 +295,7 @@ class Servable:
             self.settings,
             age_s=now - worker.ready_at,
             resident_bytes=resident_bytes(worker.child.pid),
+            private_bytes=private_bytes(worker.child.pid),
             requests=worker.requests,
             spread=worker.child.pid,
         )

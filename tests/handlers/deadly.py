@@ -3,6 +3,8 @@
 import ctypes
 import json
 import os
+import pathlib
+import re
 import resource
 import signal
 import socket
@@ -58,6 +60,32 @@ def do_bad_alloc(*_):
         bytearray(1 << 30)
     except MemoryError:
         os.abort()
+
+
+def do_allocate(size, *_):
+    """Use so much memory for the time of this request."""
+    return len(b"x" * size)
+
+
+kept = []
+
+
+def do_leak(size):
+    """Use so much memory and keep it."""
+    kept.append(b"x" * size)
+    return os.getpid()
+
+
+def do_limits():
+    """Return what bounds this process."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    (no_new_privs,) = re.findall(r"^NoNewPrivs:\s*(\d)", status, re.MULTILINE)
+    return {
+        "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
+        "data": resource.getrlimit(resource.RLIMIT_DATA),
+        "no_new_privs": int(no_new_privs),
+        "program": subprocess.run(["echo", "ran"], check=True, capture_output=True).stdout.decode(),
+    }
 
 
 def do_sleep(seconds, *_):
