@@ -93,6 +93,12 @@ def do_sleep(seconds, *_):
     return "slept"
 
 
+def do_record(path, text):
+    """Append a line to a file, so that it shows in which order requests were run."""
+    with open(path, "a") as file:
+        file.write(f"{text}\n")
+
+
 def do_stop(folder):
     """Stop this process, as a debugger or a frozen container would."""
     _note(folder)
