@@ -163,7 +163,7 @@ class Dispatcher:
                 f"{self.depth} requests are waiting, as many as queue_size allows",
                 self.retry_after_s(),
             )
-        if self._poison and (refusal := self._poison.refusal(job, job.enqueued_at)):
+        if self._poison.is_in_use and (refusal := self._poison.refusal(job, job.enqueued_at)):
             raise refusal
         (self._urgent if job.is_urgent else self._queue).append(job)
         if self.limits.linger_s:
@@ -345,21 +345,24 @@ class Dispatcher:
 
     def _take(self, now: float) -> tuple[list[Job], Release]:
         """Take the next batch off the queue; empty if all that waited was not worth running."""
-        if retry := self._take_retry(now):
+        if self._retries and (retry := self._take_retry(now)):
             return [retry], Release.RETRY
         # A share each when several workers idle: two half batches beat one full one.
         share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
         limit = min(self._frame_limit(), max(share, 1))
         jobs: list[Job] = []
         size = 0
-        while len(jobs) < limit and (queue := self._next_queue()):
+        while len(jobs) < limit and (queue := self._next_queue() if self._urgent else self._queue):
             if jobs and size + queue[0].size > MAX_FRAME_BYTES:
                 break
             job = queue.popleft()
             if self._is_wanted(job, now):
                 jobs.append(job)
                 size += job.size
-                self._urgent_in_a_row = self._urgent_in_a_row + 1 if job.is_urgent else 0
+                if job.is_urgent:
+                    self._urgent_in_a_row += 1
+                elif self._urgent_in_a_row:
+                    self._urgent_in_a_row = 0
         if len(jobs) > 1 and size > LARGE_BODY_BYTES:
             jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
         return jobs, self._release(len(jobs))
@@ -373,16 +376,16 @@ class Dispatcher:
         while self._retries:
             job = self._retries.popleft()
             if self._is_wanted(job, now):
-                self._retries_in_a_row += 1
+                self._retries_in_a_row = self._retries_in_a_row + 1 if self._retries else 0
                 return job
         self._retries_in_a_row = 0
         return None
 
     def _next_queue(self) -> deque[Job]:
-        """Return the queue whose turn it is; an empty one if nothing waits."""
-        if self._urgent and not (self._queue and self._urgent_in_a_row >= MAX_AHEAD):
-            return self._urgent
-        return self._queue
+        """Return the queue whose turn it is while an urgent request waits."""
+        if self._queue and self._urgent_in_a_row >= MAX_AHEAD:
+            return self._queue
+        return self._urgent
 
     def _release(self, count: int) -> Release:
         if count >= self.limits.batch_size:

@@ -55,10 +55,12 @@ class PoisonTable:
 
     Attributes:
         newest_at: When the last one was recorded, monotonic seconds; minus infinity if never.
+        is_in_use: Whether any is remembered. Asked for each request, so an attribute.
     """
 
     def __init__(self) -> None:
         self.newest_at = -math.inf
+        self.is_in_use = False
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         # Entries by length and head of the body: what tells most other requests apart unhashed.
         self._keys: dict[tuple[int, bytes], int] = {}
@@ -82,11 +84,10 @@ class PoisonTable:
         self._entries[digest] = _Entry(key, deaths, now)
         self._keys[key] = self._keys.get(key, 0) + 1
         self.newest_at = now
+        self.is_in_use = True
 
     def refusal(self, job: Suspect, now: float) -> WorkerDied | None:
         """Return the error to answer a request with that must not be run; None if it may be."""
-        if not self._entries:
-            return None
         if now - self.newest_at >= REMEMBERED_S:
             self._forget_old(now)
             return None
@@ -106,6 +107,7 @@ class PoisonTable:
             if now - entry.at < REMEMBERED_S:
                 return
             self._forget(digest)
+        self.is_in_use = False
 
     def _forget(self, digest: bytes) -> None:
         key = self._entries.pop(digest).key

@@ -214,10 +214,18 @@ class TestTheLastAnswer:
     async def test_v12_a_dead_worker_gets_no_further_batch(
         self, server: RunningServer, notes: Path
     ) -> None:
-        """What waits is run once, by the next worker, although the last answer came late."""
-        await leave_daemon(server, "deadly", notes)
-        asked = [
-            server.ask("deadly", ["answer_and_die", str(notes), number]) for number in range(5)
-        ]
-        answers = await asyncio.gather(*asked)
-        assert answers == [(200, [number]) for number in range(5)]
+        """Its last answer is read after its end was seen; what waits goes to the next worker."""
+        pid = await leave_daemon(server, "deadly", notes)
+        servable = server.servable("deadly")
+        (worker,) = servable.workers
+        transport = worker._transport
+        assert transport is not None
+        transport.pause_reading()
+        first = asyncio.create_task(server.ask("deadly", ["answer_and_die", str(notes), 1]))
+        await until(lambda: servable.in_flight)
+        second = asyncio.create_task(server.ask("deadly", ["echo", 2]))
+        await until(lambda: servable.queue_depth)
+        await until(lambda: not psutil.pid_exists(pid))
+        transport.resume_reading()
+        assert (await first, await second) == ((200, [1]), (200, [2]))
+        assert servable.metrics.releases["retry"] == 0
