@@ -53,12 +53,18 @@ NETWORK = """
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     folder = tmp_path_factory.mktemp("limits")
     archive = make_mar(folder, "deadly", name="deadly")
-    async with running_servers(folder) as start:
-        yield await start(
-            limited=(archive, {"worker_memory_limit": LIMIT}),
-            fresh=(archive, {"worker_memory_limit": LIMIT, "preload": False}),
-            unlimited=archive,
-        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    # As in a container, where core dumps are usually on.
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        async with running_servers(folder) as start:
+            yield await start(
+                limited=(archive, {"worker_memory_limit": LIMIT}),
+                fresh=(archive, {"worker_memory_limit": LIMIT, "preload": False}),
+                unlimited=archive,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
