@@ -10,11 +10,14 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from onnx import helper
 
+from mms.archive.export import export_model
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import private_bytes, resident_bytes
 from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
 from tests.models import make_folder, make_mar
+from tests.onnx_models import FLOAT, INT64, make_model, value, write_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -171,3 +174,28 @@ async def test_a_network_runs_within_its_resident_size_and_200_mb(
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
     assert await limited.ask("network", [0]) == (200, [8, 4])
     assert {worker.child.pid for worker in limited.servable("network").workers} == pids
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_an_onnx_model_runs_within_its_resident_size_and_200_mb(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Its input says how many numbers the network makes."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["x"], ["numbers"]),
+        helper.make_node("ReduceSum", ["numbers"], ["y"], keepdims=1),
+    ]
+    model = make_model(nodes, [value("x", INT64, [1])], [value("y", FLOAT, [1])], [])
+    archive = export_model("sized", write_model(tmp_path / "sized", model), None, tmp_path).path
+    server = await start_server(sized=archive)
+    assert (await server.ask("sized", [100]))[0] == 200
+    (worker,) = server.servable("sized").workers
+    limit = resident_bytes(worker.child.pid) + 200 * MB
+    limited = await start_server(sized=(archive, {"worker_memory_limit": limit}))
+    for _ in range(10):
+        assert (await limited.ask("sized", [100]))[0] == 200
+    (worker,) = limited.servable("sized").workers
+    status, answer = await limited.ask("sized", [HUGE // 4])
+    assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
+    assert (await limited.ask("sized", [100]))[0] == 200
+    assert limited.servable("sized").workers == [worker]
