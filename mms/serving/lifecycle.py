@@ -93,19 +93,19 @@ class RestartPolicy:
 
     What a death counts against, and when the next worker is started:
 
-    ==================================  =============  ============================
-    the worker ended                    counts against  replaced
-    ==================================  =============  ============================
-    before it was ready                 the model      after a back-off
-    idle, without ever having served    the model      the first at once, then back-off
-    idle, having served                 nobody         at once
-    with a request in it: crash, exit,  the request    at once
-    signal, memory, stray bytes on its
-    socket
-    with a request in it, past          the request    at once
-    response_timeout
-    killed because all clients left     nobody         at once
-    ==================================  =============  ============================
+    ==================================  ==============  ===============================
+    the worker ended                    counts against  its replacement starts
+    ==================================  ==============  ===============================
+    before it was ready                 the model       after a back-off
+    idle, never having served           the model       after a back-off but the first
+    idle, having served                 nobody          at once
+    with a request in it: by a crash,   the request     at once
+    its exit, a signal, a lack of
+    memory, stray bytes on its socket
+    with a request in it, past its      the request,    at once
+    response_timeout                    this once
+    killed since all its clients left   nobody          at once
+    ==================================  ==============  ===============================
 
     Five deaths in a row against the model, over all workers of the servable and without a batch
     finished between them, are the end. The back-off is 0.1 s, doubling up to 30 s. "At once" holds
