@@ -169,6 +169,8 @@ async def test_a_network_runs_within_its_resident_size_and_200_mb(
     limited = await start_server(network=(folder, settings))
     for _ in range(20):
         assert await limited.ask("network", [0]) == (200, [8, 4])
+    # What is below the limit can be used: 40 MB, and a copy of them.
+    assert await limited.ask("network", [10 * MB]) == (200, [1])
     pids = {worker.child.pid for worker in limited.servable("network").workers}
     status, answer = await limited.ask("network", [HUGE // 4])
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer

@@ -6,7 +6,7 @@ from collections import deque
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mms.serving.dispatcher import MAX_AHEAD, Dispatcher, Limits, Release
@@ -16,10 +16,14 @@ WINDOW = MAX_AHEAD + 1
 
 #: What may happen: a request comes (urgent or not), a client leaves, a batch is taken.
 EVENTS = st.lists(
-    st.sampled_from(["plain", "urgent", "urgent", "urgent", "leaves", "batch"]), max_size=200
+    st.sampled_from(["plain", "urgent", "urgent", "urgent", "leaves", "batch"]),
+    # Long enough for a window of each kind: short ones say nothing.
+    min_size=30,
+    max_size=200,
 )
 
 
+@settings(max_examples=200, deadline=None)
 @given(events=EVENTS, batch_size=st.integers(1, 8), workers=st.integers(1, 3))
 def test_of_any_four_requests_taken_one_is_plain_while_plain_ones_wait_and_one_urgent(
     events: list[str], batch_size: int, workers: int
