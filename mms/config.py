@@ -138,8 +138,9 @@ class ModelSettings:
     )
     worker_memory_limit: int = setting(
         0,
-        "Bytes of memory that a worker may allocate; what asks for more fails with 507. 0 is no "
-        "limit.",
+        "Bytes of private memory that a worker may use, the model's own included; a request that "
+        "needs more fails with 507, and a worker that has grown beyond it is replaced. Memory that "
+        "libraries reserve and never touch does not count. 0 is no limit.",
         minimum=0,
     )
     cancel_running: str = setting(

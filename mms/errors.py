@@ -238,7 +238,7 @@ class RejectedByService(MMSError):
 
 
 class WorkerDied(MMSError):
-    """The worker process died with this request alone in it."""
+    """The worker process died with this request alone in it, now or within the last minute."""
 
     code = "worker_died"
 

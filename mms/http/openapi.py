@@ -329,7 +329,9 @@ def _inference_document(server: str) -> Document:
             TIMEOUT_HEADER, "Milliseconds after which the answer is of no use.", "integer"
         ),
         "priority": _header(
-            PRIORITY_HEADER, "`high` goes before everything else that waits.", "string"
+            PRIORITY_HEADER,
+            "`high` goes before others that wait, up to three in a row.",
+            "string",
         ),
     }
     components["requestBodies"] = {}

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
 from mms.serving.linger import Linger
+from mms.serving.poison import CULPRIT_DEATHS, PoisonTable
 
 #: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
 #: frame (about 20 µs on both sides), short against anything a client notices.
@@ -30,6 +31,9 @@ MAX_FRAME_REQUESTS = 64
 MAX_FRAME_BYTES = 64 << 20
 #: Bodies from this size on go last in a frame, so that small neighbours are not behind them.
 LARGE_BODY_BYTES = 256 << 10
+#: Most requests in a row that go before others which wait: of four taken, at least one is not
+#: urgent while any such waits, and of four batches, at least one is not a retry.
+MAX_AHEAD = 3
 #: Weight of the newest batch in the running means of service time.
 _SMOOTHING = 0.2
 _MAX_RETRY_AFTER_S = 60.0
@@ -49,6 +53,12 @@ class Job(Protocol):
 
     def fail(self, error: MMSError) -> None:
         """End it with an error, unless it is abandoned."""
+
+    def head(self) -> bytes:
+        """Return the first bytes of the body."""
+
+    def digest(self) -> bytes:
+        """Return a digest of the body and of all that decides how it is run."""
 
 
 class Release(enum.Enum):
@@ -115,6 +125,9 @@ class Dispatcher:
         self._in_flight: dict[int, Batch] = {}
         self._ids = itertools.count(1)
         self._linger = Linger()
+        self._poison = PoisonTable()
+        self._urgent_in_a_row = 0
+        self._retries_in_a_row = 0
         self._request_time_s = math.inf
         self._drain_rate = 0.0
 
@@ -143,12 +156,15 @@ class Dispatcher:
 
         Raises:
             QueueFull: As many wait as may.
+            WorkerDied: The same request has killed workers within the last minute.
         """
         if self.depth >= self.limits.queue_size:
             raise QueueFull(
                 f"{self.depth} requests are waiting, as many as queue_size allows",
                 self.retry_after_s(),
             )
+        if self._poison.is_in_use and (refusal := self._poison.refusal(job, job.enqueued_at)):
+            raise refusal
         (self._urgent if job.is_urgent else self._queue).append(job)
         if self.limits.linger_s:
             self._linger.arrived(job.enqueued_at)
@@ -231,12 +247,15 @@ class Dispatcher:
         self._drain_rate += _SMOOTHING * (rate - self._drain_rate)
         return batch
 
-    def worker_lost(self, worker: int, reason: str) -> Batch | None:
+    def worker_lost(self, worker: int, reason: str, now: float) -> Batch | None:
         """Take a dead worker out; its requests are queued again, alone, or failed.
+
+        A request that was alone in its worker and is not run again is remembered as the cause.
 
         Args:
             worker: Which.
             reason: What ended it, for the message.
+            now: Monotonic time.
 
         Returns:
             The batch that was in it, if any.
@@ -247,12 +266,13 @@ class Dispatcher:
         batch = self._in_flight.pop(worker, None)
         for job in batch.jobs if batch else ():
             job.deaths += 1
-            if job.is_abandoned():
-                continue
-            if job.deaths > 1 or not self.limits.retry_on_crash:
-                job.fail(WorkerDied(f"the worker died while it ran this request: {reason}"))
-            else:
+            may_retry = self.limits.retry_on_crash and job.deaths < CULPRIT_DEATHS
+            if may_retry and not job.is_abandoned():
                 self._retries.append(job)
+                continue
+            job.fail(WorkerDied(f"the worker died while it ran this request: {reason}"))
+            if batch and len(batch.jobs) == 1:
+                self._poison.record(job, now)
         return batch
 
     def fail_batch(self, worker: int, error: MMSError) -> None:
@@ -325,25 +345,47 @@ class Dispatcher:
 
     def _take(self, now: float) -> tuple[list[Job], Release]:
         """Take the next batch off the queue; empty if all that waited was not worth running."""
-        while self._retries:
-            job = self._retries.popleft()
-            if self._is_wanted(job, now):
-                return [job], Release.RETRY
+        if self._retries and (retry := self._take_retry(now)):
+            return [retry], Release.RETRY
         # A share each when several workers idle: two half batches beat one full one.
         share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
         limit = min(self._frame_limit(), max(share, 1))
         jobs: list[Job] = []
         size = 0
-        while len(jobs) < limit and (queue := self._urgent or self._queue):
+        while len(jobs) < limit and (queue := self._next_queue() if self._urgent else self._queue):
             if jobs and size + queue[0].size > MAX_FRAME_BYTES:
                 break
             job = queue.popleft()
             if self._is_wanted(job, now):
                 jobs.append(job)
                 size += job.size
+                if job.is_urgent:
+                    self._urgent_in_a_row += 1
+                elif self._urgent_in_a_row:
+                    self._urgent_in_a_row = 0
         if len(jobs) > 1 and size > LARGE_BODY_BYTES:
             jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
         return jobs, self._release(len(jobs))
+
+    def _take_retry(self, now: float) -> Job | None:
+        """Take the next retry if it is its turn."""
+        others_wait = bool(self._queue or self._urgent)
+        if others_wait and self._retries_in_a_row >= MAX_AHEAD:
+            self._retries_in_a_row = 0
+            return None
+        while self._retries:
+            job = self._retries.popleft()
+            if self._is_wanted(job, now):
+                self._retries_in_a_row = self._retries_in_a_row + 1 if self._retries else 0
+                return job
+        self._retries_in_a_row = 0
+        return None
+
+    def _next_queue(self) -> deque[Job]:
+        """Return the queue whose turn it is while an urgent request waits."""
+        if self._queue and self._urgent_in_a_row >= MAX_AHEAD:
+            return self._queue
+        return self._urgent
 
     def _release(self, count: int) -> Release:
         if count >= self.limits.batch_size:
@@ -351,7 +393,7 @@ class Dispatcher:
         return Release.DELAY if self.limits.max_batch_delay_s > 0 else Release.DRAINED
 
     def _queues(self) -> tuple[deque[Job], deque[Job], deque[Job]]:
-        """Give the queues in the order in which they are served."""
+        """Return all queues."""
         return self._retries, self._urgent, self._queue
 
     def _frame_limit(self) -> int:
@@ -363,5 +405,11 @@ class Dispatcher:
             return False
         if job.deadline <= now:
             job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
+            return False
+        # Later ones were looked up when they came.
+        if job.enqueued_at <= self._poison.newest_at and (
+            refusal := self._poison.refusal(job, now)
+        ):
+            job.fail(refusal)
             return False
         return True

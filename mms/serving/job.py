@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 
+import orjson
+
 from mms.errors import MMSError
-from mms.protocol import Answer, Buffer
+from mms.protocol import Answer, Buffer, RequestMeta
+
+#: Bytes at the start of a body that tell most bodies apart without hashing them.
+_HEAD_BYTES = 64
+_DIGEST_BYTES = 16
+#: Headers that differ between two sendings of the same request.
+_PER_REQUEST_HEADERS = frozenset({"x-request-id", "traceparent", "x-amzn-trace-id"})
 
 
 class Inference:
@@ -50,3 +59,36 @@ class Inference:
         """End it with an answer."""
         if not self.future.done():
             self.future.set_result(answer)
+
+    def head(self) -> bytes:
+        """Return the first bytes of the body, however it was cut into chunks."""
+        head = b""
+        for chunk in self.chunks:
+            head += bytes(chunk[: _HEAD_BYTES - len(head)])
+            if len(head) == _HEAD_BYTES:
+                break
+        return head
+
+    def digest(self) -> bytes:
+        """Return a digest of the body and of all that decides how the worker reads it.
+
+        Two sendings of the same request have the same digest, whatever their ids.
+        """
+        hash_ = hashlib.blake2b(_what_matters(self.meta), digest_size=_DIGEST_BYTES)
+        for chunk in self.chunks:
+            hash_.update(chunk)
+        return hash_.digest()
+
+
+def _what_matters(encoded: bytes) -> bytes:
+    meta = RequestMeta.decode(encoded)
+    headers = {
+        name: value
+        for name, value in meta.headers.items()
+        if name.lower() not in _PER_REQUEST_HEADERS
+    }
+    # As a JSON document: no two different requests run together into the same bytes.
+    return orjson.dumps(
+        [meta.route, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
+        option=orjson.OPT_SORT_KEYS,
+    )

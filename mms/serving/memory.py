@@ -17,6 +17,16 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def private_bytes(pid: int) -> int:
+    """Return the resident memory of a process that belongs to no file, 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            _, resident, shared, *_ = file.read().split()
+            return (int(resident) - int(shared)) * _PAGE_BYTES
+    except (OSError, ValueError):
+        return 0
+
+
 def shared_bytes(pids: Iterable[int]) -> int:
     """Give the memory of processes together; what they share counts once.
 

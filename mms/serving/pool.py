@@ -24,7 +24,7 @@ from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, OutOfMemory,
 from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
 from mms.serving.placement import Placement
-from mms.serving.processes import Child, OutputReader, spawn
+from mms.serving.processes import Child, spawn
 from mms.serving.tasks import Tasks
 from mms.serving.worker import WorkerProcess
 
@@ -35,8 +35,7 @@ _ids = itertools.count(1)
 #: Failed starts in a row of a pool that once worked, before the servable is given up.
 _MAX_FAILED_STARTS = 5
 #: Reasons of ours to kill a worker that are labels of a metric.
-CANCELLED = "cancelled"
-_KILL_REASONS = ("timeout", CANCELLED)
+_KILL_REASONS = ("timeout", "cancelled")
 
 
 class PoolEvents(Protocol):
@@ -115,8 +114,6 @@ class Pool:
         self._policy = RestartPolicy()
         self._failed_starts = 0
         self._tasks = Tasks()
-        # Workers forked from a loader print into its pipe, and may outlive it.
-        self._outputs: list[OutputReader] = []
         self._starting = 0
         # Dismissed or lost, but their ends not seen yet.
         self._dying: set[WorkerProcess] = set()
@@ -253,9 +250,6 @@ class Pool:
         self._loader = None
         await asyncio.gather(*(process.stop() for process in self._dying))
         self._dying.clear()
-        for output in self._outputs:
-            output.close()
-        self._outputs.clear()
 
     def batch_finished(self, worker: WorkerProcess, requests: int) -> None:
         """Take note of a finished batch, so that the worker counts as a working one."""
@@ -275,23 +269,30 @@ class Pool:
         """WorkerEvents: pass on why requests run one at a time."""
         self._events.on_alone(reason)
 
+    def on_exited(self, worker: WorkerProcess) -> None:
+        """WorkerEvents: a process has ended, but its last answer may be on its way."""
+        if worker.id in self._workers:
+            # Or that answer would bring the next batch to a dead process.
+            self._events.withdraw(worker)
+
     def on_lost(self, worker: WorkerProcess) -> None:
-        """WorkerEvents: the socket of a worker or of the loader closed."""
+        """WorkerEvents: a worker or the loader is gone, or useless."""
         # A process may close its socket and live on; it is of no use then.
         worker.kill("")
         if worker.gpu is not None:
             self._placement.release(worker.gpu, self._settings.gpu_memory)
         if worker is self._loader:
             self._loader = None
+        was_busy = worker.state is WorkerState.BUSY
         serving = self._workers.pop(worker.id, None)
         if serving is not None:
             self._starting += 1
             # At once, before the exit status is known: its requests can run elsewhere.
             self._events.on_worker_lost(worker, worker.kill_reason or "it exited")
         self._dying.add(worker)
-        self._tasks.start(self._bury(worker, was_serving=serving is not None))
+        self._tasks.start(self._bury(worker, serving is not None, was_busy))
 
-    async def _bury(self, worker: WorkerProcess, was_serving: bool) -> None:
+    async def _bury(self, worker: WorkerProcess, was_serving: bool, was_busy: bool) -> None:
         """Learn how a process ended, say so, and replace it if it should have lived."""
         was_stopping = worker.state is WorkerState.STOPPING
         if worker.state is not WorkerState.DEAD:
@@ -321,15 +322,18 @@ class Pool:
             # Its replacement is ready or on its way.
             return
         self._events.on_restart(_restart_reason(worker, status.signal))
-        delay: float | None = 0.0
-        if worker.kill_reason != CANCELLED:
-            # Not its own fault: clients that leave must not make a model FAILED.
-            delay = self._policy.worker_died(worker.batches > 0, self._clock() - worker.ready_at)
+        now = self._clock()
+        delay = self._policy.worker_died(
+            now,
+            was_busy=was_busy,
+            has_served=worker.batches > 0,
+            lifetime_s=now - worker.ready_at,
+        )
         if delay is None:
             self._give_up(
                 WorkerDied(
-                    f"{self._policy.failures} workers in a row died before they finished a "
-                    f"batch; the last one {reason}"
+                    f"{self._policy.failures} workers in a row died while nothing ran in them; "
+                    f"the last one {reason}"
                 )
             )
             return
@@ -446,8 +450,14 @@ class Pool:
             MMSError: It could not be forked, died, or took too long.
             OSError: The system refuses another file.
         """
-        pid, sock = await loader.fork()
-        worker = WorkerProcess(next(_ids), Child(pid), self)
+        output = loader.output
+        # Held while the fork is under way: the loader may die meanwhile.
+        output.acquire()
+        try:
+            pid, sock = await loader.fork()
+            worker = WorkerProcess(next(_ids), Child(pid), output, self)
+        finally:
+            output.release()
         try:
             await worker.connect(sock)
             await worker.await_forked()
@@ -474,8 +484,7 @@ class Pool:
             raise ModelLoadFailed(
                 f"a worker process could not be started: {error.strerror}"
             ) from error
-        self._outputs = [*(o for o in self._outputs if o.is_open), output]
-        worker = WorkerProcess(id_, child, self)
+        worker = WorkerProcess(id_, child, output, self)
         worker.gpu = gpu
         try:
             await worker.connect(sock)

@@ -19,6 +19,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 #: The socket's number in the child.
 _CHILD_FD = 3
 _READ_BYTES = 64 << 10
+#: Reads that empty a pipe whose writers are gone, with its capacity of 64 KiB, or of 1 MiB where a
+#: process has raised it as far as it may.
+_LAST_READS = 16
 #: A line is passed on in pieces of this size: a model may print without ever ending a line.
 _MAX_LINE_BYTES = 64 << 10
 
@@ -64,6 +67,10 @@ class Child:
         """Whether the process has not ended yet."""
         return not self._exited.done()
 
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have a function called once the process has ended."""
+        self._exited.add_done_callback(lambda _: callback())
+
     async def wait(self) -> ExitStatus:
         """Wait for the end; may be called any number of times."""
         return await asyncio.shield(self._exited)
@@ -93,25 +100,40 @@ class Child:
 class OutputReader:
     """Passes on, line by line, what a process and everything forked from it prints.
 
-    Ends by itself when the last of them has.
+    Workers forked from a loader print into its pipe, and may outlive it. Ends by itself when the
+    last of them all has, and at the latest with the last of its users: what a
+    service leaves behind in the background is listened to no longer than the workers themselves.
     """
 
     def __init__(self, descriptor: int, model: str) -> None:
         self._descriptor = descriptor
         self._model = model
         self._rest = b""
+        self._users = 0
         self.is_open = True
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._on_readable)
+
+    def acquire(self) -> None:
+        """Count one more process of ours that prints here."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Count one less; with the last, read what is there, and stop."""
+        self._users -= 1
+        if self._users == 0:
+            self.close()
 
     def close(self) -> None:
         """Read what is there, and stop."""
         if not self.is_open:
             return
         with contextlib.suppress(BlockingIOError):
-            while self.is_open and self._read():
-                pass
+            # Bounded: somebody may be writing faster than this reads.
+            for _ in range(_LAST_READS):
+                if not self._read():
+                    break
         self._close()
 
     def _on_readable(self) -> None:

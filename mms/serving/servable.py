@@ -26,6 +26,7 @@ from mms.errors import (
     ModelNotReady,
     ProtocolError,
     Unavailable,
+    WorkerDied,
 )
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
 from mms.protocol import (
@@ -41,7 +42,7 @@ from mms.protocol import (
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
-from mms.serving.memory import resident_bytes, shared_bytes
+from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
 from mms.serving.tasks import Tasks
@@ -299,6 +300,7 @@ class Servable:
             self.settings,
             age_s=now - worker.ready_at,
             resident_bytes=resident_bytes(worker.child.pid),
+            private_bytes=private_bytes(worker.child.pid),
             requests=worker.requests,
             spread=worker.child.pid,
         )
@@ -516,7 +518,7 @@ class Servable:
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """PoolEvents: put what the worker ran back into the queue."""
-        self._dispatcher.worker_lost(worker.id, reason)
+        self._dispatcher.worker_lost(worker.id, reason, time.monotonic())
         self._schedule_pump()
 
     def withdraw(self, worker: WorkerProcess) -> bool:
@@ -562,6 +564,8 @@ class Servable:
         if not self._dispatcher.cancel(job) and self.settings.cancel_running == "kill":
             id_ = self._dispatcher.forsaken_worker(job)
             if id_ is not None:
+                # Its death is our doing: no request is to blame.
+                self._dispatcher.fail_batch(id_, WorkerDied("all clients of its batch have left"))
                 self._pool.worker(id_).kill("cancelled")
         self._note_if_empty()
 

@@ -55,7 +55,13 @@ class Autoscaler:
 
 
 def recycling_reason(
-    settings: ModelSettings, *, age_s: float, resident_bytes: int, requests: int, spread: int
+    settings: ModelSettings,
+    *,
+    age_s: float,
+    resident_bytes: int,
+    private_bytes: int,
+    requests: int,
+    spread: int,
 ) -> str:
     """Give why a worker should be replaced, as a label of a metric; "" if it should not.
 
@@ -63,6 +69,7 @@ def recycling_reason(
         settings: The model's.
         age_s: Time since it was ready.
         resident_bytes: Its memory.
+        private_bytes: The part of it that belongs to no file.
         requests: Requests it has served.
         spread: A number that differs between workers, so that they do not all go at once.
     """
@@ -72,6 +79,9 @@ def recycling_reason(
     if settings.max_worker_age and age_s > settings.max_worker_age:
         return "max_age"
     if settings.max_worker_memory and resident_bytes > settings.max_worker_memory:
+        return "max_memory"
+    if settings.worker_memory_limit and private_bytes > settings.worker_memory_limit:
+        # It leaks: soon nothing but small requests would find memory.
         return "max_memory"
     return ""
 

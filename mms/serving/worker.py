@@ -27,12 +27,17 @@ from mms.protocol import (
     error_from_document,
 )
 from mms.serving.lifecycle import WorkerState, move_worker
-from mms.serving.processes import Child, ExitStatus, socket_pair
+from mms.serving.processes import Child, ExitStatus, OutputReader, socket_pair
 
 #: From the fork of a loaded process to its READY frame, seconds; measured: 0.03.
 FORK_TIMEOUT_S = 10.0
 #: What a process gets to exit by itself after STOP, seconds.
 STOP_TIMEOUT_S = 2.0
+#: How often to look, and how long at most, whether all that a dead process wrote has been read,
+#: seconds. That is no more than a socket's buffer holds; only a process that it left behind, and
+#: that goes on writing, could take longer.
+_DRAIN_POLL_S = 0.001
+_DRAIN_LIMIT_S = 1.0
 
 
 class WorkerEvents(Protocol):
@@ -47,8 +52,11 @@ class WorkerEvents(Protocol):
     def on_alone(self, reason: str) -> None:
         """Requests run one at a time from now on."""
 
+    def on_exited(self, worker: WorkerProcess) -> None:
+        """The process has ended; what it wrote before may still come, then `on_lost` does."""
+
     def on_lost(self, worker: WorkerProcess) -> None:
-        """The socket closed, or said something impossible: the process is gone or useless."""
+        """The process is gone or useless: it ended, closed its socket, or wrote nonsense to it."""
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -57,6 +65,7 @@ class WorkerProcess(asyncio.Protocol):
     Attributes:
         id: Unique within its servable.
         child: The process.
+        output: Where it prints, together with all that was forked from the same process.
         state: What it is doing.
         ready: What it said when it was ready; None before.
         batches: Batches it has finished.
@@ -68,9 +77,10 @@ class WorkerProcess(asyncio.Protocol):
         is_withdrawn: Whether it gets no more batches, and is stopped after its current one.
     """
 
-    def __init__(self, id_: int, child: Child, events: WorkerEvents) -> None:
+    def __init__(self, id_: int, child: Child, output: OutputReader, events: WorkerEvents) -> None:
         self.id = id_
         self.child = child
+        self.output = output
         self.state = WorkerState.STARTING
         self.ready: Ready | None = None
         self.batches = 0
@@ -86,6 +96,9 @@ class WorkerProcess(asyncio.Protocol):
         self._sock: socket.socket | None = None
         # Open from the start: a forked process may say READY before anybody asks.
         self._reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        output.acquire()
+        child.when_ended(output.release)
+        child.when_ended(self._on_exit)
 
     @property
     def is_connected(self) -> bool:
@@ -184,6 +197,8 @@ class WorkerProcess(asyncio.Protocol):
         """asyncio: the socket is ours."""
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        if not self.child.is_alive:
+            self._on_exit()
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the process wrote something."""
@@ -205,10 +220,33 @@ class WorkerProcess(asyncio.Protocol):
                 self._lose(ProtocolError(f"an unexpected {frame.type.name} frame came"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the process closed its end, which its death does too."""
+        """asyncio: the process closed its end, or we ours since it has ended."""
         self._transport = None
         self._fail_reply(WorkerDied("the process died"))
         self._events.on_lost(self)
+
+    def _on_exit(self) -> None:
+        """Lose the process by its end: its socket stays open as long as a child of it has it."""
+        if self._transport is not None:
+            self._events.on_exited(self)
+            self._lose_when_read(time.monotonic() + _DRAIN_LIMIT_S)
+
+    def _lose_when_read(self, give_up_at: float) -> None:
+        if self._transport is None:
+            # End of file came meanwhile, as it does if no child has the socket.
+            return
+        if self._has_unread() and time.monotonic() < give_up_at:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_DRAIN_POLL_S, self._lose_when_read, give_up_at)
+            return
+        self._transport.abort()
+
+    def _has_unread(self) -> bool:
+        """Whether the process wrote something that the transport has not read yet."""
+        try:
+            return bool(self._sock and self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     def _lose(self, error: MMSError) -> None:
         """Give up on a process that does not speak our language: user code wrote to its socket."""

@@ -33,6 +33,7 @@ from mms.protocol import (
     error_document,
 )
 from mms.worker.channel import Channel
+from mms.worker.confine import confine, confine_loaded
 from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork
 
 
@@ -80,10 +81,12 @@ def main() -> None:
         raise ProtocolError(f"the first frame is {frame.type.name}, not LOAD")
     spec = decode_load(frame)
     die_with(spec.server_pid)
+    confine(spec.memory_limit)
     log.configure_worker_logging(spec.log_level)
     started = time.perf_counter()
     try:
         runner, ready = _load(spec, started)
+        confine_loaded()
     except MMSError as error:
         channel.send([encode_control(FrameType.FAILED, error_document(error))])
         return

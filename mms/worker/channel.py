@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +15,27 @@ from mms.protocol import HEADER, SOCKET_BUFFER_BYTES, Buffer, Frame, read_header
 #: Buffers one sendmsg takes; the kernel's IOV_MAX is 1024.
 _MAX_BUFFERS = 512
 
+_open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """Keep a child that user code forks from holding the socket, and from answering on it."""
+    for channel in tuple(_open_channels):
+        channel.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
 
 class Channel:
-    """Frames over a stream socket that this process owns."""
+    """Frames over a stream socket that this process owns, and no child of it inherits."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._passed: list[int] = []
+        _open_channels.add(self)
+        # Numbers given at the start of a process, and those received, would survive an exec.
+        sock.set_inheritable(False)
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)

@@ -19,13 +19,21 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.service import PredictionException
+from mms.worker.confine import limit_hint
 
 logger = logging.getLogger("mms.worker")
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
-#: What MXNet and CUDA say when memory is gone; there is no exception class for it.
-_OUT_OF_MEMORY_TEXTS = ("out of memory", "cudamalloc failed", "failed to allocate")
+#: What engines and libraries say when memory is gone; there is no exception class for it.
+_OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "cudamalloc failed",
+    "failed to allocate",
+    "cannot allocate memory",
+    "insufficient memory",
+    "bad_alloc",
+)
 
 
 #: How the line begins in which MXNet says what is wrong.
@@ -47,7 +55,7 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
     if isinstance(error, PredictionException):
         return RejectedByService(_text(error.message), _error_status(error.error_code), detail)
     if is_out_of_memory(error):
-        return OutOfMemory(f"out of memory in {stage}", detail)
+        return OutOfMemory(f"out of memory in {stage}{limit_hint()}", detail)
     return InferenceFailed(f"the service raised an exception in {stage}", detail)
 
 
@@ -58,7 +66,7 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
         error.detail = error.detail or detail
         return error
     if is_out_of_memory(error):
-        return OutOfMemory("out of memory while the model was loaded", detail)
+        return OutOfMemory(f"out of memory while the model was loaded{limit_hint()}", detail)
     return ModelLoadFailed(f"{detail.type}: {_first_line(error)}{_hint(error)}", detail)
 
 

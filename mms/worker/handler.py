@@ -36,6 +36,7 @@ from mms.errors import (
 )
 from mms.metrics.metrics_store import MetricsStore
 from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
+from mms.worker.confine import limit_hint
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.request import form_parts, is_form, parse_media_type
@@ -239,7 +240,7 @@ class HandlerRunner:
         """Give the error to answer with, in 1.x's words."""
         failure = from_exception(error, "inference", self._spec.folder)
         if isinstance(failure, OutOfMemory):
-            return OutOfMemory("Out of resources", failure.detail)
+            return OutOfMemory(f"Out of resources{limit_hint()}", failure.detail)
         if type(failure) is InferenceFailed:
             return InferenceFailed("Prediction failed", failure.detail)
         return failure

@@ -91,6 +91,36 @@ async def poison(arena: Arena) -> str:
     return f"{len(ends)} answered 500 worker_died"
 
 
+async def poison_flood(arena: Arena) -> str:
+    """Many such requests come at once, no two alike; the model stays ready, and only they fail."""
+    ends = ("kill", "exit", "segfault") * (4 if arena.is_short else 20)
+    replies = await asyncio.gather(*(arena.load.ask("main", end) for end in ends))
+    for reply in replies:
+        _expect(reply, 500, "worker_died")
+    described = await arena.server.describe("main")
+    assert described["state"] == "ready", described["state"]
+    await arena.server.recover()
+    return f"{len(ends)} answered 500 worker_died"
+
+
+async def daemon(arena: Arena) -> str:
+    """A worker dies while a process that its service left behind holds its socket."""
+    async with arena.model("parent", only=True, initial_workers=1):
+        (pid,) = await arena.server.worker_pids("parent")
+        known = {child.pid for child in arena.server.children()}
+        _expect(await arena.load.ask("parent", "daemon"), 200)
+        (left,) = {child.pid for child in arena.server.children()} - known
+        at_risk = arena.load.outstanding()
+        answer = arena.load.next_answer(_from_another("parent", pid))
+        killed_at = time.monotonic()
+        arena.server.kill_child(pid)
+        took = (await answer).came_at - killed_at
+        await arena.load.settle(at_risk)
+        arena.server.kill_child(left)
+        await arena.server.recover(dead=pid)
+    return _waits("next answer after", [took])
+
+
 async def hang(arena: Arena) -> str:
     """A request never ends, in Python or in native code; it alone is answered 504."""
     waits = []
@@ -351,6 +381,8 @@ FAULTS = (
     Fault(kill_only_worker),
     Fault(kill_loader),
     Fault(poison),
+    Fault(poison_flood),
+    Fault(daemon),
     Fault(hang),
     Fault(leak),
     Fault(recycle),

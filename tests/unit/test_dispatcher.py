@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from mms.errors import DeadlineExceeded, Draining, MMSError, QueueFull, WorkerDied
+from mms.errors import DeadlineExceeded, Draining, QueueFull, WorkerDied
 from mms.serving.dispatcher import (
     LARGE_BODY_BYTES,
     MAX_FRAME_BYTES,
@@ -26,37 +26,8 @@ from mms.serving.dispatcher import (
     Release,
 )
 from mms.serving.linger import Linger
-
-
-class FakeJob:
-    """A request whose endings are kept, so that a second one shows."""
-
-    def __init__(
-        self,
-        now: float = 0.0,
-        deadline: float = math.inf,
-        size: int = 1,
-        is_urgent: bool = False,
-    ) -> None:
-        self.enqueued_at = now
-        self.is_urgent = is_urgent
-        self.deadline = deadline
-        self.size = size
-        self.deaths = 0
-        self.runs = 0
-        self.has_left = False
-        self.endings: list[MMSError | None] = []
-
-    def is_abandoned(self) -> bool:
-        return self.has_left or bool(self.endings)
-
-    def fail(self, error: MMSError) -> None:
-        if not self.is_abandoned():
-            self.endings.append(error)
-
-    def succeed(self) -> None:
-        if not self.is_abandoned():
-            self.endings.append(None)
+from mms.serving.poison import CULPRIT_DEATHS, MAX_HASHED_BYTES, REMEMBERED_S
+from tests.unit.jobs import FakeJob
 
 
 def queue_of(count: int, limits: Limits | None = None) -> tuple[Dispatcher, list[FakeJob]]:
@@ -240,7 +211,7 @@ def test_a_batch_that_runs_too_long_gives_its_worker_away() -> None:
     dispatcher.fail_batch(7, DeadlineExceeded("hung"))
     assert str(jobs[0].endings[0]) == "hung"
     assert dispatcher.expire(7.0) == []
-    assert dispatcher.worker_lost(7, "killed") is not None
+    assert dispatcher.worker_lost(7, "killed", 0.0) is not None
     assert dispatcher.is_empty
     assert len(jobs[0].endings) == 1
 
@@ -249,13 +220,13 @@ def test_requests_of_a_dead_worker_run_again_alone_and_only_once() -> None:
     dispatcher, jobs = queue_of(2, Limits(batch_size=8))
     dispatcher.worker_ready(1)
     dispatcher.dispatch(0.0)
-    dispatcher.worker_lost(1, "signal 11")
+    dispatcher.worker_lost(1, "signal 11", 0.0)
     assert [job.endings for job in jobs] == [[], []]
     for worker, job in zip((2, 3), jobs, strict=True):
         dispatcher.worker_ready(worker)
         [batch] = dispatcher.dispatch(0.0)
         assert (batch.jobs, batch.release) == ([job], Release.RETRY)
-        dispatcher.worker_lost(worker, "signal 11")
+        dispatcher.worker_lost(worker, "signal 11", 0.0)
     for job in jobs:
         [error] = job.endings
         assert isinstance(error, WorkerDied)
@@ -266,7 +237,7 @@ def test_retries_go_before_what_waits() -> None:
     dispatcher, jobs = queue_of(2)
     dispatcher.worker_ready(1)
     dispatcher.dispatch(0.0)
-    dispatcher.worker_lost(1, "x")
+    dispatcher.worker_lost(1, "x", 0.0)
     dispatcher.worker_ready(2)
     [batch] = dispatcher.dispatch(0.0)
     assert batch.jobs == [jobs[0]]
@@ -276,7 +247,7 @@ def test_without_retries_a_dead_worker_fails_its_requests_at_once() -> None:
     dispatcher, jobs = queue_of(1, Limits(retry_on_crash=False))
     dispatcher.worker_ready(1)
     dispatcher.dispatch(0.0)
-    dispatcher.worker_lost(1, "exit 3")
+    dispatcher.worker_lost(1, "exit 3", 0.0)
     assert isinstance(jobs[0].endings[0], WorkerDied)
     assert dispatcher.is_empty
 
@@ -284,7 +255,7 @@ def test_without_retries_a_dead_worker_fails_its_requests_at_once() -> None:
 def test_an_idle_worker_that_dies_gets_nothing() -> None:
     dispatcher, _ = queue_of(1)
     dispatcher.worker_ready(1)
-    assert dispatcher.worker_lost(1, "x") is None
+    assert dispatcher.worker_lost(1, "x", 0.0) is None
     assert dispatcher.dispatch(0.0) == []
 
 
@@ -387,11 +358,11 @@ def test_failing_all_ends_what_waits_and_what_runs_and_retries() -> None:
     dispatcher.worker_ready(1)
     dispatcher.worker_ready(2)
     dispatcher.dispatch(0.0)
-    dispatcher.worker_lost(1, "x")
+    dispatcher.worker_lost(1, "x", 0.0)
     dispatcher.fail_all(Draining("stopping"))
     assert [str(job.endings[0]) for job in jobs] == ["stopping"] * 3
     assert (dispatcher.depth, dispatcher.in_flight) == (0, 0)
-    dispatcher.worker_lost(2, "stopped")
+    dispatcher.worker_lost(2, "stopped", 0.0)
     assert dispatcher.is_empty
 
 
@@ -442,6 +413,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.doomed: set[int] = set()
         self.withdrawn: set[int] = set()
         self.last_worker = 0
+        self.culprits: dict[bytes, tuple[int, float]] = {}
 
     @initialize(
         batch_size=st.integers(1, 6),
@@ -467,10 +439,16 @@ class DispatcherMachine(RuleBasedStateMachine):
         timeout=st.sampled_from([0.2, 1.0, 3.0]),
         size=st.sampled_from([0, 10, MAX_FRAME_BYTES]),
         is_urgent=st.booleans(),
+        body=st.sampled_from([b"ant", b"anthem", b"bee"]),
     )
-    def submit(self, timeout: float, size: int, is_urgent: bool) -> None:
-        job = FakeJob(self.now, self.now + timeout, size, is_urgent)
+    def submit(self, timeout: float, size: int, is_urgent: bool, body: bytes) -> None:
+        # The length is the body's own unless the frame is to be full.
+        job = FakeJob(self.now, self.now + timeout, size, is_urgent, body + b"%d" % size)
         depth = self.dispatcher.depth
+        if depth < self.limits.queue_size and self.is_culprit(job):
+            with pytest.raises(WorkerDied, match="the same request is not run again"):
+                self.dispatcher.submit(job)
+            return
         if depth < self.limits.queue_size:
             self.dispatcher.submit(job)
             self.jobs.append(job)
@@ -478,6 +456,10 @@ class DispatcherMachine(RuleBasedStateMachine):
         with pytest.raises(QueueFull) as caught:
             self.dispatcher.submit(job)
         assert 1.0 <= caught.value.retry_after_s <= 60.0
+
+    def is_culprit(self, job: FakeJob) -> bool:
+        deaths, at = self.culprits.get(job.body, (0, -math.inf))
+        return deaths >= CULPRIT_DEATHS and self.now < at + REMEMBERED_S
 
     @precondition(lambda self: len(self.idle) + len(self.busy) < 4)
     @rule()
@@ -498,6 +480,7 @@ class DispatcherMachine(RuleBasedStateMachine):
                 assert job not in elsewhere
                 assert not job.is_abandoned()
                 assert job.deadline > self.now
+                assert not self.is_culprit(job)
                 job.runs += 1
                 assert job.runs <= 2
                 assert job.runs == 1 or len(jobs) == 1
@@ -532,11 +515,26 @@ class DispatcherMachine(RuleBasedStateMachine):
     def worker_lost(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.idle | self.busy.keys())))
         self.idle.discard(worker)
-        self.doomed.discard(worker)
         self.withdrawn.discard(worker)
         ran = self.busy.pop(worker, [])
-        batch = self.dispatcher.worker_lost(worker, "signal 9")
+        is_ours = worker in self.doomed
+        self.doomed.discard(worker)
+        if len(ran) == 1 and not is_ours:
+            self.blame(ran[0])
+        batch = self.dispatcher.worker_lost(worker, "signal 9", self.now)
         assert (batch is None) == (not ran)
+
+    def blame(self, job: FakeJob) -> None:
+        """Count the deaths under a request that was alone, unless it is run once more."""
+        deaths = job.deaths + 1
+        if deaths < CULPRIT_DEATHS and self.limits.retry_on_crash and not job.is_abandoned():
+            return
+        if job.size > MAX_HASHED_BYTES:
+            return
+        earlier, at = self.culprits.get(job.body, (0, -math.inf))
+        if self.now >= at + REMEMBERED_S:
+            earlier = 0
+        self.culprits[job.body] = (earlier + deaths, self.now)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), is_cancelled=st.booleans())
@@ -555,7 +553,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for job in self.jobs:
             assert job.deadline > self.now or job.is_abandoned()
 
-    @rule(seconds=st.sampled_from([0.01, 0.1, 0.5, 2.0]))
+    @rule(seconds=st.sampled_from([0.01, 0.1, 0.5, 2.0, REMEMBERED_S]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
@@ -587,7 +585,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             return
         for worker in sorted(self.doomed):
             self.busy.pop(worker)
-            self.dispatcher.worker_lost(worker, "killed")
+            self.dispatcher.worker_lost(worker, "killed", self.now)
         self.doomed.clear()
         for _ in range(len(self.jobs) + 1):
             self.wakes_up()
@@ -602,7 +600,7 @@ class DispatcherMachine(RuleBasedStateMachine):
                 self.worker_ready()
             self.now = max(self.now, min(self.dispatcher.wake_at(), self.now + 1.0))
         for worker in sorted(self.doomed):
-            self.dispatcher.worker_lost(worker, "killed")
+            self.dispatcher.worker_lost(worker, "killed", self.now)
         assert self.dispatcher.is_empty
         assert all(job.is_abandoned() for job in self.jobs)
 

@@ -68,7 +68,11 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
         ("mms.serving.lifecycle", set()),
         ("mms.protocol", {"mms.errors"}),
         ("mms.serving.linger", set()),
-        ("mms.serving.dispatcher", {"mms.errors", "mms.serving.linger"}),
+        ("mms.serving.poison", {"mms.errors"}),
+        (
+            "mms.serving.dispatcher",
+            {"mms.errors", "mms.serving.linger", "mms.serving.poison"},
+        ),
         ("mms.archive.signature", {"mms.errors"}),
         ("mms.archive.manifest", {"mms.errors"}),
         ("mms.archive.workspace", set()),

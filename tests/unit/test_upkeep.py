@@ -61,13 +61,18 @@ def test_it_shrinks_by_one_after_a_quiet_time_and_not_below_the_floor() -> None:
         (ModelSettings(max_worker_age=10.0), ""),
         (ModelSettings(max_worker_memory=999), "max_memory"),
         (ModelSettings(max_worker_memory=1000), ""),
+        (ModelSettings(worker_memory_limit=899), "max_memory"),
+        (ModelSettings(worker_memory_limit=900), ""),
     ],
 )
 def test_a_worker_is_replaced_for_what_the_settings_say(
     settings: ModelSettings, reason: str
 ) -> None:
     assert (
-        recycling_reason(settings, age_s=10.0, resident_bytes=1000, requests=50, spread=5) == reason
+        recycling_reason(
+            settings, age_s=10.0, resident_bytes=1000, private_bytes=900, requests=50, spread=5
+        )
+        == reason
     )
 
 
@@ -77,7 +82,9 @@ def test_workers_of_one_model_do_not_all_reach_max_requests_at_once() -> None:
         next(
             n
             for n in range(200)
-            if recycling_reason(settings, age_s=0, resident_bytes=0, requests=n, spread=pid)
+            if recycling_reason(
+                settings, age_s=0, resident_bytes=0, private_bytes=0, requests=n, spread=pid
+            )
         )
         for pid in range(1000, 1010)
     }

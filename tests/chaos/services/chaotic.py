@@ -54,6 +54,13 @@ class Chaotic(SingleNodeService):
     def do_segfault(self, _: Any) -> None:
         ctypes.string_at(0)
 
+    def do_daemon(self, _: Any) -> None:
+        # Forked at the C level: it keeps the worker's socket.
+        if ctypes.PyDLL(None).fork() == 0:
+            os.setsid()
+            time.sleep(600)
+            os._exit(0)
+
     def do_hang_python(self, _: Any) -> None:
         while True:
             pass
