@@ -113,15 +113,15 @@ def first_number(value: Any) -> float:
 async def answer(server: RunningServer, route: str, model: str, token: int) -> float:
     row = [token, 0.5, -1.0]
     if route == "v2":
-        tensor = {"name": "data", "datatype": "FP32", "shape": [1, 3], "data": row}
+        tensor: dict[str, Any] = {"name": "data", "datatype": "FP32", "shape": [1, 3], "data": row}
         if model == "handler":
             tensor["name"] = "body"
-        url, body = f"/v2/models/{model}/infer", {"inputs": [tensor]}
+        url = f"/v2/models/{model}/infer"
+        body: Any = {"inputs": [tensor]}
     else:
         paths = {"plain": "/predictions/{}", "v0.4": "/{}/predict", "1.x": "/models/{}/invoke"}
-        url, body = paths[route].format(model), {"data": [row]}
-        if model == "handler":
-            body = [row]  # type: ignore[assignment]
+        url = paths[route].format(model)
+        body = [row] if model == "handler" else {"data": [row]}
     async with server.session.post(server.url + url, json=body) as response:
         text = await response.text()
         assert response.status == 200, text
