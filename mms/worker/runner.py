@@ -29,7 +29,7 @@ from mms.model_service.model_service import SingleNodeService
 from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.arrays import arrays_of, is_ndarray, join, join_key, rows_of, split
 from mms.worker.failure import from_exception, log_failure
-from mms.worker.images import is_image
+from mms.worker.images import bad_image
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
@@ -277,17 +277,15 @@ class ServiceRunner:
         if (
             not self._signature.takes_images
             or stage not in (Stage.PREPROCESS, Stage.INFERENCE)
-            or isinstance(failure, (InvalidRequest, RejectedByService))
+            or isinstance(failure, RejectedByService)
+            or (isinstance(failure, InvalidRequest) and not isinstance(failure, UndecodableImage))
         ):
             return failure
-        for name, data in zip(self._signature.input_names, job.inputs, strict=True):
-            if not is_image(data):
-                return UndecodableImage(
-                    f"the {len(data)} bytes sent for input {name!r} are not an image that can be "
-                    "decoded (JPEG, PNG, BMP, WebP, ...)",
-                    failure.detail,
-                )
-        return failure
+        blamed = bad_image(self._signature.input_names, job.inputs)
+        if blamed is None:
+            return failure
+        blamed.detail = failure.detail
+        return blamed
 
 
 def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
