@@ -8,6 +8,7 @@ before anybody can ask for the size is much: both are bounded here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -133,7 +134,7 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile:
         elif name == "JPEG":
             _check_scans(data)
         with _pillow_limit(max_pixels):
-            image = _open(_FORMATS[name], data)
+            image = _class_of(_FORMATS[name])(MeteredFile(data))
         _check_size(*image.size, max_pixels)
         if image.tile and image.tile[0][0] == "bmp_rle":
             _check_run_lengths(*image.size)
@@ -198,19 +199,15 @@ def set_pillow_limit(max_pixels: int) -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def _open(form: _Format, data: bytes) -> ImageFile:
-    cls = getattr(importlib.import_module(f"PIL.{form.module}"), form.class_name)
-    if form.class_name == "JpegImageFile":
-        cls = _plain_jpeg(cls)
-    image: ImageFile = cls(MeteredFile(data))
-    return image
+@functools.cache
+def _class_of(form: _Format) -> type[ImageFile]:
+    """Return Pillow's class for a format, without a JPEG's look at the resolution in EXIF data.
 
-
-def _plain_jpeg(cls: type[ImageFile]) -> type[ImageFile]:
-    """Return Pillow's class for JPEG without its look at the resolution in EXIF data.
-
-    Nobody asks for it, and tags on top of each other make Pillow before 13 copy gigabytes.
+    Nobody asks for that, and tags on top of each other make Pillow before 13 copy gigabytes.
     """
+    cls: type[ImageFile] = getattr(importlib.import_module(f"PIL.{form.module}"), form.class_name)
+    if form.class_name != "JpegImageFile":
+        return cls
     return type(cls.__name__, (cls,), {"_read_dpi_from_exif": lambda self: None})
 
 
