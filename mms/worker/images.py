@@ -158,7 +158,7 @@ def _pixels(image: Image, kind: str, grey: bool) -> Pixels:
 
         image = fromarray(_by_rows(image, _times_alpha))
     if not grey:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode in ("1", "L", "LA") or kind not in ("PNG", "BMP", "TIFF"):
         return np.asarray(image.convert("L"))
     return _by_rows(image.convert("RGB"), _png_grey(image.info) if kind == "PNG" else _opencv_grey)
