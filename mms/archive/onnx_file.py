@@ -80,6 +80,19 @@ def external_files(path: Path) -> list[str]:
         ExportError: The file cannot be read.
     """
     try:
+        return find_locations(path)
+    except ValueError:
+        return []
+
+
+def find_locations(path: Path) -> list[str]:
+    """Return what `external_files` does, for models of strangers.
+
+    Raises:
+        ExportError: The file cannot be read.
+        ValueError: It cannot be followed to its end, so it may name more files.
+    """
+    try:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 return []
@@ -87,8 +100,6 @@ def external_files(path: Path) -> list[str]:
                 return sorted(set(_locations(data)))
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        return []
 
 
 def read_graph(path: Path) -> Graph:
@@ -135,7 +146,7 @@ def _locations(data: Buffer) -> Iterator[str]:
         message, start, end = pending.pop()
         if message == "Entry":
             entry = {
-                number: data[begin:finish].decode()
+                number: os.fsdecode(data[begin:finish])
                 for number, begin, finish in _fields(data, start, end)
             }
             if entry.get(_KEY) == "location":

@@ -95,10 +95,13 @@ def main() -> None:
 
 
 def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
+    from mms.worker import images, mxnet_decoder
     from mms.worker.engine import engine_name
     from mms.worker.failure import load_failure
     from mms.worker.loader import load
 
+    images.configure(spec.limits.max_image_pixels)
+    mxnet_decoder.install()
     try:
         runner, service = load(spec)
     except EngineMissing as error:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from mms.archive.onnx import Graph, GraphValue, graph_document
-from mms.errors import EngineMissing, ModelLoadFailed
+from mms.archive.onnx_file import find_locations
+from mms.errors import EngineMissing, ExportError, ModelLoadFailed
 from mms.worker.engine import import_onnxruntime
 from mms.worker.failure import is_out_of_memory
 
@@ -59,6 +61,7 @@ def open_session(path: str, threads: int = 0, gpu: int | None = None) -> Any:
         EngineMissing: There is no onnxruntime.
     """
     ort = import_onnxruntime()
+    is_whole = _check_external_files(Path(path))
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     options.intra_op_num_threads = threads
@@ -77,12 +80,44 @@ def open_session(path: str, threads: int = 0, gpu: int | None = None) -> Any:
             f"onnxruntime {ort.__version__} cannot run {os.path.basename(path)}: "
             f"{_explain(str(error))}"
         ) from error
+    if not is_whole:
+        raise ModelLoadFailed(
+            f"{os.path.basename(path)}: it has fields that ONNX does not know, so the files it "
+            "reads cannot be told; export it again"
+        )
     if gpu is not None and _CUDA not in session.get_providers():
         raise ModelLoadFailed(
             f"onnxruntime {ort.__version__} cannot use GPU {gpu}: its own message above says why; "
             "mend the driver, CUDA or cuDNN, or serve on the CPU"
         )
     return session
+
+
+def _check_external_files(path: Path) -> bool:
+    """Refuse a model whose weights lie outside of its folder, be it behind a link.
+
+    onnxruntime before 1.24, which is all there is for Python 3.10, reads whatever file is named.
+
+    Returns:
+        Whether the model could be followed to its end. If not, onnxruntime knows best why.
+    """
+    try:
+        locations = find_locations(path)
+    except ExportError as error:
+        raise ModelLoadFailed(str(error)) from error
+    except ValueError:
+        return False
+    folder = os.path.realpath(path.parent)
+    for location in locations:
+        # A model that is itself a link has its weights beside the link.
+        real = os.path.realpath(os.path.join(folder, location))
+        if os.path.isabs(location) or os.path.commonpath([folder, real]) != folder:
+            raise ModelLoadFailed(
+                f"{path.name}: its weights lie in {location!r}, which is outside of its folder; "
+                "put that file, not a link to it, beside the model, and save the model again with "
+                "a plain file name"
+            )
+    return True
 
 
 def graph_of(session: Any) -> Graph:

@@ -40,7 +40,7 @@ from mms.worker.arrays import (
     split,
 )
 from mms.worker.failure import from_exception, log_failure
-from mms.worker.images import is_image
+from mms.worker.images import bad_image
 from mms.worker.isolated import run_isolated
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
@@ -458,17 +458,15 @@ class ServiceRunner:
         if (
             not self._signature.takes_images
             or stage not in (Stage.PREPROCESS, Stage.INFERENCE)
-            or isinstance(failure, (InvalidRequest, RejectedByService))
+            or isinstance(failure, RejectedByService)
+            or (isinstance(failure, InvalidRequest) and not isinstance(failure, UndecodableImage))
         ):
             return failure
-        for name, data in zip(self._signature.input_names, job.inputs, strict=True):
-            if not is_image(data):
-                return UndecodableImage(
-                    f"the {len(data)} bytes sent for input {name!r} are not an image that can be "
-                    "decoded (JPEG, PNG, BMP, WebP, ...)",
-                    failure.detail,
-                )
-        return failure
+        blamed = bad_image(self._signature.input_names, job.inputs)
+        if blamed is None:
+            return failure
+        blamed.detail = failure.detail
+        return blamed
 
 
 def _first_line(error: BaseException) -> str:

@@ -380,7 +380,7 @@ class TestImages:
             image = bomb()
         status, answer = await show(server, "brightness", image)
         assert (status, answer["error"]["code"]) == (400, "undecodable_image")
-        said = "too many pixels" if damage == "bomb" else "bytes sent are not an image"
+        said = "max_image_pixels" if damage == "bomb" else "bytes sent are not an image"
         assert said in answer["message"]
 
 

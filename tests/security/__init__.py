@@ -1,0 +1,1 @@
+"""Attacks on the server, each with the answer it must get."""

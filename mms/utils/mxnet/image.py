@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mms.errors import UndecodableImage
 from mms.worker.engine import import_mxnet
+from mms.worker.mxnet_decoder import imdecode
 
 mx = import_mxnet()
 
@@ -33,7 +33,9 @@ def transform_shape(img_arr: Any, dim_order: Literal["NCHW", "NHWC"] = "NCHW") -
 
 
 def read(buf: Any, flag: int = 1, to_rgb: bool = True, out: Any = None) -> Any:
-    """Decode an encoded image: JPEG, PNG, BMP, WebP or whatever OpenCV reads.
+    """Decode an encoded image (JPEG, PNG, BMP, GIF, WebP or TIFF) into the pixels MXNet would.
+
+    MXNet's own decoder sees none of it: see `mms.worker.images`.
 
     Args:
         buf: The encoded bytes, or a uint8 array of them.
@@ -45,21 +47,10 @@ def read(buf: Any, flag: int = 1, to_rgb: bool = True, out: Any = None) -> Any:
         uint8 NDArray of (H, W, 3), or (H, W, 1) for grey.
 
     Raises:
-        UndecodableImage: The bytes are no image.
+        UndecodableImage: The bytes are no image, or one of more than max_image_pixels. It is an
+            MXNetError as well.
     """
-    # MXNet's decoder takes bytes or an array, not the views that a request body is.
-    data = bytes(buf) if isinstance(buf, (bytearray, memoryview)) else buf
-    if len(data) == 0:
-        raise UndecodableImage("the image is empty (0 bytes)")
-    try:
-        image = mx.image.imdecode(data, flag, to_rgb, out)
-        image.wait_to_read()
-    except mx.base.MXNetError as error:
-        raise UndecodableImage(
-            f"the {len(data)} bytes sent are not an image that can be decoded "
-            "(JPEG, PNG, BMP, WebP, ...)"
-        ) from error
-    return image
+    return imdecode(buf, flag, to_rgb, out)
 
 
 def write(
