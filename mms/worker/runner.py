@@ -28,6 +28,7 @@ from mms.metrics.metrics_store import MetricsStore
 from mms.model_service.model_service import SingleNodeService
 from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.arrays import arrays_of, is_ndarray, join, join_key, rows_of, split
+from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.images import is_image
 from mms.worker.request import decode_inputs
@@ -82,6 +83,7 @@ class ServiceRunner:
         self._version = spec.version
         self._model_dir = spec.folder
         self.batch_size = spec.batch_size
+        self._limits = spec.limits
         self._max_response_bytes = spec.max_response_bytes
         # Unless the service has something of that name itself.
         self._metrics: MetricsStore | None = None
@@ -228,12 +230,13 @@ class ServiceRunner:
 
     def _decode(self, job: _Job) -> None:
         meta = job.request.meta
+        job.request.body = unpacked(job.request, self._limits)
         if meta.route != V2_ROUTE:
-            job.inputs = decode_inputs(job.request, self._signature)
+            job.inputs = decode_inputs(job.request, self._signature, self._limits)
             return
         raw = raw_input(self._signature, self.takes_tensors)
-        job.asked = decode_request(job.request.body, header_length(meta), raw)
-        job.inputs = service_inputs(job.asked, self._signature)
+        job.asked = decode_request(job.request.body, header_length(meta), raw, self._limits)
+        job.inputs = service_inputs(job.asked, self._signature, self._limits)
 
     def _whole_inference(self, job: _Job) -> None:
         job.value = job.service.inference(job.inputs)
