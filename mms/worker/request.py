@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mms.archive.signature import Signature
-from mms.errors import InvalidRequest, UnsupportedMedia
+from mms.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from mms.protocol import Buffer, Request, RequestLimits
 from mms.quoting import quoted, quoted_names
 from mms.worker.form import Part, form_parts, in_utf8, is_form, parse_media_type
@@ -136,10 +136,13 @@ def parse_literal(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS
         PayloadTooLarge: It has more elements than the limits allow.
     """
     what = f"input {quoted(name, _SHOWN_CHARS)}"
-    check_elements(data, what, limits.max_json_elements)
     try:
+        check_elements(data, what, limits.max_json_elements)
         return load_json(data)
-    except ValueError:
+    except (ValueError, PayloadTooLarge) as error:
+        # What stands in single quotes only the literal's own count can tell from elements.
+        if isinstance(error, PayloadTooLarge) and b"'" not in data:
+            raise
         text = data.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
     try:
         return read_literal(text, what, limits.max_json_elements)
