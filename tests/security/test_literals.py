@@ -93,17 +93,21 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_v05_v06_a_literal_costs_neither_the_square_of_its_size_nor_the_process(bomb: str) -> None:
     code = """
+    import sys
     import warnings
     warnings.simplefilter("error")
     from mms.errors import InvalidRequest
     from mms.worker.request import parse_literal
     from tests.security.test_literals import BOMBS
     data = BOMBS[NAME].encode()
+    seen = []
+    sys.addaudithook(lambda event, _: seen.append(event) if event == "compile" else None)
     limit()
     try:
         parse_literal("x", data)
     except InvalidRequest as error:
         assert len(str(error)) < 300
+        assert not seen, "Python's own parser has seen it"
         print("refused")
     """
     assert run_limited(f"NAME = {bomb!r}\n" + _dedented(code), 100 << 20) == "refused"
