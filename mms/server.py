@@ -262,6 +262,8 @@ class Server:
         runner = web.AppRunner(
             app,
             access_log=None,
+            # Workers unpack bodies, within limits and off the event loop.
+            auto_decompress=False,
             handler_cancellation=True,
             keepalive_timeout=self.config.server.keepalive_timeout,
             max_line_size=_MAX_HEADER_BYTES,

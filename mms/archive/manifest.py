@@ -1,4 +1,4 @@
-"""MANIFEST.json: what an archive contains. Pure; imports only errors.
+"""MANIFEST.json: what an archive contains. Pure; imports only errors and quoting.
 
 The schema is v0.4's, plus two optional keys that old servers ignore: ``Files`` (sha256 of each
 file) and ``Serving`` (defaults for how to serve the model). ``MAR-INF/MANIFEST.json`` of MMS 1.x
@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from mms.errors import ManifestError
+from mms.quoting import quoted
 
 MANIFEST_NAME = "MANIFEST.json"
 #: Where archives of MMS 1.x and TorchServe have theirs.
@@ -24,6 +26,14 @@ SIGNATURE_NAME = "signature.json"
 ARCHIVE_VERSION = 0.2
 #: Keys of ``Serving`` besides its sample.
 SERVING_KEYS = ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
+
+#: The most of each that `Serving` may ask for. Of a batch: what one message to a worker holds.
+MAX_BATCH_SIZE = 0xFFFF
+#: More processes than any machine has cores.
+MAX_WORKERS = 10_000
+#: An hour in milliseconds, and a month in seconds: timers take no such thing as 1e300.
+MAX_BATCH_DELAY_MS = 3_600_000
+MAX_RESPONSE_TIMEOUT_S = 30 * 86_400
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -190,7 +200,7 @@ def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manife
     runtime = root.get("runtime", "python")
     if not str(runtime).startswith("python"):
         raise ManifestError(
-            f"{source}: the runtime {runtime!r} is not supported; only Python handlers are"
+            f"{source}: the runtime {quoted(runtime)} is not supported; only Python handlers are"
         )
     engine = _object(root.get("engine") or {}, source, "engine")
     return handler_manifest(
@@ -201,8 +211,10 @@ def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manife
         if "engineName" in engine
         else {},
         serving=ServingDefaults(
-            batch_size=_optional_number(model, "batchSize", source, int, minimum=1),
-            max_batch_delay=_optional_number(model, "maxBatchDelay", source, float, minimum=0),
+            batch_size=_optional_number(model, "batchSize", source, int, 1, MAX_BATCH_SIZE),
+            max_batch_delay=_optional_number(
+                model, "maxBatchDelay", source, float, 0, MAX_BATCH_DELAY_MS
+            ),
         ),
     )
 
@@ -243,11 +255,13 @@ def parse_serving(value: Any, source: str) -> ServingDefaults:
     """
     serving = _object(value, source, "Serving")
     return ServingDefaults(
-        workers=_optional_number(serving, "workers", source, int, minimum=1),
-        batch_size=_optional_number(serving, "batch_size", source, int, minimum=1),
-        max_batch_delay=_optional_number(serving, "max_batch_delay", source, float, minimum=0),
+        workers=_optional_number(serving, "workers", source, int, 1, MAX_WORKERS),
+        batch_size=_optional_number(serving, "batch_size", source, int, 1, MAX_BATCH_SIZE),
+        max_batch_delay=_optional_number(
+            serving, "max_batch_delay", source, float, 0, MAX_BATCH_DELAY_MS
+        ),
         response_timeout=_optional_number(
-            serving, "response_timeout", source, float, minimum=0.001
+            serving, "response_timeout", source, float, 0.001, MAX_RESPONSE_TIMEOUT_S
         ),
         device=_optional_text(serving, "device", source),
         sample=_sample(serving.get("sample"), source),
@@ -262,13 +276,12 @@ def _quantization(value: Any, source: str) -> Quantization | None:
     entry = _object(value, source, key)
     dtype = _text(_required(entry, "dtype", source, key), f"{key}.dtype", source)
     if dtype != "int8":
-        raise ManifestError(f"{source}: {key}.dtype must be int8, got {dtype!r}")
+        raise ManifestError(f"{source}: {key}.dtype must be int8, got {quoted(dtype)}")
     return Quantization(
         dtype=dtype,
-        samples=_optional_number(entry, "samples", source, int, minimum=0) or 0,
-        agreement=_optional_number(entry, "agreement", source, float, minimum=-1) or 0.0,
-        max_relative_error=_optional_number(entry, "max_relative_error", source, float, minimum=0)
-        or 0.0,
+        samples=_optional_number(entry, "samples", source, int, 0) or 0,
+        agreement=_optional_number(entry, "agreement", source, float, -1, 1) or 0.0,
+        max_relative_error=_optional_number(entry, "max_relative_error", source, float, 0) or 0.0,
     )
 
 
@@ -314,17 +327,17 @@ def _model_format(value: Any, source: str) -> ModelFormat:
         if isinstance(value, str) and value.lower() == model_format.value.lower():
             return model_format
     known = ", ".join(f'"{model_format.value}"' for model_format in formats)
-    raise ManifestError(f"{source}: Model.Model-Format must be one of {known}, got {value!r}")
+    raise ManifestError(f"{source}: Model.Model-Format must be one of {known}, got {quoted(value)}")
 
 
 def _files(value: Any, source: str) -> dict[str, str]:
     files = _texts(value, "Files", source)
     for path, digest in files.items():
-        _path(path, f"Files[{path!r}]", source)
+        _path(path, f"Files[{quoted(path)}]", source)
         if not _SHA256.fullmatch(digest):
             raise ManifestError(
-                f"{source}: Files[{path!r}] must be a sha256 in 64 lower-case hex digits, "
-                f"got {digest!r}"
+                f"{source}: Files[{quoted(path)}] must be a sha256 in 64 lower-case hex digits, "
+                f"got {quoted(digest)}"
             )
     return files
 
@@ -336,7 +349,7 @@ def _path(value: Any, key: str, source: str, empty: bool = False) -> str:
     path = PurePosixPath(text)
     if not text or "\\" in text or "\0" in text or path.is_absolute() or ".." in path.parts:
         raise ManifestError(
-            f"{source}: {key} must be a relative path inside the archive, got {text!r}"
+            f"{source}: {key} must be a relative path inside the archive, got {quoted(text)}"
         )
     return text
 
@@ -352,19 +365,19 @@ def _required(mapping: dict[str, Any], key: str, source: str, where: str = "") -
 
 def _object(value: Any, source: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ManifestError(f"{source}: {what} must be a JSON object, got {value!r}")
+        raise ManifestError(f"{source}: {what} must be a JSON object, got {quoted(value)}")
     return value
 
 
 def _text(value: Any, key: str, source: str) -> str:
     if not isinstance(value, str):
-        raise ManifestError(f"{source}: {key} must be a text, got {value!r}")
+        raise ManifestError(f"{source}: {key} must be a text, got {quoted(value)}")
     return value
 
 
 def _texts(value: Any, key: str, source: str) -> dict[str, str]:
     return {
-        name: _text(text, f"{key}.{name}", source)
+        name: _text(text, f"{key}[{quoted(name)}]", source)
         for name, text in _object(value, source, key).items()
     }
 
@@ -377,7 +390,7 @@ def _labels(value: Any, key: str, source: str) -> dict[str, str]:
 def _number(value: Any, source: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    raise ManifestError(f"{source}: Model-Archive-Version must be a number, got {value!r}")
+    raise ManifestError(f"{source}: Model-Archive-Version must be a number, got {quoted(value)}")
 
 
 def _optional_text(mapping: dict[str, Any], key: str, source: str) -> str | None:
@@ -386,13 +399,20 @@ def _optional_text(mapping: dict[str, Any], key: str, source: str) -> str | None
 
 
 def _optional_number(
-    mapping: dict[str, Any], key: str, source: str, kind: type[Any], minimum: float
+    mapping: dict[str, Any],
+    key: str,
+    source: str,
+    kind: type[Any],
+    minimum: float,
+    maximum: float = sys.float_info.max,
 ) -> Any:
     value = mapping.get(key)
     if value is None:
         return None
     accepted = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted) or not value >= minimum:
+    is_number = isinstance(value, accepted) and not isinstance(value, bool)
+    if not is_number or not minimum <= value <= maximum:
         what = "a whole number" if kind is int else "a number"
-        raise ManifestError(f"{source}: Serving.{key} must be {what} >= {minimum}, got {value!r}")
+        bound = f"<= {maximum}" if is_number and value > maximum else f">= {minimum}"
+        raise ManifestError(f"{source}: Serving.{key} must be {what} {bound}, got {quoted(value)}")
     return kind(value)

@@ -1,4 +1,4 @@
-"""signature.json: a model's typed inputs and outputs. Pure; imports only errors.
+"""signature.json: a model's typed inputs and outputs. Pure; imports only errors and quoting.
 
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mms.errors import SignatureError
+from mms.quoting import quoted
 
 JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
@@ -21,6 +23,12 @@ DATA_TYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BYTES",
 )  # fmt: skip
+#: Inputs, or outputs, of one model or request.
+MAX_TENSORS = 1000
+#: NumPy has no more.
+MAX_DIMENSIONS = 32
+#: No axis is longer: MXNet counts in 31 bits.
+MAX_SIZE = (1 << 31) - 1
 _KEYS = ("inputs", "input_type", "outputs", "output_type", "data_name", "data_shape", "data_type")
 _EXAMPLE = '{"data_name": "data", "data_shape": [0, 3, 224, 224]}'
 
@@ -94,12 +102,13 @@ def parse_signature(document: Any, source: str = "signature.json") -> Signature:
     if not isinstance(document, dict):
         raise SignatureError(f"{source}: expected a JSON object, got {_kind(document)}")
     inputs = _specs(document, "inputs", source)
-    names = [spec.name for spec in inputs]
-    for name in names:
-        if names.count(name) > 1:
+    seen: set[str] = set()
+    for spec in inputs:
+        if spec.name in seen:
             raise SignatureError(
-                f"{source}: two inputs are named {name!r}; give each its own data_name"
+                f"{source}: two inputs are named {quoted(spec.name)}; give each its own data_name"
             )
+        seen.add(spec.name)
     return Signature(
         inputs=inputs,
         input_type=_mime_type(document, "input_type", source),
@@ -115,6 +124,10 @@ def _specs(document: dict[str, Any], key: str, source: str) -> tuple[TensorSpec,
             f"{source}: {key!r} must be a list with at least one entry such as {_EXAMPLE}, "
             f"got {_kind(value)}"
         )
+    if len(value) > MAX_TENSORS:
+        raise SignatureError(
+            f"{source}: {key!r} has {len(value)} entries, at most {MAX_TENSORS} are possible"
+        )
     return tuple(_spec(entry, f"{key}[{index}]", source) for index, entry in enumerate(value))
 
 
@@ -129,22 +142,31 @@ def _spec(entry: Any, where: str, source: str) -> TensorSpec:
             f"{source}: {where}.data_name must be a non-empty text, got {_kind(name)}"
         )
     shape = _required(entry, "data_shape", source, 'add "data_shape": [0, 3, 224, 224]', where)
+    _check_shape(shape, f"{where}.data_shape", source)
+    data_type = entry.get("data_type", "")
+    if data_type not in ("", *DATA_TYPES):
+        raise SignatureError(
+            f"{source}: {where}.data_type must be one of {', '.join(DATA_TYPES)}, "
+            f"got {quoted(data_type)}"
+        )
+    return TensorSpec(name, tuple(shape), data_type)
+
+
+def _check_shape(shape: Any, where: str, source: str) -> None:
+    if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+        raise SignatureError(
+            f"{source}: {where} has {len(shape)} axes, at most {MAX_DIMENSIONS} are possible"
+        )
     if (
         not isinstance(shape, list)
         or not shape
         or not all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
-        or min(shape) < 0
+        or not 0 <= min(shape) <= max(shape) <= MAX_SIZE
     ):
         raise SignatureError(
-            f"{source}: {where}.data_shape must be a list of whole numbers >= 0 "
-            f"(0 means any size), got {shape!r}"
+            f"{source}: {where} must be a list of whole numbers >= 0 "
+            f"(0 means any size) and <= {MAX_SIZE}, got {quoted(shape)}"
         )
-    data_type = entry.get("data_type", "")
-    if data_type not in ("", *DATA_TYPES):
-        raise SignatureError(
-            f"{source}: {where}.data_type must be one of {', '.join(DATA_TYPES)}, got {data_type!r}"
-        )
-    return TensorSpec(name, tuple(shape), data_type)
 
 
 def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
@@ -155,7 +177,7 @@ def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
             return text
     raise SignatureError(
         f'{source}: {key!r} must be "{JSON_TYPE}" or an image type such as "image/jpeg", '
-        f"got {value!r}"
+        f"got {quoted(value)}"
     )
 
 
@@ -163,10 +185,15 @@ def _required(document: dict[str, Any], key: str, source: str, fix: str, where: 
     if key in document:
         return document[key]
     place = f"{where} has no" if where else "has no"
-    unknown = [name for name in document if isinstance(name, str) and name not in _KEYS]
+    # Only names of about that length can be meant; comparing costs the square of it.
+    unknown = [name for name in islice(document, MAX_TENSORS) if _may_be_meant(name)]
     close = difflib.get_close_matches(key, unknown, n=1)
     hint = f" (is {close[0]!r} a slip?)" if close else ""
     raise SignatureError(f"{source}: {place} {key!r}{hint}; {fix}")
+
+
+def _may_be_meant(name: Any) -> bool:
+    return isinstance(name, str) and name not in _KEYS and len(name) <= 2 * len("output_type")
 
 
 def _spec_document(spec: TensorSpec) -> dict[str, Any]:
@@ -182,4 +209,4 @@ def _kind(value: Any) -> str:
         return "an empty list"
     if value == "":
         return "an empty text"
-    return names.get(type(value), repr(value))
+    return names.get(type(value), quoted(value))

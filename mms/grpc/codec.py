@@ -12,10 +12,16 @@ from typing import Any
 
 import orjson
 
+from mms.archive.signature import MAX_DIMENSIONS, MAX_TENSORS
 from mms.errors import InvalidRequest, PayloadTooLarge, ProtocolError
 from mms.grpc import inference_pb2 as pb
 from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer
+from mms.quoting import quoted
 
+#: Elements of BYTES in one tensor, and parameters of one message: each is an object of Python's,
+#: made on the server's side of the workers. Models take one element as a body.
+MAX_TEXTS = 100_000
+MAX_PARAMETERS = 1000
 #: Datatype -> field of InferTensorContents, and the array type of its elements on the wire.
 _CONTENTS = {
     "BOOL": ("bool_contents", "B"),
@@ -49,6 +55,9 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
             worker finds.
         PayloadTooLarge: The body is longer.
     """
+    for kind, tensors in (("inputs", request.inputs), ("outputs", request.outputs)):
+        if len(tensors) > MAX_TENSORS:
+            raise InvalidRequest(f"the request has {len(tensors)} {kind}, at most {MAX_TENSORS}")
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
@@ -60,7 +69,13 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
     for index, tensor in enumerate(request.inputs):
         if raw and tensor.HasField("contents"):
             raise InvalidRequest(
-                f"input {tensor.name!r} has contents, and raw_input_contents too; send one of them"
+                f"input {_shown(tensor.name)} has contents, and raw_input_contents too; send "
+                "one of them"
+            )
+        if len(tensor.shape) > MAX_DIMENSIONS:
+            raise InvalidRequest(
+                f"input {_shown(tensor.name)}: shape has {len(tensor.shape)} dimensions, at most "
+                f"{MAX_DIMENSIONS} are possible"
             )
         data = raw[index] if raw else _contents(tensor, left)
         left -= len(data)
@@ -124,6 +139,11 @@ def _document(request: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidRequest(
+            f"a part of the request has {len(parameters)} parameters, at most {MAX_PARAMETERS} are "
+            "possible"
+        )
     values = {}
     for key, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
@@ -134,10 +154,10 @@ def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contents(tensor: Any, max_bytes: int) -> bytes:
     """Give the elements of a tensor as the bytes that raw contents would be."""
-    where = f"input {tensor.name!r}"
+    where = f"input {_shown(tensor.name)}"
     if tensor.datatype not in _CONTENTS:
         raise InvalidRequest(
-            f"{where}: {tensor.datatype[:60]!r} has no contents of its type; "
+            f"{where}: {_shown(tensor.datatype)} has no contents of its type; "
             f"those that have: {', '.join(_CONTENTS)}; send FP16 in raw_input_contents"
         )
     field, type_ = _CONTENTS[tensor.datatype]
@@ -149,6 +169,11 @@ def _contents(tensor: Any, max_bytes: int) -> bytes:
             )
     elements = getattr(tensor.contents, field)
     if not type_:
+        if len(elements) > MAX_TEXTS:
+            raise InvalidRequest(
+                f"{where} has {len(elements)} elements of BYTES, at most {MAX_TEXTS}; send them in "
+                "raw_input_contents"
+            )
         return _joined(elements)
     # Before they are made: a small number takes one byte in the message and up to eight here.
     if len(elements) * array(type_).itemsize > max_bytes:
@@ -169,6 +194,10 @@ def _joined(elements: Sequence[bytes]) -> bytes:
     for element in elements:
         parts += [len(element).to_bytes(_LENGTH_BYTES, "little"), element]
     return b"".join(parts)
+
+
+def _shown(value: str) -> str:
+    return quoted(value, 60)
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import linecache
 import logging
 import os
 import sys
 import traceback
 from types import TracebackType
+from typing import Any
 
 from mms.errors import (
     ErrorDetail,
@@ -16,12 +18,20 @@ from mms.errors import (
     MMSError,
     ModelLoadFailed,
     OutOfMemory,
+    PayloadTooLarge,
     RejectedByService,
+    UnsupportedMedia,
 )
 from mms.service import PredictionException
 from mms.worker.confine import limit_hint
 
 logger = logging.getLogger("mms.worker")
+
+#: Logged without a traceback.
+_FAULTS_OF_CLIENTS = (InvalidRequest, PayloadTooLarge, UnsupportedMedia, RejectedByService)
+
+#: Python 3.10 has none.
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
@@ -50,6 +60,8 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
     """
     detail = describe(error, stage, model_dir)
     if isinstance(error, MMSError):
+        # It goes on living as an answer. Any other ends here, unless user code has kept it.
+        release(error)
         error.detail = error.detail or detail
         return error
     if isinstance(error, PredictionException):
@@ -57,6 +69,27 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
     if is_out_of_memory(error):
         return OutOfMemory(f"out of memory in {stage}{limit_hint()}", detail)
     return InferenceFailed(f"the service raised an exception in {stage}", detail)
+
+
+def release(error: BaseException) -> None:
+    """Let go of all that an exception keeps alive: its frames, and those of what led to it.
+
+    An error is kept until its batch has been answered, and a cycle through its frames until the
+    garbage collector runs; the arrays in those frames may be larger than any answer.
+    """
+    waiting = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting += [one for one in (found.__cause__, found.__context__) if one is not None]
+        if isinstance(found, _GROUP):
+            waiting += found.exceptions
+        for name in ("__traceback__", "__cause__", "__context__"):
+            # Not by assignment: user code may have a `__setattr__` of its own.
+            BaseException.__setattr__(found, name, None)
 
 
 def load_failure(error: BaseException, model_dir: str) -> MMSError:
@@ -89,7 +122,7 @@ def reason_line(text: str) -> str:
 
 def log_failure(failure: MMSError) -> None:
     """Log why a request failed: a client's mistake briefly, the service's with its traceback."""
-    if isinstance(failure, (InvalidRequest, RejectedByService)):
+    if isinstance(failure, _FAULTS_OF_CLIENTS):
         logger.info("%s: %s", failure.code, failure)
         return
     detail = failure.detail

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import orjson
-
 from mms import log
 from mms.archive.manifest import MAR_MANIFEST_NAME
 from mms.context import Context, RequestProcessor
@@ -35,11 +33,24 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
+from mms.protocol import (
+    MAX_ANSWERS_BYTES,
+    V2_ROUTE,
+    Answer,
+    LoadSpec,
+    Request,
+    RequestLimits,
+    Result,
+    Stage,
+)
+from mms.quoting import quoted
 from mms.worker.confine import limit_hint
+from mms.worker.content import unpacked
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
-from mms.worker.request import form_parts, is_form, parse_media_type
+from mms.worker.form import form_parts, in_utf8, is_form, parse_media_type
+from mms.worker.json_text import read_json
+from mms.worker.request import DEFAULT_LIMITS
 from mms.worker.response import encode_json, within
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import HANDLER_INPUT, HANDLER_OUTPUTS, handler_inputs, outputs_of
@@ -144,12 +155,14 @@ class HandlerRunner:
 
     def _decode(self, job: _Job) -> None:
         request, decodes = job.request, self._spec.decode_input_request
+        limits = self._spec.limits
+        request.body = unpacked(request, limits)
         if request.meta.route != V2_ROUTE:
-            job.data, job.processor = decode_parameters(request, decodes)
+            job.data, job.processor = decode_parameters(request, decodes, limits)
             return
-        job.asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT)
+        job.asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT, limits)
         job.data = handler_inputs(
-            job.asked, lambda name, type_, value: _decoded(name, type_, value, decodes)
+            job.asked, lambda name, type_, value: _decoded(name, type_, value, decodes, limits)
         )
         job.processor = RequestProcessor(request.meta.headers)
 
@@ -330,8 +343,10 @@ def _initialized(cls: type[Any], context: Context) -> EntryPoint:
     return handle
 
 
-def decode_parameters(request: Request, decodes: bool) -> tuple[dict[str, Any], RequestProcessor]:
-    """Give what a handler gets of a request: values by name, and its headers.
+def decode_parameters(
+    request: Request, decodes: bool, limits: RequestLimits = DEFAULT_LIMITS
+) -> tuple[dict[str, Any], RequestProcessor]:
+    """Return what a handler gets of a request: values by name, and its headers.
 
     A form gives its fields by name, anything else its bytes as ``body``: bytearrays, but for JSON
     and text, which come decoded.
@@ -339,9 +354,12 @@ def decode_parameters(request: Request, decodes: bool) -> tuple[dict[str, Any], 
     Args:
         request: The request.
         decodes: Whether JSON and text are decoded.
+        limits: How many fields and elements it may have.
 
     Raises:
         InvalidRequest: The body is malformed.
+        UnsupportedMedia: A text to decode has an unknown charset.
+        PayloadTooLarge: The body has more fields or elements than the limits allow.
     """
     meta = request.meta
     data: dict[str, Any] = {}
@@ -352,31 +370,35 @@ def decode_parameters(request: Request, decodes: bool) -> tuple[dict[str, Any], 
             headers[name] = {"content-type": ""}
     media_type, parameters = parse_media_type(meta.content_type)
     if is_form(media_type):
-        for name, type_, value in form_parts(request.body, media_type, parameters):
-            data[name] = _decoded(name, type_, value, decodes)
-            headers[name] = {"content-type": type_}
+        for part in form_parts(request.body, media_type, parameters, limits):
+            data[part.name] = _decoded(
+                part.name, part.media_type, part.value, decodes, limits, part.charset
+            )
+            headers[part.name] = {"content-type": part.media_type}
     else:
-        data["body"] = _decoded("body", media_type, request.body, decodes)
+        charset = parameters.get("charset", "")
+        data["body"] = _decoded("body", media_type, request.body, decodes, limits, charset)
         headers["body"] = {"content-type": media_type}
     return data, RequestProcessor({**headers, **meta.headers})
 
 
-def _decoded(name: str, media_type: str, value: bytes | memoryview, decodes: bool) -> Any:
+def _decoded(
+    name: str,
+    media_type: str,
+    value: bytes | memoryview,
+    decodes: bool,
+    limits: RequestLimits,
+    charset: str = "",
+) -> Any:
     if decodes and media_type == "application/json":
-        try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            reason = error
-        try:
-            # NaN and the like, which Python's own parser takes.
-            return json.loads(bytes(value))
-        except (ValueError, RecursionError):
-            raise InvalidRequest(f"{name!r} is not valid JSON: {reason}") from None
+        what = quoted(name)
+        return read_json(in_utf8(value, charset, what), what, limits.max_json_elements)
     if decodes and media_type.startswith("text"):
+        text = in_utf8(value, charset, quoted(name))
         try:
-            return str(value, "utf-8")
+            return str(text, "utf-8")
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"{name!r} is not UTF-8 text (byte {error.start})") from None
+            raise InvalidRequest(f"{quoted(name)} is not UTF-8 text (byte {error.start})") from None
     return bytearray(value)
 
 

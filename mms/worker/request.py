@@ -6,84 +6,78 @@ what was expected and what came. Pure: no mxnet, no sockets.
 
 from __future__ import annotations
 
-import ast
 import base64
 import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl
-
-import multipart
-import orjson
 
 from mms.archive.signature import Signature
-from mms.errors import InvalidRequest, UnsupportedMedia
-from mms.protocol import Request
+from mms.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from mms.protocol import Buffer, Request, RequestLimits
+from mms.quoting import quoted, quoted_names
+from mms.worker.form import Part, form_parts, in_utf8, is_form, parse_media_type
+from mms.worker.json_text import check_elements, load_json, read_json
+from mms.worker.literal import MalformedLiteral, read_literal
 
-#: v0.4 clients send Python literals. The parser needs about a hundred times a literal's size and
-#: recurses, so both are bounded; JSON, which is tried first, has neither problem.
-MAX_LITERAL_BYTES = 1 << 20
-MAX_LITERAL_DEPTH = 64
-MAX_FORM_FIELDS = 256
-_MAX_PART_HEADERS = 16
+#: What a server allows unless its settings say otherwise.
+DEFAULT_LIMITS = RequestLimits()
 _DATA_URI = re.compile(rb"\s*data:[\w.+-]+/[\w.+-]+;base64,", re.ASCII)
+_LINE_ENDS = b"\t\n\v\f\r"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN_CHARS = 60
 
-Fields = Mapping[str, bytes]
+Fields = Mapping[str, Part]
 
 
-def decode_inputs(request: Request, signature: Signature) -> list[Any]:
-    """Give one value per input of the signature.
+def decode_inputs(
+    request: Request, signature: Signature, limits: RequestLimits = DEFAULT_LIMITS
+) -> list[Any]:
+    """Return one value per input of the signature.
 
     JSON inputs become lists; image inputs become the bytes of an encoded image.
 
     Raises:
         InvalidRequest: The body is malformed, or an input is missing or of the wrong kind.
-        UnsupportedMedia: The content type is none that this model reads.
+        UnsupportedMedia: The content type or charset is none that this model reads.
+        PayloadTooLarge: The body has more fields or elements than the limits allow.
     """
     media_type, parameters = parse_media_type(request.meta.content_type)
     if signature.takes_images:
-        return _decode_images(request.body, media_type, parameters, signature)
-    return _decode_json_inputs(request.body, media_type, parameters, signature)
-
-
-def parse_media_type(content_type: str) -> tuple[str, dict[str, str]]:
-    """Split a Content-Type header into its lower-case type and its parameters."""
-    if ";" not in content_type:
-        return content_type.strip().lower(), {}
-    media_type, parameters = multipart.parse_options_header(content_type)
-    return media_type.strip().lower(), parameters
+        return _decode_images(request.body, media_type, parameters, signature, limits)
+    return _decode_json_inputs(request.body, media_type, parameters, signature, limits)
 
 
 def _decode_json_inputs(
-    body: memoryview, media_type: str, parameters: Mapping[str, str], signature: Signature
+    body: memoryview,
+    media_type: str,
+    parameters: Mapping[str, str],
+    signature: Signature,
+    limits: RequestLimits,
 ) -> list[Any]:
     # `curl -d '[...]'` calls its JSON a form unless told otherwise; no field's name begins so.
     is_json_in_disguise = media_type != "multipart/form-data" and _looks_like_json(body)
     if is_form(media_type) and not is_json_in_disguise:
-        fields = _form_fields(body, media_type, parameters)
+        fields = _form_fields(body, media_type, parameters, limits)
         names = signature.input_names
         if not any(name in fields for name in names):
             raise _missing_input(names[0], fields)
-        return [_json_field(name, fields) for name in names]
+        return [_json_field(name, fields, limits) for name in names]
     if media_type and not is_form(media_type) and not _is_json(media_type):
         raise UnsupportedMedia(
-            f"content type {media_type!r} is not supported for this model; send "
-            "application/json, multipart/form-data or application/x-www-form-urlencoded"
+            f"content type {quoted(media_type, _SHOWN_CHARS)} is not supported for this model; "
+            "send application/json, multipart/form-data or application/x-www-form-urlencoded"
         )
-    return _json_document(body, signature)
+    charset = "" if is_form(media_type) else parameters.get("charset", "")
+    return _json_document(in_utf8(body, charset, "the body"), signature, limits)
 
 
-def _json_document(body: memoryview, signature: Signature) -> list[Any]:
+def _json_document(body: Buffer, signature: Signature, limits: RequestLimits) -> list[Any]:
     """Read a JSON body: an object keyed by input names, or the value of a sole input."""
     names = signature.input_names
     if not body:
         raise InvalidRequest(f"the body is empty; send a JSON value for input {names[0]!r}")
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    document = read_json(body, "the body", limits.max_json_elements)
     if isinstance(document, dict) and any(name in document for name in names):
         missing = [name for name in names if name not in document]
         if missing:
@@ -96,19 +90,22 @@ def _json_document(body: memoryview, signature: Signature) -> list[Any]:
     return [_as_list(names[0], document)]
 
 
-def _json_field(name: str, fields: Fields) -> Any:
+def _json_field(name: str, fields: Fields, limits: RequestLimits) -> Any:
     if name not in fields:
         raise _missing_input(name, fields)
-    return json_value(name, fields[name])
+    part = fields[name]
+    what = f"input {quoted(name, _SHOWN_CHARS)}"
+    return json_value(name, bytes(in_utf8(part.value, part.charset, what)), limits)
 
 
-def json_value(name: str, data: bytes) -> Any:
-    """Give the value of an input from its text: a list, or an object wrapped in one.
+def json_value(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS) -> Any:
+    """Return the value of an input from its text: a list, or an object wrapped in one.
 
     Raises:
         InvalidRequest: It is neither JSON nor a Python literal, or holds something else.
+        PayloadTooLarge: It has more elements than the limits allow.
     """
-    return _as_list(name, parse_literal(name, data))
+    return _as_list(name, parse_literal(name, data, limits))
 
 
 def _as_list(name: str, value: Any) -> Any:
@@ -124,67 +121,55 @@ def _as_list(name: str, value: Any) -> Any:
     )
 
 
-def parse_literal(name: str, data: bytes) -> Any:
+def parse_literal(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS) -> Any:
     """Read a form field: JSON, or a Python literal as v0.4 clients send it.
+
+    Bytes that are not UTF-8 count as the replacement character, as they did there.
 
     Args:
         name: The input's name, for the messages.
         data: The field's bytes.
+        limits: How many elements it may have.
 
     Raises:
-        InvalidRequest: It is neither, or a literal too large or too deep to read safely.
+        InvalidRequest: It is neither, or nested too deeply.
+        PayloadTooLarge: It has more elements than the limits allow.
     """
+    what = f"input {quoted(name, _SHOWN_CHARS)}"
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        reason = str(error)
-    if len(data) > MAX_LITERAL_BYTES:
-        raise InvalidRequest(
-            f"input {name!r} is not valid JSON ({reason}), and with {len(data)} bytes too large "
-            f"to be read as a Python literal (limit {MAX_LITERAL_BYTES}); send JSON"
-        )
+        check_elements(data, what, limits.max_json_elements)
+        return load_json(data)
+    except (ValueError, PayloadTooLarge) as error:
+        # What stands in single quotes only the literal's own count can tell from elements.
+        if isinstance(error, PayloadTooLarge) and b"'" not in data:
+            raise
+        text = data.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"input {name!r} is not UTF-8 text (byte {error.start})") from None
-    if _bracket_depth(text) > MAX_LITERAL_DEPTH:
+        return read_literal(text, what, limits.max_json_elements)
+    except MalformedLiteral:
         raise InvalidRequest(
-            f"input {name!r} is nested deeper than {MAX_LITERAL_DEPTH} levels; send JSON"
-        )
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise InvalidRequest(
-            f"input {name!r} is neither JSON nor a Python literal: {_shown(text)}"
+            f"{what} is neither JSON nor a Python literal: {_shown(text)}"
         ) from None
 
 
-def _bracket_depth(text: str) -> int:
-    """Bound the recursion of a parser: brackets, and the unary operators that nest likewise."""
-    depth = deepest = 0
-    for char in text:
-        if char in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")]}":
-            depth -= 1
-    run = max((len(match) for match in re.findall(r"(?:[-+~]\s*)+", text)), default=0)
-    return deepest + run
-
-
 def _decode_images(
-    body: memoryview, media_type: str, parameters: Mapping[str, str], signature: Signature
+    body: memoryview,
+    media_type: str,
+    parameters: Mapping[str, str],
+    signature: Signature,
+    limits: RequestLimits,
 ) -> list[Any]:
     names = signature.input_names
     if media_type == "multipart/form-data":
-        fields = _form_fields(body, media_type, parameters)
+        fields = _form_fields(body, media_type, parameters, limits)
         return [_image_field(name, fields) for name in names]
     # curl --data-binary and clients without a thought for types call an image a form, too.
     if media_type == "application/x-www-form-urlencoded" and _is_text(body):
-        fields = _form_fields(body, media_type, parameters)
+        fields = _form_fields(body, media_type, parameters, limits)
         return [_image_field(name, fields) for name in names]
     if _is_json(media_type):
-        values = _json_images(body, names)
+        text = in_utf8(body, parameters.get("charset", ""), "the body")
+        values = _json_images(text, names, limits)
         return [_decode_base64(name, value) for name, value in zip(names, values, strict=True)]
     if len(names) > 1:
         raise InvalidRequest(
@@ -196,11 +181,8 @@ def _decode_images(
     return [bytes(body)]
 
 
-def _json_images(body: memoryview, names: tuple[str, ...]) -> list[Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+def _json_images(body: Buffer, names: tuple[str, ...], limits: RequestLimits) -> list[Any]:
+    document = read_json(body, "the body", limits.max_json_elements)
     if isinstance(document, dict):
         for name in names:
             if name not in document:
@@ -219,11 +201,11 @@ def _json_images(body: memoryview, names: tuple[str, ...]) -> list[Any]:
 def _image_field(name: str, fields: Fields) -> bytes:
     if name not in fields:
         raise _missing_input(name, fields)
-    return image_value(name, fields[name])
+    return image_value(name, fields[name].value)
 
 
 def image_value(name: str, data: bytes) -> bytes:
-    """Give the encoded image for an input from its bytes, which may be base64 text.
+    """Return the encoded image for an input from its bytes, which may be base64 text.
 
     Raises:
         InvalidRequest: It is empty, or text that is no base64.
@@ -236,7 +218,7 @@ def image_value(name: str, data: bytes) -> bytes:
 
 def _decode_base64(name: str, value: Any) -> bytes:
     if isinstance(value, str):
-        value = value.encode()
+        value = value.encode(errors="replace")
     if not isinstance(value, bytes):
         raise InvalidRequest(
             f"the image for input {name!r} must be base64 text, got {_kind(value)}"
@@ -245,7 +227,7 @@ def _decode_base64(name: str, value: Any) -> bytes:
     text = value[match.end() :] if match else value
     try:
         # urlencoded forms turn '+' into ' '; base64 itself never holds a space within a line.
-        compact = b"".join(text.replace(b" ", b"+").split())
+        compact = text.replace(b" ", b"+").translate(None, _LINE_ENDS)
         image = base64.b64decode(compact, validate=True)
     except binascii.Error as error:
         raise InvalidRequest(
@@ -256,85 +238,14 @@ def _decode_base64(name: str, value: Any) -> bytes:
     return image
 
 
-def is_form(media_type: str) -> bool:
-    """Whether a body of this type consists of named fields."""
-    return media_type in ("multipart/form-data", "application/x-www-form-urlencoded")
-
-
 def _form_fields(
-    body: memoryview, media_type: str, parameters: Mapping[str, str]
-) -> dict[str, bytes]:
-    """Give the first value of each field; v0.4 ignored repeated and unknown ones."""
-    fields: dict[str, bytes] = {}
-    for name, _, value in form_parts(body, media_type, parameters):
-        fields.setdefault(name, value)
+    body: memoryview, media_type: str, parameters: Mapping[str, str], limits: RequestLimits
+) -> dict[str, Part]:
+    """Return the first part of each name; v0.4 ignored repeated and unknown ones."""
+    fields: dict[str, Part] = {}
+    for part in form_parts(body, media_type, parameters, limits):
+        fields.setdefault(part.name, part)
     return fields
-
-
-def form_parts(
-    body: memoryview, media_type: str, parameters: Mapping[str, str]
-) -> list[tuple[str, str, bytes]]:
-    """Give (name, content type, value) of each field of a form, in its order.
-
-    Only files have a content type; that of any other field is "".
-
-    Raises:
-        InvalidRequest: The form is malformed or has too many fields.
-    """
-    if media_type == "multipart/form-data":
-        return _multipart_parts(body, parameters)
-    try:
-        # Latin-1 carries any byte through unchanged, percent-encoded or not; given bytes, parse_qsl
-        # takes ASCII only.
-        pairs = parse_qsl(
-            str(body, "latin-1"),
-            keep_blank_values=True,
-            encoding="latin-1",
-            max_num_fields=MAX_FORM_FIELDS,
-        )
-    except ValueError:
-        raise InvalidRequest(f"the form has more than {MAX_FORM_FIELDS} fields") from None
-    return [
-        (key.encode("latin-1").decode(errors="replace"), "", value.encode("latin-1"))
-        for key, value in pairs
-    ]
-
-
-def _multipart_parts(
-    body: memoryview, parameters: Mapping[str, str]
-) -> list[tuple[str, str, bytes]]:
-    boundary = parameters.get("boundary", "")
-    # RFC 2046 section 5.1.1 allows 70 characters; long ones have burnt CPU in other servers.
-    if not 1 <= len(boundary) <= 70:
-        raise InvalidRequest(
-            "the multipart body has no boundary of 1 to 70 characters in its Content-Type; let "
-            "the client library set that header"
-        )
-    parts: list[tuple[str, str, bytes]] = []
-    name = type_ = ""
-    chunks: list[bytes] = []
-    try:
-        with multipart.PushMultipartParser(
-            boundary,
-            content_length=len(body),
-            max_segment_count=MAX_FORM_FIELDS,
-            max_header_count=_MAX_PART_HEADERS,
-        ) as parser:
-            for event in parser.parse(bytes(body)):
-                if isinstance(event, multipart.MultipartSegment):
-                    name, chunks = event.name, []
-                    # Of a mere field 1.x took no notice of the type.
-                    is_file = event.filename is not None
-                    type_ = parse_media_type(event.header("Content-Type", ""))[0] * is_file
-                elif event:
-                    chunks.append(bytes(event))
-                else:
-                    parts.append((name, type_, b"".join(chunks)))
-    except multipart.MultipartError as error:
-        raise InvalidRequest(f"the multipart body is malformed: {error}") from None
-    except UnicodeError:
-        raise InvalidRequest("the multipart body has a part header that is not UTF-8") from None
-    return parts
 
 
 def _missing_input(name: str, fields: Mapping[str, Any]) -> InvalidRequest:
@@ -347,7 +258,8 @@ def _is_json(media_type: str) -> bool:
 
 
 def _looks_like_json(body: memoryview) -> bool:
-    return bytes(body[:16]).lstrip()[:1] in (b"[", b"{")
+    head = bytes(body[:16]).removeprefix(_BYTE_ORDER_MARK)
+    return head.lstrip()[:1] in (b"[", b"{")
 
 
 def _is_text(data: bytes | memoryview) -> bool:
@@ -366,13 +278,9 @@ def _kind(value: Any) -> str:
 
 
 def _join(names: Any) -> str:
-    shown = [repr(str(name)[:_SHOWN_CHARS]) for name in list(names)[:8]]
-    return ", ".join(shown) + (", ..." if len(names) > 8 else "") if shown else "nothing"
+    return quoted_names(names, _SHOWN_CHARS)
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    text = value[: _SHOWN_CHARS + 1] if isinstance(value, str) else quoted(value, _SHOWN_CHARS)
+    return f"{text[:_SHOWN_CHARS]}..." if len(text) > _SHOWN_CHARS + 3 else text

@@ -39,6 +39,7 @@ from mms.worker.arrays import (
     rows_of,
     split,
 )
+from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.images import bad_image
 from mms.worker.isolated import run_isolated
@@ -106,6 +107,7 @@ class ServiceRunner:
         self._version = spec.version
         self._model_dir = spec.folder
         self.batch_size = spec.batch_size
+        self._limits = spec.limits
         self._max_response_bytes = spec.max_response_bytes
         self._is_strict = spec.is_strict
         # Unless the service has something of that name itself.
@@ -407,12 +409,15 @@ class ServiceRunner:
 
     def _decode(self, job: _Job) -> None:
         meta = job.request.meta
+        job.request.body = unpacked(job.request, self._limits)
+        # A request that begins anew is not unpacked twice.
+        meta.content_encoding = ""
         if meta.route != V2_ROUTE:
-            job.inputs = decode_inputs(job.request, self._signature)
+            job.inputs = decode_inputs(job.request, self._signature, self._limits)
             return
         raw = raw_input(self._signature, self.takes_tensors)
-        job.asked = decode_request(job.request.body, header_length(meta), raw)
-        job.inputs = service_inputs(job.asked, self._signature)
+        job.asked = decode_request(job.request.body, header_length(meta), raw, self._limits)
+        job.inputs = service_inputs(job.asked, self._signature, self._limits)
 
     def _whole_inference(self, job: _Job) -> None:
         job.value = job.service.inference(job.inputs)

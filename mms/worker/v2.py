@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
-from mms.archive.signature import DATA_TYPES, TensorSpec
+from mms.archive.signature import DATA_TYPES, MAX_DIMENSIONS, MAX_SIZE, MAX_TENSORS, TensorSpec
 from mms.errors import InvalidRequest
-from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer, RequestMeta
+from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer, RequestLimits, RequestMeta
+from mms.quoting import quoted, quoted_names
+from mms.worker.json_text import read_json, too_many_elements
+from mms.worker.request import DEFAULT_LIMITS
 from mms.worker.response import encode_json
 
 Array = npt.NDArray[Any]
@@ -31,11 +34,10 @@ _DTYPES = {
     "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
 }  # fmt: skip
 _DATA_TYPES = {dtype.str.lstrip("<|"): name for name, dtype in _DTYPES.items()}
-#: Kinds of numbers that JSON may give for each kind of element.
-_ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
-#: NumPy has no more.
-_MAX_DIMENSIONS = 32
-_MAX_SIZE = 1 << 31
+#: What JSON may give for each kind of element.
+_ACCEPTED: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+#: Of one request, input or output.
+_MAX_PARAMETERS = 1000
 _LENGTH_BYTES = 4
 #: Extensions of other servers that change what an answer means, and so must not pass unnoticed.
 _NOT_OFFERED = {
@@ -89,7 +91,10 @@ def header_length(meta: RequestMeta) -> str | None:
 
 
 def decode_request(
-    body: memoryview, json_length: str | None, raw_input: TensorSpec | None
+    body: memoryview,
+    json_length: str | None,
+    raw_input: TensorSpec | None,
+    limits: RequestLimits = DEFAULT_LIMITS,
 ) -> InferRequest:
     """Read a request.
 
@@ -97,16 +102,18 @@ def decode_request(
         body: All of it.
         json_length: The header `V2_HEADER_LENGTH` as sent; None if it was not.
         raw_input: What a body of elements alone is; None if the model takes none.
+        limits: How many elements the JSON, or a tensor of BYTES, may have.
 
     Raises:
         InvalidRequest: Naming the tensor, what was expected and what came.
+        PayloadTooLarge: There are more elements than the limits allow.
     """
     if json_length is None:
-        return _decode_document(body, None)
+        return _decode_document(body, None, limits)
     length = _json_length(json_length, len(body))
     if length == 0:
-        return _decode_raw(body, raw_input)
-    return _decode_document(body[:length], _Elements(body[length:]))
+        return _decode_raw(body, raw_input, limits)
+    return _decode_document(body[:length], _Elements(body[length:]), limits)
 
 
 def tensor_of(name: str, array: Array) -> Tensor | None:
@@ -199,11 +206,10 @@ def _json_length(text: str, body_length: int) -> int:
     return int(text)
 
 
-def _decode_document(text: memoryview, elements: _Elements | None) -> InferRequest:
-    try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+def _decode_document(
+    text: memoryview, elements: _Elements | None, limits: RequestLimits
+) -> InferRequest:
+    document = read_json(text, "the request", limits.max_json_elements, is_strict=True)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the request must be a JSON object, got {_kind(document)}")
     id_ = document.get("id")
@@ -215,8 +221,8 @@ def _decode_document(text: memoryview, elements: _Elements | None) -> InferReque
             'the request needs "inputs", a list with at least one '
             '{"name", "shape", "datatype", "data"}'
         )
-    inputs = tuple(_input(entry, index, elements) for index, entry in enumerate(entries))
-    _refuse_repeated([tensor.name for tensor in inputs], "input")
+    _names(entries, "input")
+    inputs = tuple(_input(entry, elements, limits) for entry in entries)
     if elements is not None and elements.left:
         raise InvalidRequest(
             f"the body has {elements.left} bytes after its last tensor; every tensor in it needs "
@@ -227,9 +233,8 @@ def _decode_document(text: memoryview, elements: _Elements | None) -> InferReque
     return InferRequest(id_, inputs, _outputs(document, is_binary), is_binary)
 
 
-def _input(entry: Any, index: int, elements: _Elements | None) -> Tensor:
-    where = f"inputs[{index}]"
-    name = _name(entry, where)
+def _input(entry: dict[str, Any], elements: _Elements | None, limits: RequestLimits) -> Tensor:
+    name = entry["name"]
     where = f"input {_shown(name)}"
     shape = _shape(entry.get("shape"), where)
     datatype = entry.get("datatype")
@@ -246,7 +251,7 @@ def _input(entry: Any, index: int, elements: _Elements | None) -> Tensor:
     if size is None:
         data = _from_json(entry["data"], datatype, shape, where)
     else:
-        data = _from_binary(_take(elements, size, where), datatype, shape, where)
+        data = _from_binary(_take(elements, size, where), datatype, shape, where, limits)
     content_type = parameters.get("content_type")
     return Tensor(
         name, datatype, shape, data, content_type if isinstance(content_type, str) else ""
@@ -259,13 +264,25 @@ def _outputs(document: dict[str, Any], is_binary: bool) -> dict[str, bool] | Non
         raise InvalidRequest(f'"outputs" must be a list, got {_kind(entries)}')
     if not entries:
         return None
-    names = [_name(entry, f"outputs[{index}]") for index, entry in enumerate(entries)]
-    _refuse_repeated(names, "output")
+    names = _names(entries, "output")
     outputs = {}
     for name, entry in zip(names, entries, strict=True):
         where = f"output {_shown(name)}"
         outputs[name] = _flag(_parameters(entry, where), "binary_data", where, is_binary)
     return outputs
+
+
+def _names(entries: list[Any], kind: str) -> list[str]:
+    """Return the distinct names of inputs or outputs, before anything else of them is read."""
+    if len(entries) > MAX_TENSORS:
+        raise InvalidRequest(f"the request has {len(entries)} {kind}s, at most {MAX_TENSORS}")
+    names = [_name(entry, f"{kind}s[{index}]") for index, entry in enumerate(entries)]
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(f"{kind} {_shown(name)} is there more than once")
+        seen.add(name)
+    return names
 
 
 def _name(entry: Any, where: str) -> str:
@@ -278,17 +295,17 @@ def _name(entry: Any, where: str) -> str:
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) > MAX_DIMENSIONS:
+        raise InvalidRequest(
+            f"{where}: shape has {len(value)} dimensions, at most {MAX_DIMENSIONS} are possible"
+        )
     if not isinstance(value, list) or not all(
-        isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_SIZE
+        isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_SIZE
         for size in value
     ):
         raise InvalidRequest(
-            f"{where}: shape must be a list of whole numbers from 0 to {_MAX_SIZE - 1}, "
+            f"{where}: shape must be a list of whole numbers from 0 to {MAX_SIZE}, "
             f"got {_shown(value)}"
-        )
-    if len(value) > _MAX_DIMENSIONS:
-        raise InvalidRequest(
-            f"{where}: shape has {len(value)} dimensions, at most {_MAX_DIMENSIONS} are possible"
         )
     return tuple(value)
 
@@ -297,6 +314,10 @@ def _parameters(entry: dict[str, Any], where: str) -> dict[str, Any]:
     parameters = entry.get("parameters")
     if parameters is None:
         return {}
+    if isinstance(parameters, dict) and len(parameters) > _MAX_PARAMETERS:
+        raise InvalidRequest(
+            f"{where} has {len(parameters)} parameters, at most {_MAX_PARAMETERS} are possible"
+        )
     if not isinstance(parameters, dict) or not all(
         isinstance(value, (str, int, float, bool)) for value in parameters.values()
     ):
@@ -317,12 +338,6 @@ def _flag(parameters: dict[str, Any], key: str, where: str, default: bool) -> bo
     return value
 
 
-def _refuse_repeated(names: list[str], kind: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidRequest(f"{kind} {_shown(name)} is there more than once")
-
-
 def _take(elements: _Elements | None, size: Any, where: str) -> memoryview:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise InvalidRequest(
@@ -337,11 +352,11 @@ def _take(elements: _Elements | None, size: Any, where: str) -> memoryview:
 
 
 def _from_binary(
-    data: memoryview, datatype: str, shape: tuple[int, ...], where: str
+    data: memoryview, datatype: str, shape: tuple[int, ...], where: str, limits: RequestLimits
 ) -> Array | list[bytes]:
-    count = math.prod(shape)
     if datatype == "BYTES":
-        return _split_bytes(data, count, shape, where)
+        return _split_bytes(data, shape, where, limits)
+    count = math.prod(shape)
     dtype = _DTYPES[datatype]
     if len(data) != count * dtype.itemsize:
         raise InvalidRequest(
@@ -355,10 +370,15 @@ def _from_binary(
     return _reshaped(array, shape, where)
 
 
-def _split_bytes(data: memoryview, count: int, shape: tuple[int, ...], where: str) -> list[bytes]:
+def _split_bytes(
+    data: memoryview, shape: tuple[int, ...], where: str, limits: RequestLimits
+) -> list[bytes]:
     elements: list[bytes] = []
     at = 0
     while at < len(data):
+        # Each becomes an object, as those of JSON do.
+        if len(elements) == limits.max_json_elements:
+            raise too_many_elements(where, limits.max_json_elements)
         start = at + _LENGTH_BYTES
         end = start + int.from_bytes(data[at:start], "little")
         if start > len(data) or end > len(data):
@@ -368,9 +388,10 @@ def _split_bytes(data: memoryview, count: int, shape: tuple[int, ...], where: st
             )
         elements.append(bytes(data[start:end]))
         at = end
-    if len(elements) != count:
+    if len(elements) != math.prod(shape):
         raise InvalidRequest(
-            f"{where} has {len(elements)} elements, but its shape {list(shape)} has {count}"
+            f"{where} has {len(elements)} elements, but its shape {list(shape)} has "
+            f"{math.prod(shape)}"
         )
     return elements
 
@@ -385,51 +406,67 @@ def _from_json(
             f"{where}: FP16 has no JSON form; send its bytes after the JSON (binary_data_size and "
             f"the header {V2_HEADER_LENGTH})"
         )
+    elements = _flattened(value, shape, where)
     if datatype == "BYTES":
-        return _texts(value, shape, where)
-    array = _numbers(value, datatype, where)
-    if array.ndim > 1 and array.shape != shape:
+        return _texts(elements, where)
+    return _reshaped(_numbers(elements, datatype, where), shape, where)
+
+
+def _flattened(value: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
+    """Return the elements of a tensor, nested to its shape or flat."""
+    elements = value
+    for axis, size in enumerate(shape if list in set(map(type, value)) else ()):
+        is_even = not axis or set(map(len, elements)) <= {size}
+        if axis and is_even:
+            elements = list(chain.from_iterable(elements))
+        types = set(map(type, elements))
+        is_last = axis == len(shape) - 1
+        if (
+            not is_even
+            or len(elements) != math.prod(shape[: axis + 1])
+            or (list in types if is_last else not types <= {list})
+        ):
+            raise InvalidRequest(
+                f"{where}: data, {_nesting(value)}, is not nested to its shape {list(shape)} "
+                f"(axis {axis} of {size})"
+            )
+    if len(elements) != math.prod(shape):
         raise InvalidRequest(
-            f"{where}: data is nested to the shape {list(array.shape)}, but its shape says "
-            f"{list(shape)}"
-        )
-    if array.size != math.prod(shape):
-        raise InvalidRequest(
-            f"{where}: data has {array.size} elements, but shape {list(shape)} has "
+            f"{where}: data has {len(elements)} elements, but shape {list(shape)} has "
             f"{math.prod(shape)}"
         )
-    return _reshaped(_cast(array, datatype, where), shape, where)
+    return elements
 
 
-def _numbers(value: list[Any], datatype: str, where: str) -> Array:
-    """Give an array of whatever numbers a list holds.
+def _nesting(value: Any) -> str:
+    """Say how data is nested, for a message; only its first elements are looked at below."""
+    if len(set(map(type, value))) > 1 or len(set(map(len, value))) > 1:
+        return "not nested evenly"
+    sizes: list[int] = []
+    while isinstance(value, list) and len(sizes) <= MAX_DIMENSIONS:
+        sizes.append(len(value))
+        value = value[0] if value else None
+    return f"nested to the shape {sizes}"
 
-    Raises:
-        InvalidRequest: It is ragged, or holds something that cannot be of the type.
+
+def _numbers(elements: list[Any], datatype: str, where: str) -> Array:
+    """Return the elements as an array of the type.
+
+    NumPy sees them only once their types are known: beside a text, it makes texts of them all, each
+    as long as the longest.
     """
-    kinds = _ACCEPTED_KINDS[_DTYPES[datatype].kind]
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and "f" not in kinds:
-            # Whole numbers beyond 64 bits with a sign, beside smaller ones.
-            array = np.asarray(value, dtype=object)
-    except (ValueError, OverflowError):
-        raise InvalidRequest(f"{where}: data is not nested evenly") from None
-    if array.size == 0 or array.dtype.kind in kinds:
-        return array
-    for element in np.asarray(value, dtype=object).flat:
-        if not isinstance(element, (int, float)) or np.asarray(element).dtype.kind not in kinds:
-            raise InvalidRequest(f"{where}: data must hold {datatype}, got {_shown(element)}")
-    return array
-
-
-def _cast(array: Array, datatype: str, where: str) -> Array:
     dtype = _DTYPES[datatype].newbyteorder("=")
-    if dtype.kind in "iu" and array.size:
-        limits, least, most = np.iinfo(dtype.str), int(array.min()), int(array.max())
-        for value in (least, most):
-            if not limits.min <= value <= limits.max:
-                raise InvalidRequest(f"{where}: {value} does not fit {datatype}")
+    types = set(map(type, elements))
+    if not types <= _ACCEPTED[dtype.kind]:
+        wrong = next(e for e in elements if type(e) not in _ACCEPTED[dtype.kind])
+        raise InvalidRequest(f"{where}: data must hold {datatype}, got {_shown(wrong)}")
+    if dtype.kind in "iu":
+        return _whole_numbers(elements, dtype, datatype, where)
+    try:
+        # Whole numbers are rounded once, not twice.
+        array = np.array(elements, np.int64 if types == {int} else np.float64)
+    except OverflowError:
+        array = _as_floats(elements)
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     if dtype.kind == "f" and np.isinf(cast).any():
@@ -438,32 +475,36 @@ def _cast(array: Array, datatype: str, where: str) -> Array:
     return cast
 
 
-def _texts(value: list[Any], shape: tuple[int, ...], where: str) -> list[bytes]:
-    """Give the elements of BYTES, nested to the shape or flat."""
-    is_flat = not any(isinstance(element, list) for element in value)
-    elements = value if is_flat else _flattened(value, shape, where)
-    for element in elements:
-        if not isinstance(element, str):
-            raise InvalidRequest(f"{where}: data must hold texts (BYTES), got {_shown(element)}")
-    if len(elements) != math.prod(shape):
-        raise InvalidRequest(
-            f"{where}: data has {len(elements)} elements, but shape {list(shape)} has "
-            f"{math.prod(shape)}"
-        )
-    return [element.encode() for element in elements]
+def _whole_numbers(elements: list[int], dtype: np.dtype[Any], datatype: str, where: str) -> Array:
+    try:
+        array: Array = np.array(elements, np.int64)
+        least, most = (int(array.min()), int(array.max())) if elements else (0, 0)
+    except OverflowError:
+        array, least, most = np.empty(0), min(elements), max(elements)
+    limits = np.iinfo(dtype.str)
+    for value in (least, most):
+        if not limits.min <= value <= limits.max:
+            raise InvalidRequest(f"{where}: {_shown(value)} does not fit {datatype}")
+    return array.astype(dtype) if array.size else np.array(elements, dtype)
 
 
-def _flattened(value: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
-    for axis, size in enumerate(shape):
-        if axis:
-            value = [element for part in value for element in part]
-        is_last = axis == len(shape) - 1
-        expected = math.prod(shape[: axis + 1])
-        if len(value) != expected or any(isinstance(e, list) == is_last for e in value):
-            raise InvalidRequest(
-                f"{where}: data is not nested to its shape {list(shape)} (axis {axis} of {size})"
-            )
-    return value
+def _as_floats(elements: list[Any]) -> Array:
+    """Return numbers as floats, with infinity for those beyond the largest."""
+    try:
+        return np.array(elements, np.float64)
+    except OverflowError:
+        return np.array([math.inf])
+
+
+def _texts(elements: list[Any], where: str) -> list[bytes]:
+    """Return the elements of BYTES."""
+    if not set(map(type, elements)) <= {str}:
+        wrong = next(e for e in elements if type(e) is not str)
+        raise InvalidRequest(f"{where}: data must hold texts (BYTES), got {_shown(wrong)}")
+    try:
+        return [element.encode() for element in elements]
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{where}: data holds half of a surrogate pair") from None
 
 
 def _reshaped(array: Array, shape: tuple[int, ...], where: str) -> Array:
@@ -474,7 +515,7 @@ def _reshaped(array: Array, shape: tuple[int, ...], where: str) -> Array:
         raise InvalidRequest(f"{where}: no array has the shape {list(shape)}") from None
 
 
-def _decode_raw(body: memoryview, spec: TensorSpec | None) -> InferRequest:
+def _decode_raw(body: memoryview, spec: TensorSpec | None, limits: RequestLimits) -> InferRequest:
     """Read a body that is nothing but the elements of the sole input."""
     if spec is None:
         raise InvalidRequest(
@@ -487,7 +528,7 @@ def _decode_raw(body: memoryview, spec: TensorSpec | None) -> InferRequest:
         tensor = Tensor(spec.name, "BYTES", (1,), [bytes(body)])
     else:
         shape = _raw_shape(spec, len(body), where)
-        data = _from_binary(body, spec.data_type, shape, where)
+        data = _from_binary(body, spec.data_type, shape, where, limits)
         tensor = Tensor(spec.name, spec.data_type, shape, data)
     return InferRequest(None, (tensor,), None, True)
 
@@ -525,7 +566,7 @@ def _chosen(request: InferRequest, outputs: Sequence[Tensor]) -> list[tuple[Tens
 def unknown_output(name: str, known: Sequence[str]) -> InvalidRequest:
     """Give the error for an output that the model does not have."""
     return InvalidRequest(
-        f"the model has no output {_shown(name)}; its outputs: {', '.join(map(repr, known))}"
+        f"the model has no output {_shown(name)}; its outputs: {quoted_names(known, 60)}"
     )
 
 
@@ -559,5 +600,4 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return quoted(value, 60)

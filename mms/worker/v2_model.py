@@ -11,8 +11,10 @@ from typing import Any
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
+from mms.protocol import RequestLimits
+from mms.quoting import quoted, quoted_names
 from mms.worker.arrays import arrays_of
-from mms.worker.request import image_value, json_value
+from mms.worker.request import DEFAULT_LIMITS, image_value, json_value
 from mms.worker.v2 import InferRequest, Tensor, tensor_of, unknown_output
 
 #: What 1.x handlers, whose archives seldom say, take and give.
@@ -53,23 +55,28 @@ def raw_input(signature: Signature, has_tensors: bool) -> TensorSpec | None:
     return TensorSpec(spec.name, spec.shape, spec.data_type or "FP32")
 
 
-def service_inputs(request: InferRequest, signature: Signature) -> list[Any]:
-    """Give one value per input of the signature: an array, or what its body holds.
+def service_inputs(
+    request: InferRequest, signature: Signature, limits: RequestLimits = DEFAULT_LIMITS
+) -> list[Any]:
+    """Return one value per input of the signature: an array, or what its body holds.
 
     Raises:
         InvalidRequest: Inputs or outputs are not the signature's, or a body is malformed.
     """
     tensors = {tensor.name: tensor for tensor in request.inputs}
+    names = dict.fromkeys(signature.input_names)
     for name in tensors:
-        if name not in signature.input_names:
-            known = ", ".join(map(repr, signature.input_names))
-            raise InvalidRequest(f"the model has no input {name[:60]!r}; its inputs: {known}")
-    for name in signature.input_names:
+        if name not in names:
+            raise InvalidRequest(
+                f"the model has no input {quoted(name, 60)}; its inputs: {quoted_names(names, 60)}"
+            )
+    for name in names:
         if name not in tensors:
-            sent = ", ".join(map(repr, tensors))
-            raise InvalidRequest(f"input {name!r} is missing; the request has {sent[:200]}")
+            raise InvalidRequest(
+                f"input {name!r} is missing; the request has {quoted_names(tensors, 60)}"
+            )
     _check_outputs(request, [spec.name for spec in signature.outputs])
-    return [_service_value(tensors[name], signature) for name in signature.input_names]
+    return [_service_value(tensors[name], signature, limits) for name in names]
 
 
 def handler_inputs(
@@ -139,13 +146,14 @@ def _tensors(names: Sequence[str], arrays: Sequence[Any]) -> list[Tensor] | None
     return tensors
 
 
-def _service_value(tensor: Tensor, signature: Signature) -> Any:
+def _service_value(tensor: Tensor, signature: Signature, limits: RequestLimits) -> Any:
     if isinstance(tensor.data, list):
-        convert = image_value if signature.takes_images else json_value
-        return convert(tensor.name, _body(tensor))
+        if signature.takes_images:
+            return image_value(tensor.name, _body(tensor))
+        return json_value(tensor.name, _body(tensor), limits)
     if signature.takes_images:
         raise InvalidRequest(
-            f"input {tensor.name!r} takes an encoded image, as BYTES of shape [1], not "
+            f"input {quoted(tensor.name, 60)} takes an encoded image, as BYTES of shape [1], not "
             f"{tensor.datatype} of shape {list(tensor.shape)}"
         )
     return tensor.data
@@ -154,7 +162,7 @@ def _service_value(tensor: Tensor, signature: Signature) -> Any:
 def _body(tensor: Tensor) -> bytes:
     if len(tensor.data) != 1:
         raise InvalidRequest(
-            f"input {tensor.name!r} must have exactly one element of BYTES, got "
+            f"input {quoted(tensor.name, 60)} must have exactly one element of BYTES, got "
             f"{len(tensor.data)}: an element is a whole body here; send one request for each, "
             "which the server joins into batches itself"
         )
@@ -162,8 +170,9 @@ def _body(tensor: Tensor) -> bytes:
 
 
 def _check_outputs(request: InferRequest, names: Sequence[str]) -> None:
+    known = set(names)
     for name in request.outputs or ():
-        if name not in names:
+        if name not in known:
             raise unknown_output(name, names)
 
 

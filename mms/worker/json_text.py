@@ -1,0 +1,191 @@
+"""Read JSON as Python's own parser does, at orjson's speed, and no more of it than is allowed.
+
+orjson differs in three ways that matter: it turns integers beyond 64 bits into floats, refuses NaN
+and Infinity, and refuses halves of surrogate pairs. Bodies with any of these are read again, by
+Python's parser. Pure but for numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mms.errors import InvalidRequest, PayloadTooLarge
+from mms.protocol import Buffer
+
+#: Digits that `int` converts; more take time that grows with their square. Python's own default.
+MAX_INTEGER_DIGITS = 4300
+#: The shortest integer that may not fit 64 bits has 19 digits.
+_LONG_DIGITS = 19
+_LONG_INTEGER = re.compile(rb"(?<![.0-9])[0-9]{19}")
+#: Below this, translating a body is cheaper than looking at it with NumPy.
+_SMALL_BYTES = 4096
+_ONE_DIGIT = bytes.maketrans(b"0123456789", b"0" * 10)
+_LONG_ZEROS = b"0" * _LONG_DIGITS
+#: Looked at in steps that stay in a core's cache.
+_STEP_BYTES = 1 << 18
+#: The high halves of four ASCII digits; ``:;<=>?`` share them, which costs a second look.
+_HIGH_HALVES = np.uint32(0xF0F0F0F0)
+_DIGITS_HIGH = np.uint32(0x30303030)
+
+
+def read_json(data: Buffer, what: str, max_elements: int, is_strict: bool = False) -> Any:
+    """Return a JSON document's value.
+
+    Args:
+        data: The document.
+        what: What it is, for the messages: "the body", "input 'x'".
+        max_elements: Most elements that it may have.
+        is_strict: Whether NaN, infinity and halves of surrogate pairs are refused.
+
+    Raises:
+        InvalidRequest: It is not valid JSON.
+        PayloadTooLarge: It has more elements.
+    """
+    check_elements(data, what, max_elements)
+    try:
+        return load_json(data, is_strict)
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not valid JSON: {error}") from None
+
+
+def load_json(data: Buffer, is_strict: bool = False) -> Any:
+    """Return a JSON document's value, whatever its size.
+
+    Raises:
+        ValueError: It is not valid JSON.
+        InvalidRequest: An integer has too many digits.
+    """
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        if is_strict:
+            raise
+        return _load_slowly(data, error)
+    if has_long_integer(data):
+        return _load_exactly(data, is_strict)
+    return document
+
+
+def check_elements(data: Buffer, what: str, max_elements: int) -> None:
+    """Refuse a document of too many elements before any is made.
+
+    Raises:
+        PayloadTooLarge: It has more than `max_elements` values, lists and objects.
+    """
+    # Each element takes a byte.
+    if len(data) <= max_elements:
+        return
+    text = bytes(data)
+    if _separators(text) > max_elements and _elements_outside_texts(text) > max_elements:
+        raise too_many_elements(what, max_elements)
+
+
+def too_many_elements(what: str, max_elements: int) -> PayloadTooLarge:
+    """Return the error for a document of too many elements."""
+    return PayloadTooLarge(
+        f"{what} has more than max_json_elements ({max_elements}) values, lists and objects; "
+        "start the server with --max-json-elements to allow more"
+    )
+
+
+def has_long_integer(data: Buffer) -> bool:
+    """Whether a document may have an integer of 19 digits or more; digits of a fraction are none.
+
+    Costs a thirtieth of reading it; a quarter where most numbers have 17 digits.
+    """
+    if len(data) < _LONG_DIGITS:
+        return False
+    if len(data) <= _SMALL_BYTES:
+        text = bytes(data)
+        return _LONG_ZEROS in text.translate(_ONE_DIGIT) and bool(_LONG_INTEGER.search(text))
+    if _LONG_INTEGER.match(bytes(data[:_LONG_DIGITS])):
+        return True
+    # Each step sees the byte before it, and all digits that begin in it.
+    ends = range(_STEP_BYTES, len(data) + _STEP_BYTES, _STEP_BYTES)
+    return any(_has_long_integer(data[max(at - _STEP_BYTES - 4, 0) : at + 20]) for at in ends)
+
+
+def _has_long_integer(data: Buffer) -> bool:
+    """Look at one step: not at its first byte, but at whatever begins after it."""
+    words = np.frombuffer(data, np.uint32, len(data) // 4)
+    full = (words & _HIGH_HALVES) == _DIGITS_HIGH
+    # 19 digits in a row fill four words of four, wherever they begin.
+    runs = full[:-3] & full[1:-2]
+    runs &= full[2:-1] & full[3:]
+    if not runs.any():
+        return False
+    text = np.frombuffer(data, np.uint8)
+    is_digit = (text - ord("0")) < 10
+    length = len(text) - _LONG_DIGITS
+    # What begins an integer is neither a digit nor a point; a few digits after it rule out most.
+    found = (is_digit[2 : length + 2] > is_digit[:length]) & (text[:length] != ord("."))
+    for after in (5, 10, _LONG_DIGITS):
+        found &= is_digit[after : length + after]
+    if not found.any():
+        return False
+    at = np.flatnonzero(found)
+    for after in range(1, _LONG_DIGITS + 1):
+        at = at[is_digit[at + after]]
+    return len(at) > 0
+
+
+def _load_slowly(data: Buffer, reason: ValueError) -> Any:
+    try:
+        return json.loads(bytes(data), parse_int=to_integer)
+    except (ValueError, RecursionError):
+        raise reason from None
+
+
+def _load_exactly(data: Buffer, is_strict: bool) -> Any:
+    constant = _refuse_constant if is_strict else None
+    try:
+        return json.loads(bytes(data), parse_int=to_integer, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def to_integer(text: str, base: int = 10) -> int:
+    """Return a decimal integer of any reasonable length.
+
+    Args:
+        text: The digits, with or without a sign.
+        base: 0 for what Python's source allows: underscores, and no zeros in front.
+
+    Raises:
+        InvalidRequest: It has more than `MAX_INTEGER_DIGITS` digits.
+        ValueError: It is no integer.
+    """
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise InvalidRequest(
+            f"an integer has {len(text)} digits; at most {MAX_INTEGER_DIGITS} can be read"
+        )
+    return int(text, base)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _separators(text: bytes) -> int:
+    """Bound the number of elements from above: each follows a comma or an opening bracket."""
+    return 1 + text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def _elements_outside_texts(text: bytes) -> int:
+    """Count elements, whatever stands in texts; only empty containers with a space count twice."""
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    count = 1
+    is_inside = False
+    for start in range(0, len(text), _STEP_BYTES):
+        step = np.frombuffer(text, np.uint8, min(_STEP_BYTES, len(text) - start), start)
+        inside = np.logical_xor.accumulate(step == ord('"')) ^ is_inside
+        is_inside = bool(inside[-1])
+        outside = step[~inside].tobytes()
+        count += _separators(outside) - 1 - outside.count(b"[]") - outside.count(b"{}")
+    return count
