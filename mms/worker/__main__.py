@@ -49,9 +49,12 @@ class Runner(Protocol):
     """
 
     batch_size: int
-    alone_reason: str
     takes_tensors: bool
     gives_tensors: bool
+
+    @property
+    def alone_reason(self) -> str:
+        """As described above."""
 
     @property
     def can_fork(self) -> bool:

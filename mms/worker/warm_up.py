@@ -118,7 +118,7 @@ def _answer_zeros(runner: ServiceRunner, signature: Signature) -> MMSError | Non
     """Return why no request of zeros is answered, of whatever size; None if one is."""
     failure: MMSError | None = None
     for request in zero_requests(signature):
-        answer = runner.answer_alone(request)
+        answer = runner.answer_quietly(request)
         if not isinstance(answer, MMSError):
             return None
         failure = failure or answer
