@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,9 @@ class ModelManager:
         self._workspace = workspace
         self._make_environment = make_environment
         self._registrations: dict[tuple[str, str], Registration] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        # One of a name is there as long as somebody holds it or waits for it: a client may ask for
+        # any number of names, known or not.
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._hurry = asyncio.Event()
         self._placement = placement or Placement()
         self._tasks = Tasks()
@@ -573,7 +576,10 @@ class ModelManager:
         write_state(self._config.server.state_file, State(models, traffic))
 
     def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
 
     async def _gather(self, coroutines: Any) -> None:
         """Run all to their end; at the first failure, cancel the others and raise it."""
