@@ -38,6 +38,7 @@ from mms.metrics.metrics_store import MetricsStore
 from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Result, Stage
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
+from mms.worker.headers import allows_body, checked_headers, checked_reason, checked_status
 from mms.worker.request import form_parts, is_form, parse_media_type
 from mms.worker.response import encode_json, within
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
@@ -172,6 +173,8 @@ class HandlerRunner:
             value, HANDLER_OUTPUTS, lambda: bytes(encode_value(value, processor).body)
         )
         answer = encode_response(self._spec.model_name, self._spec.version, asked, outputs)
+        if not allows_body(frame.status):
+            return replace(frame, body=b"")
         headers = {**frame.headers, **answer.headers}
         return replace(answer, status=frame.status, headers=headers, reason=frame.reason)
 
@@ -380,10 +383,11 @@ def encode_value(value: Any, processor: RequestProcessor) -> Answer:
     """Give the answer for one entry of a handler's list.
 
     Raises:
-        InvalidServiceOutput: It cannot be sent, or its status is none.
+        InvalidServiceOutput: It cannot be sent, or its status or headers cannot.
     """
-    headers = {str(k): str(v) for k, v in processor.get_response_headers().items()}
-    name = next((n for n in headers if n.lower() == "content-type"), None)
+    headers, content_type_set = checked_headers(processor.get_response_headers())
+    status = checked_status(processor.get_response_status_code())
+    reason = checked_reason(processor.get_response_status_phrase())
     body: bytes
     if isinstance(value, str):
         body, content_type = value.encode(), "text/plain; charset=utf-8"
@@ -391,10 +395,6 @@ def encode_value(value: Any, processor: RequestProcessor) -> Answer:
         body, content_type = bytes(value), "application/octet-stream"
     else:
         body, content_type = encode_json(value), "application/json"
-    if name is not None:
-        content_type = headers.pop(name) or content_type
-    status = processor.get_response_status_code()
-    if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
-        raise InvalidServiceOutput(f"the handler set the status {status!r}, which is none")
-    reason = processor.get_response_status_phrase() or ""
-    return Answer(body, content_type, status, headers, " ".join(str(reason).split()))
+    if not allows_body(status):
+        body = b""
+    return Answer(body, content_type_set or content_type, status, headers, reason)
