@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from mms.archive.fetch import FetchOptions, Progress, fetch, local_file, opening
 from mms.archive.location import is_remote, parse_location, parse_policy, shown
 from mms.archive.manifest import Manifest
+from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config import ServerSettings
 from mms.errors import ConfigError
@@ -106,8 +107,9 @@ class Fetching:
         Raises:
             ArchiveError: As `open_archive`; names the location.
         """
+        limits = UnpackLimits(total_bytes=self._settings.max_unpacked_bytes)
         archive = await self._read(
-            location, path, lambda: open_archive(path, workspace, handler=handler)
+            location, path, lambda: open_archive(path, workspace, limits, handler)
         )
         return dataclasses.replace(archive, source=shown(location))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from mms.errors import InvalidServiceOutput
 
@@ -44,7 +45,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _WITHOUT_BODY = (204, 205, 304)
 
 
-def checked_headers(given: Mapping[object, object]) -> tuple[dict[str, str], str]:
+def checked_headers(given: Mapping[Any, Any]) -> tuple[dict[str, str], str]:
     """Return the headers that may be sent, and the content type ("" if none was set).
 
     Names differ by more than case; of several spellings, the last one set counts.
