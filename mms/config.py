@@ -51,6 +51,12 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 _SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
+#: TOKEN, SECRET and so on as a word of the name, but not where the value is a path or an address
+#: (AWS_WEB_IDENTITY_TOKEN_FILE), nor as a part of a word (TOKENIZERS_PARALLELISM).
+SECRET_VARIABLES = (
+    "(?i).*(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY|_KEY)S?"
+    "(_(?!.*(FILE|PATH|URI)$).*)?"
+)
 _MAX_QUOTED_CHARS = 200
 #: Numbers of GPUs: three digits each, as no machine has a thousand.
 _GPUS = re.compile(r"\s*\d{1,3}\s*(,\s*\d{1,3}\s*){0,1023}", re.ASCII)
@@ -363,7 +369,10 @@ class ServerSettings:
         choices=("auto", "on", "off"),
     )
     blacklist_env_vars: str = setting(
-        "", "Regular expression; environment variables that match are hidden from workers."
+        SECRET_VARIABLES,
+        "Regular expression; environment variables whose whole name matches are hidden from "
+        "workers. The default hides what is named like a secret, AWS keys included; empty hides "
+        "none.",
     )
     access_log: bool = setting(False, "Log one line per request.")
     log_level: str = setting(

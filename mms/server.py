@@ -50,6 +50,7 @@ _BACKLOG = 1024
 #: What answers that are ready at the end get to be sent.
 _LAST_ANSWERS_S = 1.0
 _MAX_HEADER_BYTES = 16 << 10
+_PR_SET_DUMPABLE = 4
 #: New objects after which the garbage collector runs: a few MB at most.
 _COLLECT_AFTER_OBJECTS = 20_000
 #: glibc's mallopt parameters. By default a body of 1 MB is mapped and unmapped for each request;
@@ -128,6 +129,7 @@ class Server:
             MMSError: The port is taken or a model cannot be loaded.
         """
         _tune_allocator()
+        _hide_memory()
         become_subreaper()
         generator = find_generator(self.config.server)
         writer = self._make_metrics_writer()
@@ -354,6 +356,18 @@ def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
         # A service has no business with the models of others.
         lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
     )
+
+
+def _hide_memory() -> None:
+    """Keep other processes of this user, services above all, out of memory and environment.
+
+    Without root's rights, /proc/PID/environ and /proc/PID/mem of this process cannot be opened any
+    more, no debugger attaches and no core is dumped. Workers are not affected: running a new
+    program, as each of them does, ends it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _tune_collector() -> None:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from mms.archive.fetch import Progress
+from mms.archive.location import parse_location
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import remove_unpacked
 from mms.config import (
+    MAX_WORKERS,
     Config,
     Layer,
     ModelConfig,
@@ -32,7 +34,7 @@ from mms.config import (
     resolve,
     with_archive_defaults,
 )
-from mms.errors import Conflict, InvalidRequest, MMSError
+from mms.errors import ConfigError, Conflict, Forbidden, InvalidRequest, MMSError
 from mms.serving.fetching import Fetching, stamp
 from mms.serving.lifecycle import ServableState
 from mms.serving.placement import Placement
@@ -114,6 +116,11 @@ class ModelManager:
     def layers(self) -> tuple[Layer, ...]:
         """What flags, environment and file set for every model."""
         return self._config.layers
+
+    @property
+    def expects_models(self) -> bool:
+        """Whether the configuration names models, so that a server without any is not ready."""
+        return bool(self._config.models)
 
     def registration(self, servable: Servable) -> Registration:
         """Give what a servable was registered with."""
@@ -347,7 +354,13 @@ class ModelManager:
 
         Returns:
             What was done, a line each.
+
+        Raises:
+            ConfigError: It names no model at all, where there are some; nothing has changed then.
         """
+        if not config.models and self.expects_models:
+            # Most likely a file that is just being written.
+            raise ConfigError("it names no model; stop the server to serve none")
         self._config = config
         done = []
         wanted = {model.name: model for model in config.models}
@@ -526,6 +539,12 @@ class ModelManager:
         if (entry["name"], entry["version"]) in self._registrations:
             return
         known = {k: v for k, v in entry["settings"].items() if k in keys(ModelSettings)}
+        if known.pop("service", ""):
+            # The API takes none, so no entry of ours has one.
+            logger.warning("%s: the service file in the state file is ignored", entry["name"])
+        if (entry["size"] or 0) > MAX_WORKERS:
+            raise ConfigError(f"state file: size must be at most {MAX_WORKERS}")
+        self._check_place(entry["path"])
         settings, origins = resolve(
             ModelSettings, [Layer("state file", known)], f"models.{entry['name']}."
         )
@@ -538,6 +557,23 @@ class ModelManager:
             size=entry["size"],
             make_default=False,
         )
+
+    def _check_place(self, location: str) -> None:
+        """Refuse an archive that could not be registered by the API, as all in the state file were.
+
+        Raises:
+            Forbidden: It is neither in the model store nor permitted by `allowed_urls`.
+        """
+        path = parse_location(location).path
+        if path is None:
+            # Asked when it is fetched.
+            return
+        store, real = self._config.server.model_store, os.path.realpath(path)
+        if store and Path(real).is_relative_to(os.path.realpath(store)):
+            return
+        if not self.fetching.policy.patterns:
+            raise Forbidden(f"{location} is not in the model store")
+        self.fetching.policy.check_url(f"file://{real}")
 
     def _save_state(self) -> None:
         defaults = dataclasses.asdict(ModelSettings())

@@ -104,6 +104,11 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._models
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no model."""
+        return not self._models
+
     def add(self, servable: Servable, make_default: bool = False) -> None:
         """Make a servable known, in place of one of the same version if there is one.
 
