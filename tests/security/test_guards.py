@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def state(server: RunningServer) -> Any:
 
 def paths(app_urls: set[str]) -> set[str]:
     return {
-        path.replace("{model}", "m").replace("{version}", "1").replace("{name}", "m")
+        re.sub(r"\{(\w+)\}", lambda found: "1" if "version" in found[1] else "m", path)
         for path in app_urls
     }
 
