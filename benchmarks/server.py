@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,7 +23,7 @@ from benchmarks.processes import BenchmarkError, start, stopping
 _START_LIMIT_S = 120.0
 _REPLACE_LIMIT_S = 60.0
 _POLL_S = 0.002
-_LISTENING = re.compile(r"listening on (http://\S+)\n")
+_LISTENING = re.compile(r"listening on (http://\S+)\n.*Management on (http://\S+)/models\n", re.S)
 
 
 class Server:
@@ -30,12 +32,14 @@ class Server:
     Attributes:
         pid: Of the server process.
         url: Where it listens.
+        management_url: Where its management API listens.
         ready_s: From the start of the command until it said that it is ready.
     """
 
-    def __init__(self, pid: int, url: str, started_at: float) -> None:
+    def __init__(self, pid: int, url: str, management_url: str, started_at: float) -> None:
         self.pid = pid
         self.url = url
+        self.management_url = management_url
         self._started_at = started_at
         self.ready_s = self.age_s
 
@@ -72,8 +76,9 @@ class Server:
 
     def workers(self) -> set[int]:
         """Give the pids of the workers that serve now."""
-        found = re.findall(r'^mms_worker_memory_bytes\{.*pid="(\d+)"', self._metrics(), re.M)
-        return set(map(int, found))
+        names = [model["modelName"] for model in self._managed("/models")["models"]]
+        models = [self._managed(f"/models/{name}") for name in names]
+        return {worker["pid"] for model in models for worker in model["workers"]}
 
     def replacement_s(self) -> float:
         """Kill a worker as a crash would; give the seconds until another serves in its place."""
@@ -96,6 +101,10 @@ class Server:
         )
         return requests, batches
 
+    def _managed(self, path: str) -> Any:
+        with urllib.request.urlopen(self.management_url + path, timeout=_START_LIMIT_S) as answer:
+            return json.load(answer)
+
     def _metrics(self) -> str:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=_START_LIMIT_S) as answer:
             return str(answer.read(), "utf-8")
@@ -114,7 +123,7 @@ def serving(*args: str) -> Iterator[Server]:
             started = time.monotonic()
             process = start(
                 "mms.cli.serve",
-                *("--port", "0", "--management-port", "-1", "--work-dir", name, *args),
+                *("--port", "0", "--management-port", "0", "--work-dir", name, *args),
                 stdout=file,
                 stderr=file,
             )
@@ -123,4 +132,4 @@ def serving(*args: str) -> Iterator[Server]:
                 if process.poll() is not None or time.monotonic() - started > _START_LIMIT_S:
                     raise BenchmarkError(f"the server does not start:\n{log.read_text()}")
                 time.sleep(_POLL_S)
-            yield Server(process.pid, found[1], started)
+            yield Server(process.pid, found[1], found[2], started)

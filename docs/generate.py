@@ -18,6 +18,7 @@ from mms.errors import StartupError, subclasses
 from mms.http.app import make_app
 from mms.http.context import Context
 from mms.http.errors import status_of
+from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.metrics.writer import Counts, Machine
@@ -61,7 +62,7 @@ def reference() -> str:
         "### Models\n\nAs flags and variables they hold for every model; in the file, under "
         "`models.NAME`, for one.\n\n" + _settings(ModelSettings),
         "### File\n\n[mms.example.yaml](mms.example.yaml) shows every key with its default.",
-        "## Routes\n\n### Inference\n\n" + _routes(make_app(_context())),
+        "## Routes\n\n### Inference\n\n" + _routes(make_app(_context(), Guard(ServerSettings()))),
         "### Management\n\nOn a port of its own; see [management.md](management.md).\n\n"
         + _routes(_management_app()),
         "## Errors\n\n" + _errors(),
@@ -212,7 +213,7 @@ def _management_app() -> web.Application:
     context = _context()
     config = Config(ServerSettings(), (), {})
     manager = ModelManager(config, context.registry, Path(), lambda _: {})
-    return make_management_app(context, manager, "")
+    return make_management_app(context, manager, Guard(ServerSettings()))
 
 
 def _routes(app: web.Application) -> str:
@@ -253,7 +254,7 @@ def _metrics() -> str:
             metrics = ServableMetrics("model", "1")
             states = [state.value for state in ServableState]
             workers = {state.value: 0 for state in WorkerState}
-            return [ServableSnapshot(metrics, states[0], states, 0, 0, 0, workers, [(1, 1)])]
+            return [ServableSnapshot(metrics, states[0], states, 0, 0, 0, workers, [1])]
 
     labels = {
         "mms_requests": "model, version, route, code",

@@ -25,6 +25,19 @@ from mms.errors import ConfigError
 from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
 
 ENV_PREFIX = "MMS_"
+#: Upper bounds. They are far above any use, and below what would harm: a number of workers that
+#: exhausts the machine's processes, a time that timers cannot count.
+MAX_WORKERS = 1024
+MAX_THREADS = 1024
+MAX_QUEUE = 1_000_000
+MAX_REQUESTS = 10**12
+MAX_BYTES = 1 << 50
+MAX_ELEMENTS = 10**10
+MAX_RATIO = 100_000
+MAX_CONNECTIONS = 1_000_000
+MAX_SECONDS = 365 * 24 * 3600.0
+#: Of what is given in milliseconds: a quarter of an hour of waiting for a batch or a worker.
+MAX_DELAY_MS = 900_000.0
 #: Half of what a frame between our processes holds.
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES // 2
 #: Environment variables with this prefix that are not settings.
@@ -37,6 +50,16 @@ SAGEMAKER_MODELS = "/opt/ml/models"
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 _SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
+
+#: TOKEN, SECRET and so on as a word of the name, but not where the value is a path or an address
+#: (AWS_WEB_IDENTITY_TOKEN_FILE), nor as a part of a word (TOKENIZERS_PARALLELISM).
+SECRET_VARIABLES = (
+    "(?i).*(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY|_KEY)S?"
+    "(_(?!.*(FILE|PATH|URI)$).*)?"
+)
+_MAX_QUOTED_CHARS = 200
+#: Numbers of GPUs: three digits each, as no machine has a thousand.
+_GPUS = re.compile(r"\s*\d{1,3}\s*(,\s*\d{1,3}\s*){0,1023}", re.ASCII)
 
 T = TypeVar("T")
 
@@ -58,7 +81,9 @@ def setting(
 class ModelSettings:
     """How one model is served."""
 
-    workers: int = setting(0, "Worker processes of the model; 0 is one per CPU core.", minimum=0)
+    workers: int = setting(
+        0, "Worker processes of the model; 0 is one per CPU core.", minimum=0, maximum=MAX_WORKERS
+    )
     batch_size: int = setting(
         1,
         "Most requests joined in one forward pass; 1 turns batching off.",
@@ -70,21 +95,29 @@ class ModelSettings:
         "Milliseconds the oldest request waits for a batch to fill. A delay only helps clients "
         "that come in step; 0 takes what waits.",
         minimum=0,
+        maximum=MAX_DELAY_MS,
     )
     linger: float = setting(
         0.0,
         "Milliseconds an idle worker waits for the clients it has just answered to ask again. For "
         "models whose forward takes about as long for many as for one; needs batch_size.",
         minimum=0,
+        maximum=MAX_DELAY_MS,
     )
     queue_size: int = setting(
-        0, "Most requests that wait for the model; 0 is 100 per worker.", minimum=0
+        0,
+        "Most requests that wait for the model; 0 is 100 per worker.",
+        minimum=0,
+        maximum=MAX_QUEUE,
     )
     response_timeout: float = setting(
-        120.0, "Seconds until a request is answered 504 and a worker counts as hung.", minimum=0.001
+        120.0,
+        "Seconds until a request is answered 504 and a worker counts as hung.",
+        minimum=0.001,
+        maximum=MAX_SECONDS,
     )
     load_timeout: float = setting(
-        600.0, "Seconds a worker may take to load the model.", minimum=0.001
+        600.0, "Seconds a worker may take to load the model.", minimum=0.001, maximum=MAX_SECONDS
     )
     retry_on_crash: bool = setting(
         True, "Run the requests of a worker that died again, one by one, once."
@@ -93,7 +126,10 @@ class ModelSettings:
         True, "Load the model once and fork the workers from it (CPU only); saves memory and time."
     )
     threads: int = setting(
-        0, "Compute threads per worker; 0 is CPU cores divided by workers.", minimum=0
+        0,
+        "Compute threads per worker; 0 is CPU cores divided by workers.",
+        minimum=0,
+        maximum=MAX_THREADS,
     )
     gpu: str = setting(
         "",
@@ -105,6 +141,7 @@ class ModelSettings:
         "Bytes of a GPU that each worker needs: it goes where it fits best, or nowhere. 0 spreads "
         "workers evenly.",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     service: str = setting("", "Service file to use instead of the archive's.")
     handler: str = setting(
@@ -120,21 +157,34 @@ class ModelSettings:
         0,
         "Workers to grow to while requests wait; 0 keeps their number as it is.",
         minimum=0,
+        maximum=MAX_WORKERS,
     )
     scale_up_wait: float = setting(
-        100.0, "Milliseconds a request waits until another worker is started.", minimum=1
+        100.0,
+        "Milliseconds a request waits until another worker is started.",
+        minimum=1,
+        maximum=MAX_DELAY_MS,
     )
     scale_down_after: float = setting(
-        60.0, "Seconds with idle workers until one of the additional ones is stopped.", minimum=1
+        60.0,
+        "Seconds with idle workers until one of the additional ones is stopped.",
+        minimum=1,
+        maximum=MAX_SECONDS,
     )
     max_requests: int = setting(
-        0, "Requests (plus up to a tenth) after which a worker is replaced; 0 is never.", minimum=0
+        0,
+        "Requests (plus up to a tenth) after which a worker is replaced; 0 is never.",
+        minimum=0,
+        maximum=MAX_REQUESTS,
     )
     max_worker_age: float = setting(
-        0.0, "Seconds after which a worker is replaced; 0 is never.", minimum=0
+        0.0, "Seconds after which a worker is replaced; 0 is never.", minimum=0, maximum=MAX_SECONDS
     )
     max_worker_memory: int = setting(
-        0, "Resident bytes above which a worker is replaced; 0 is never.", minimum=0
+        0,
+        "Resident bytes above which a worker is replaced; 0 is never.",
+        minimum=0,
+        maximum=MAX_BYTES,
     )
     worker_memory_limit: int = setting(
         0,
@@ -142,6 +192,7 @@ class ModelSettings:
         "needs more fails with 507, and a worker that has grown beyond it is replaced. Memory that "
         "libraries reserve and never touch does not count. 0 is no limit.",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     cancel_running: str = setting(
         "never",
@@ -158,6 +209,7 @@ class ModelSettings:
         0.0,
         "Seconds without a request until the model's workers are stopped; 0 is never.",
         minimum=0,
+        maximum=MAX_SECONDS,
     )
     pinned: bool = setting(
         False, "Never stop the model's workers to keep within the memory budget."
@@ -216,12 +268,15 @@ class ServerSettings:
     watch: bool = setting(
         False, "Reload a model when its archive, or a file of its folder, changes."
     )
-    watch_interval: float = setting(1.0, "Seconds between looks at watched files.", minimum=0.05)
+    watch_interval: float = setting(
+        1.0, "Seconds between looks at watched files.", minimum=0.05, maximum=MAX_SECONDS
+    )
     memory_budget: int = setting(
         0,
         "Bytes that the workers of all models may use; above it, the model least recently used "
         "is put to sleep. 0 is no limit.",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     max_request_bytes: int = setting(
         64 << 20, "Longest request body.", minimum=1, maximum=MAX_BODY_BYTES
@@ -240,6 +295,7 @@ class ServerSettings:
         "Most bytes that one byte of a compressed request body may become, for bodies that unpack "
         "to more than 1 MiB.",
         minimum=1,
+        maximum=MAX_RATIO,
     )
     max_form_bytes: int = setting(
         16 << 20,
@@ -252,11 +308,13 @@ class ServerSettings:
         5_000_000,
         "Most elements (values, lists and objects) of a JSON document or a Python literal.",
         minimum=1,
+        maximum=MAX_ELEMENTS,
     )
     max_image_pixels: int = setting(
         50_000_000,
         "Most pixels (width times height) of a picture; asked of its header before it is decoded.",
         minimum=1,
+        maximum=MAX_ELEMENTS,
     )
     max_buffered_bytes: int = setting(
         0,
@@ -264,29 +322,46 @@ class ServerSettings:
         "clients; above it, requests are answered 503. 0 is a quarter of the memory that the "
         "server may use.",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     max_connections: int = setting(
         0,
         "Most connections that are open at once; 0 is what the limit of open files allows.",
         minimum=0,
+        maximum=MAX_CONNECTIONS,
     )
     header_timeout: float = setting(
-        30.0, "Seconds a client may take to send a request's headers.", minimum=0.001
+        30.0,
+        "Seconds a client may take to send a request's headers.",
+        minimum=0.001,
+        maximum=MAX_SECONDS,
     )
     body_timeout: float = setting(
-        60.0, "Seconds a client may take to send a request's body.", minimum=0.001
+        60.0,
+        "Seconds a client may take to send a request's body.",
+        minimum=0.001,
+        maximum=MAX_SECONDS,
     )
     write_timeout: float = setting(
         60.0,
         "Seconds without progress after which a client that does not read its answer is cut off.",
         minimum=0.001,
+        maximum=MAX_SECONDS,
     )
-    keepalive_timeout: float = setting(75.0, "Seconds an idle connection is kept open.", minimum=0)
+    keepalive_timeout: float = setting(
+        75.0, "Seconds an idle connection is kept open.", minimum=0, maximum=MAX_SECONDS
+    )
     drain_delay: float = setting(
-        0.0, "Seconds between turning not ready and closing the port on SIGTERM.", minimum=0
+        0.0,
+        "Seconds between turning not ready and closing the port on SIGTERM.",
+        minimum=0,
+        maximum=MAX_SECONDS,
     )
     shutdown_timeout: float = setting(
-        30.0, "Seconds that accepted requests get to finish on SIGTERM.", minimum=0
+        30.0,
+        "Seconds that accepted requests get to finish on SIGTERM.",
+        minimum=0,
+        maximum=MAX_SECONDS,
     )
     debug_errors: str = setting(
         "auto",
@@ -295,7 +370,10 @@ class ServerSettings:
         choices=("auto", "on", "off"),
     )
     blacklist_env_vars: str = setting(
-        "", "Regular expression; environment variables that match are hidden from workers."
+        SECRET_VARIABLES,
+        "Regular expression; environment variables whose whole name matches are hidden from "
+        "workers. The default hides what is named like a secret, AWS keys included; empty hides "
+        "none.",
     )
     access_log: bool = setting(False, "Log one line per request.")
     log_level: str = setting(
@@ -318,7 +396,7 @@ class ServerSettings:
         choices=("", "log", "csv", "cloudwatch"),
     )
     metrics_interval: float = setting(
-        60.0, "Seconds between writes of metrics_write_to.", minimum=0.01
+        60.0, "Seconds between writes of metrics_write_to.", minimum=0.01, maximum=MAX_SECONDS
     )
     metrics_dir: str = setting("metrics", "Folder for the files that metrics_write_to csv makes.")
     gen_api: str = setting(
@@ -332,9 +410,11 @@ class ServerSettings:
         "Folder that keeps downloaded archives; mxnet-model-server in $XDG_CACHE_HOME or in "
         "~/.cache if empty.",
     )
-    max_archive_bytes: int = setting(64 << 30, "Longest archive to download.", minimum=1)
+    max_archive_bytes: int = setting(
+        64 << 30, "Longest archive to download.", minimum=1, maximum=MAX_BYTES
+    )
     max_unpacked_bytes: int = setting(
-        64 << 30, "Most bytes that an archive may unpack to.", minimum=1
+        64 << 30, "Most bytes that an archive may unpack to.", minimum=1, maximum=MAX_BYTES
     )
 
 
@@ -524,7 +604,11 @@ def build_config(
 def with_archive_defaults(
     settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str], name: str
 ) -> ModelSettings:
-    """Fill in what the archive's ``Serving`` sets and nothing stronger does."""
+    """Fill in what the archive's ``Serving`` sets and nothing stronger does.
+
+    Raises:
+        ConfigError: The archive sets a value that the setting cannot have.
+    """
     offered = {
         "workers": serving.workers,
         "batch_size": serving.batch_size,
@@ -532,8 +616,10 @@ def with_archive_defaults(
         "response_timeout": serving.response_timeout,
         "gpu": _gpu_of_device(serving.device),
     }
+    fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
+    hints = typing.get_type_hints(ModelSettings)
     changes: dict[str, Any] = {
-        key: value
+        key: _convert(value, hints[key], fields[key].metadata, f"the archive's Serving: {key}")
         for key, value in offered.items()
         if value is not None and origins.get(f"models.{name}.{key}", "default") == "default"
     }
@@ -602,18 +688,28 @@ def _convert(value: Any, kind: Any, rules: Mapping[str, Any], where: str) -> Any
     try:
         converted = _CONVERTERS[kind](value)
     except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{where}: expected {_KINDS[kind]}, got {value!r}") from None
+        raise ConfigError(f"{where}: expected {_KINDS[kind]}, got {_quoted(value)}") from None
     if minimum is not None and not converted >= minimum:
-        raise ConfigError(f"{where}: must be at least {minimum}, got {value!r}")
+        raise ConfigError(f"{where}: must be at least {minimum}, got {_quoted(value)}")
     if maximum is not None and converted > maximum:
-        raise ConfigError(f"{where}: must be at most {maximum}, got {value!r}")
+        raise ConfigError(f"{where}: must be at most {maximum:.15g}, got {_quoted(value)}")
     if choices:
         for choice in choices:
             if str(converted).lower() == choice.lower():
                 return choice
         known = ", ".join(filter(None, choices))
-        raise ConfigError(f"{where}: must be one of {known}, got {value!r}")
+        raise ConfigError(f"{where}: must be one of {known}, got {_quoted(value)}")
     return converted
+
+
+def _quoted(value: Any) -> str:
+    """Return a value for a message: callers may send megabytes of it."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # A whole number of more digits than Python converts.
+        return "a number too long to show"
+    return text if len(text) <= _MAX_QUOTED_CHARS else f"{text[:_MAX_QUOTED_CHARS]}..."
 
 
 def _to_int(value: Any) -> int:
@@ -660,6 +756,6 @@ def parse_gpus(text: str) -> tuple[int, ...]:
     """
     if not text.strip():
         return ()
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ConfigError(f"gpu: expected numbers such as 0 or 0,1, got {text!r}")
+    if not _GPUS.fullmatch(text):
+        raise ConfigError(f"gpu: expected numbers such as 0 or 0,1, got {_quoted(text)}")
     return tuple(int(part) for part in text.split(","))

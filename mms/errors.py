@@ -14,7 +14,8 @@ goes into ``detail`` and the log.
     │   │   ├── ManifestError
     │   │   ├── SignatureError
     │   │   ├── ExportError
-    │   │   └── DownloadFailed
+    │   │   ├── DownloadFailed
+    │   │   └── StorageFull
     │   ├── ModelLoadFailed
     │   └── AddressInUse
     ├── InvalidRequest
@@ -130,6 +131,12 @@ class DownloadFailed(ArchiveError):
     """A model archive cannot be fetched from where it is, or not be kept here."""
 
     code = "download_failed"
+
+
+class StorageFull(ArchiveError):
+    """The disk has no room for a model archive, packed or unpacked."""
+
+    code = "storage_full"
 
 
 class ModelLoadFailed(StartupError):

@@ -27,12 +27,14 @@ from mms.archive.workspace import open_workspace
 from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app, shows_errors
+from mms.http.audit import LONGEST_DELAY_S, Failures
 from mms.http.context import Context
 from mms.http.description import models_of
 from mms.http.generate import find_generator
+from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.http.openapi import routes_of
-from mms.metrics.exporter import Exporter, ServableMetrics, ServerMetrics
+from mms.metrics.exporter import METRICS_AGE_S, Exporter, ServableMetrics, ServerMetrics
 from mms.metrics.writer import MetricsWriter, make_writer
 from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
@@ -48,6 +50,7 @@ _BACKLOG = 1024
 #: What answers that are ready at the end get to be sent.
 _LAST_ANSWERS_S = 1.0
 _MAX_HEADER_BYTES = 16 << 10
+_PR_SET_DUMPABLE = 4
 #: New objects after which the garbage collector runs: a few MB at most.
 _COLLECT_AFTER_OBJECTS = 20_000
 #: glibc's mallopt parameters. By default a body of 1 MB is mapped and unmapped for each request;
@@ -63,6 +66,8 @@ class Server:
         announce: Called once everything is ready.
         reread: Gives the configuration as it is now, for SIGHUP.
         progress: Who is told how downloads go on.
+        metrics_age_s: How old an answer to /metrics may be, in seconds.
+        longest_delay_s: How long the answer to a wrong token is held back at most, in seconds.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Server:
         announce: Callable[[Server], None] | None = None,
         reread: Callable[[], Config] | None = None,
         progress: Progress | None = None,
+        metrics_age_s: float = METRICS_AGE_S,
+        longest_delay_s: float = LONGEST_DELAY_S,
     ) -> None:
         self.config = config
         self._progress = progress
@@ -82,10 +89,11 @@ class Server:
             self.registry,
             config.server,
             self.metrics,
-            Exporter(self.registry, self.metrics),
+            Exporter(self.registry, self.metrics, metrics_age_s),
             Shadows(self.metrics.shadows),
         )
         self._announce = announce
+        self._longest_delay_s = longest_delay_s
         self._stack = contextlib.AsyncExitStack()
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -121,10 +129,13 @@ class Server:
             MMSError: The port is taken or a model cannot be loaded.
         """
         _tune_allocator()
+        _hide_memory()
         become_subreaper()
         generator = find_generator(self.config.server)
         writer = self._make_metrics_writer()
-        app = await self._listen()
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        guard = Guard(self.config.server, token, Failures(self._longest_delay_s))
+        app = await self._listen(guard)
         if writer:
             writer.start()
         if self.config.server.grpc_port >= 0:
@@ -139,7 +150,7 @@ class Server:
         )
         self.context.manager = self.manager
         if self.config.server.management_port >= 0:
-            await self._listen_for_management(self.manager)
+            await self._listen_for_management(self.manager, guard)
         await self.manager.start()
         self.context.is_started = True
         if generator:
@@ -214,10 +225,10 @@ class Server:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    async def _listen(self) -> web.Application:
+    async def _listen(self, guard: Guard) -> web.Application:
         settings = self.config.server
         sock = _bind(settings.host, settings.port, "port")
-        app = make_app(self.context)
+        app = make_app(self.context, guard)
         self._site = await self._serve(app, sock)
         self.port = sock.getsockname()[1]
         return app
@@ -246,16 +257,15 @@ class Server:
             server, self._grpc = self._grpc, None
             await server.stop(timeout_s + _LAST_ANSWERS_S)
 
-    async def _listen_for_management(self, manager: ModelManager) -> None:
+    async def _listen_for_management(self, manager: ModelManager, guard: Guard) -> None:
         settings = self.config.server
-        token = os.environ.get(TOKEN_VARIABLE, "")
-        if not token and not is_loopback(settings.management_host):
+        if not guard.asks_for_token and not is_loopback(settings.management_host):
             raise ConfigError(
                 f"management_host {settings.management_host} can be reached from elsewhere; set a "
                 f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
             )
         sock = _bind(settings.management_host, settings.management_port, "management-port")
-        await self._serve(make_management_app(self.context, manager, token), sock)
+        await self._serve(make_management_app(self.context, manager, guard), sock)
         self.management_port = sock.getsockname()[1]
 
     async def _serve(self, app: web.Application, sock: socket.socket) -> web.SockSite:
@@ -348,6 +358,18 @@ def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
         # A service has no business with the models of others.
         lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
     )
+
+
+def _hide_memory() -> None:
+    """Keep other processes of this user, services above all, out of memory and environment.
+
+    Without root's rights, /proc/PID/environ and /proc/PID/mem of this process cannot be opened any
+    more, no debugger attaches and no core is dumped. Workers are not affected: running a new
+    program, as each of them does, ends it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _tune_collector() -> None:

@@ -113,13 +113,16 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
 
     Call it with ``name=(archive, {model settings})`` or ``name=archive``, and server settings in
     ``server``. Without ``management_port=0`` among these there is no management API. What
-    ``reread`` gives is the configuration from the next ``request_reload`` on.
+    ``reread`` gives is the configuration from the next ``request_reload`` on. ``/metrics`` is never
+    old and wrong tokens wait for nothing, unless asked for.
     """
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
             server: dict[str, Any] | None = None,
             reread: Callable[[], Config] | None = None,
+            metrics_age_s: float = 0.0,
+            longest_delay_s: float = 0.0,
             **models: Path | str | tuple[Path | str, dict[str, Any]],
         ) -> RunningServer:
             configs = []
@@ -133,7 +136,12 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
                 "work_dir": str(folder / "work"),
                 **(server or {}),
             }
-            running = Server(Config(ServerSettings(**values), tuple(configs), {}), reread=reread)
+            running = Server(
+                Config(ServerSettings(**values), tuple(configs), {}),
+                reread=reread,
+                metrics_age_s=metrics_age_s,
+                longest_delay_s=longest_delay_s,
+            )
             stack.push_async_callback(running.stop)
             await running.start()
             session = await stack.enter_async_context(open_session())

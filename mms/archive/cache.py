@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from typing import Any
 from mms.archive.reader import hash_file
 from mms.archive.source import CHUNK_BYTES, Validator
 from mms.errors import DownloadFailed
+from mms.files import write_atomically
 
 _LOCK_POLL_S = 0.05
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -84,7 +84,7 @@ class Cache:
         path = self._folder("blobs") / entry.digest
         part.move(path)
         document = {"digest": entry.digest, **asdict(entry.validator)}
-        _write_json(self._folder("index") / key, document)
+        write_atomically(self._folder("index") / key, json.dumps(document).encode())
         return path
 
     def forget(self, key: str) -> None:
@@ -149,7 +149,7 @@ class Part:
         try:
             if not start:
                 self.discard()
-                _write_json(self._note, asdict(validator))
+                write_atomically(self._note, json.dumps(asdict(validator)).encode())
             # Unbuffered: what was received is in the file, whatever happens next.
             with _open_private(self._path) as self._file:
                 self._hash_first(start)
@@ -211,19 +211,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-
-
-def _write_json(path: Path, document: Any) -> None:
-    """Write a document in one step."""
-    descriptor, staging = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(document, file)
-        os.replace(staging, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(staging)
-        raise
 
 
 def _validator(document: Any) -> Validator | None:

@@ -8,6 +8,7 @@ the other end did not answer. Blocks; for threads, and for processes that share 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import time
@@ -22,7 +23,7 @@ from mms.archive.location import Location, Policy, Scheme, parse_location
 from mms.archive.reader import hash_file
 from mms.archive.s3_source import open_s3
 from mms.archive.source import Answer, Ask, Interrupted, Source, Timeouts, Validator
-from mms.errors import ArchiveError, DownloadFailed
+from mms.errors import ArchiveError, DownloadFailed, StorageFull
 
 logger = logging.getLogger("mms.fetch")
 
@@ -129,7 +130,7 @@ def opening(text: str, path: Path, options: FetchOptions) -> Iterator[None]:
         if location.is_remote:
             error.args = (str(error).replace(str(path), location.shown),)
             # A full disk says nothing about the archive.
-            if not isinstance(error.__cause__, OSError):
+            if not isinstance(error, StorageFull) and not isinstance(error.__cause__, OSError):
                 with contextlib.suppress(OSError):
                     Cache(options.cache).forget(location.key)
         raise
@@ -166,7 +167,8 @@ def _disk_errors(location: Location, options: FetchOptions) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DownloadFailed(
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else DownloadFailed
+        raise kind(
             f"{location.shown}: cannot be kept in {options.cache}: {error.strerror or error}; "
             "make room there, or name another folder with cache_dir"
         ) from error

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import shutil
-import stat
 import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import orjson
@@ -35,32 +35,17 @@ from mms.archive.manifest import (
     parse_manifest,
     parse_mar_manifest,
 )
+from mms.archive.members import UnpackLimits, check_members, check_space, open_zip
 from mms.archive.signature import Signature, parse_signature
-from mms.errors import ArchiveError, SignatureError
+from mms.errors import ArchiveError, SignatureError, StorageFull
 
 #: Names of archive files end so.
 ARCHIVE_SUFFIXES = (".model", ".mar")
 #: Manifests and signatures are a few kB; this only stops one made to exhaust memory.
 MAX_DOCUMENT_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
-#: Longer ones are made to waste time: no system of today takes a path beyond 4096 bytes.
-_MAX_NAME_CHARS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class UnpackLimits:
-    """What an archive may cost before it is refused.
-
-    Attributes:
-        entries: Files and folders in it.
-        total_bytes: Size of everything unpacked.
-        ratio: Unpacked ÷ packed size of one member; above it the member is a zip bomb. Weights
-            are stored and text deflates below 20, while zeros deflate to about 1000.
-    """
-
-    entries: int = 10_000
-    total_bytes: int = 64 << 30
-    ratio: int = 200
+#: What the system says when a disk, or a user's share of it, is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +81,8 @@ def open_archive(
             needs no manifest.
 
     Raises:
-        ArchiveError: Naming the file, what is wrong and what to do. Nothing is left in
-            `workspace`.
+        ArchiveError: Naming the file, what is wrong and what to do; StorageFull if it has no room.
+            Nothing is left in `workspace`.
     """
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
@@ -130,7 +115,7 @@ def read_manifest(source: str | Path, handler: str = "") -> Manifest:
     if os.path.isdir(path):
         with _reading(path):
             return _manifest_of(str(source), path, handler)
-    with _reading(path), _open_zip(path) as archive:
+    with _reading(path), open_zip(path, UnpackLimits()) as archive:
         names = archive.namelist()
         name = next((n for n in (MAR_MANIFEST_NAME, MANIFEST_NAME) if n in names), None)
         if name is None:
@@ -270,79 +255,22 @@ def _unpack(path: Path, workspace: Path, limits: UnpackLimits) -> tuple[Path, st
     # ZipFile reads by seeking, so the digest of the whole file needs a pass of its own.
     with _reading(path):
         digest = hash_file(path)
-    target = Path(tempfile.mkdtemp(prefix=f"{path.stem[:40]}-", dir=workspace))
-    staging = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=workspace))
+    with _reading(path):
+        target = Path(tempfile.mkdtemp(prefix=f"{path.stem[:40]}-", dir=workspace))
+    staging = target.with_name(f".unpacking-{target.name}")
     try:
-        with _reading(path), _open_zip(path) as archive:
-            members = _check_members(path, archive.infolist(), limits)
+        with _reading(path), open_zip(path, limits) as archive:
+            staging.mkdir(mode=0o700)
+            members = check_members(path, archive.infolist(), limits)
+            check_space(path, [info for info, _ in members], workspace)
             for info, name in members:
                 _extract(archive, info, staging / name, path)
-        staging.rename(target)
+            staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
         raise
     return target, digest
-
-
-def _check_members(
-    path: Path, members: list[zipfile.ZipInfo], limits: UnpackLimits
-) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """Give each file member with its safe relative path; folders come from their files."""
-    if len(members) > limits.entries:
-        raise ArchiveError(
-            f"{path}: {len(members)} entries, more than the {limits.entries} allowed"
-        )
-    total = 0
-    seen: set[str] = set()
-    files = []
-    for info in members:
-        name = _safe_name(path, info)
-        # Names that differ only in case are one file on some systems; so are 'a' and 'a/'.
-        key = str(name).lower()
-        if info.is_dir():
-            continue
-        if key in seen:
-            raise ArchiveError(f"{path}: {info.filename!r} is in the archive twice")
-        seen.add(key)
-        total += info.file_size
-        if total > limits.total_bytes:
-            raise ArchiveError(
-                f"{path}: unpacks to more than the {limits.total_bytes} bytes allowed"
-            )
-        if info.file_size > _CHUNK_BYTES and info.file_size > limits.ratio * max(
-            info.compress_size, 1
-        ):
-            raise ArchiveError(
-                f"{path}: {info.filename!r} unpacks to over {limits.ratio} times its packed size"
-            )
-        files.append((info, name))
-    for _, name in files:
-        if any(str(parent).lower() in seen for parent in name.parents):
-            raise ArchiveError(f"{path}: {str(name)!r} lies below a file")
-    return files
-
-
-def _safe_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
-    # orig_filename: ZipInfo itself cuts filename at a NUL and turns os.sep into '/'.
-    raw = info.orig_filename
-    name = PurePosixPath(info.filename)
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{path}: {raw!r} is a link or a device; archives hold plain files only")
-    if "\0" in raw or "\\" in raw or not name.parts or len(raw) > _MAX_NAME_CHARS:
-        raise ArchiveError(f"{path}: the name {raw[:200]!r} is not allowed in an archive")
-    if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
-        raise ArchiveError(f"{path}: {raw!r} leads out of the archive")
-    if info.flag_bits & 0x1:
-        raise ArchiveError(f"{path}: {raw!r} is encrypted, which is not supported")
-    # The other methods unpack a block at once, however large it becomes.
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ArchiveError(
-            f"{path}: {raw!r} is compressed by method {info.compress_type}; only stored and "
-            "deflated files are read"
-        )
-    return name
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
@@ -363,26 +291,17 @@ def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, pat
         raise ArchiveError(f"{path}: {info.filename!r} is shorter than it claims")
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file or folder") from None
-    except zipfile.BadZipFile:
-        raise ArchiveError(
-            f"{path}: not a model archive (a .model file is a zip file); "
-            "was the download cut short?"
-        ) from None
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what zipfile raises on damaged archives into ArchiveError."""
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull(
+                f"{path}: cannot be unpacked: {error.strerror}; make room, or name another folder "
+                "with work_dir"
+            ) from error
         raise ArchiveError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (
         zipfile.BadZipFile,

@@ -173,7 +173,9 @@ def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
     value = _required(document, key, source, f'add "{key}": "{JSON_TYPE}" or "image/jpeg"')
     if isinstance(value, str):
         text = value.strip().lower()
-        if text == JSON_TYPE or (text.startswith(IMAGE_PREFIX) and len(text) > len(IMAGE_PREFIX)):
+        is_image = text.startswith(IMAGE_PREFIX) and len(text) > len(IMAGE_PREFIX)
+        # It is sent as the answer's Content-Type, where a line break would end the header.
+        if text == JSON_TYPE or (is_image and text.isascii() and text.isprintable()):
             return text
     raise SignatureError(
         f'{source}: {key!r} must be "{JSON_TYPE}" or an image type such as "image/jpeg", '

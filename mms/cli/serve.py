@@ -19,6 +19,7 @@ from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
+from mms.cli.terminal import printable, shell_word
 from mms.config import (
     ENV_PREFIX,
     Config,
@@ -231,15 +232,18 @@ def _examples(registry: Registry, base: str) -> list[str]:
     sample = archive.manifest.serving.sample
     if sample:
         text = _inline(archive.folder / sample.file)
-        data = f"-d '{text}'" if text else f"--data-binary @{sample.file}"
-        return [f"curl -X POST {url} -H 'content-type: {sample.content_type}' {data}"]
+        data = (
+            f"-d {shell_word(text)}" if text else f"--data-binary {shell_word('@' + sample.file)}"
+        )
+        header = shell_word(f"content-type: {sample.content_type}")
+        return [f"curl -X POST {url} -H {header} {data}"]
     if archive.signature and archive.signature.takes_images:
         return [f"curl -X POST {url} -T image.jpg"]
     return [f"curl {base}/ping", f"curl {base}/api-description"]
 
 
 def _inline(path: Path) -> str:
-    """Give a short sample on one line, "" if it cannot stand between single quotes."""
+    """Return a short sample on one line, "" if it is none."""
     if path.stat().st_size > 500:
         return ""
     try:
@@ -269,9 +273,9 @@ def _print_config(config: Config) -> None:
 def _report(error: MMSError) -> None:
     """Print an error for a person: the user's own traceback first, the one line last."""
     if error.detail and error.detail.traceback and error.detail.stage == "load":
-        click.echo(error.detail.traceback, err=True)
+        click.echo(printable(error.detail.traceback), err=True)
         click.echo("", err=True)
-    click.echo(f"Error: {error}", err=True)
+    click.echo(printable(f"Error: {error}"), err=True)
 
 
 if __name__ == "__main__":

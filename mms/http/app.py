@@ -9,21 +9,37 @@ from aiohttp import web
 from mms.config import ServerSettings
 from mms.http import describe, docs, inference, sagemaker, status, v2
 from mms.http.context import CONTEXT, Context
+from mms.http.guard import Guard
 from mms.http.middleware import make_middleware
 
 
-def make_app(context: Context) -> web.Application:
-    """Give the inference application."""
+def make_app(context: Context, guard: Guard) -> web.Application:
+    """Return the inference application.
+
+    Args:
+        context: What handlers share.
+        guard: Keeps web pages out where only this machine is served, and whoever has no token from
+            the routes that manage models.
+    """
     settings = context.settings
+    # A page in a browser on this machine could otherwise run models and read their answers. Where
+    # other machines are served, anybody may ask, and proxies know this server by other names.
+    check = guard.check_page if is_loopback(settings.host) else None
     app = web.Application(
-        middlewares=[make_middleware(context.metrics, shows_errors(settings), settings.access_log)],
+        middlewares=[
+            make_middleware(context.metrics, shows_errors(settings), settings.access_log, check)
+        ],
         # Bodies are read by us, with our own limit; this one only guards what reads otherwise.
         client_max_size=settings.max_request_bytes,
     )
     app[CONTEXT] = context
     status.add_routes(app)
     describe.add_routes(app)
-    sagemaker.add_routes(app, settings.multi_model)
+    sagemaker.add_routes(
+        app,
+        guard if settings.multi_model else None,
+        shows_paths=guard.asks_for_token or is_loopback(settings.host),
+    )
     docs.add_routes(app)
     v2.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.

@@ -41,10 +41,15 @@ class Context:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every start-up model can serve now, and the server is not stopping."""
+        """Whether every start-up model can serve now, and the server is not stopping.
+
+        Where models were configured and none is left, nothing can be served.
+        """
+        expects_models = self.manager is not None and self.manager.expects_models
         return (
             self.is_started
             and not self.is_stopping
+            and not (expects_models and self.registry.is_empty)
             and all(s.is_ready for s in self.registry.servables() if s.is_startup)
         )
 

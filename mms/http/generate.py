@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import keyword
 import logging
 import os
@@ -25,6 +24,7 @@ import orjson
 
 from mms.config import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
+from mms.files import write_atomically
 from mms.http.description import ModelDescription, input_schemas
 from mms.http.openapi import Names, Route, api_document
 from mms.http.python_client import BaseClient
@@ -44,6 +44,8 @@ _GENERATORS = (
 _LANGUAGE = re.compile(r"[A-Za-z0-9][\w.+#-]*", re.ASCII)
 #: They take seconds; this is for one that asks a question or has lost its network.
 _LIMIT_S = 600.0
+#: What is written holds no secret, and others are to use it.
+_FOR_ALL = 0o644
 _SHOWN_CHARS = 2000
 _TYPES = {"number": "float", "string": "str", "boolean": "bool", "object": "Mapping[str, Any]"}
 
@@ -93,9 +95,10 @@ class ClientGenerator:
     def _write(self, routes: Sequence[Route], models: Sequence[ModelDescription], url: str) -> None:
         document = api_document(routes, models, url)
         text = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
-        _write_whole(self.folder / DOCUMENT_NAME, text)
+        write_atomically(self.folder / DOCUMENT_NAME, text, _FOR_ALL)
         if not self.command:
-            _write_whole(self.folder / CLIENT_NAME, python_client(models, url).encode())
+            client = python_client(models, url).encode()
+            write_atomically(self.folder / CLIENT_NAME, client, _FOR_ALL)
 
 
 def find_generator(settings: ServerSettings) -> ClientGenerator | None:
@@ -166,21 +169,6 @@ def _spawn(command: list[str], output: int) -> int:
         # What it starts (a Java machine, say) ends with it.
         setpgroup=0,
     )
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Replace a file in one step."""
-    descriptor, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            # mkstemp's files are for their owner only.
-            os.fchmod(descriptor, 0o644)
-        os.replace(staging, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(staging)
-        raise
 
 
 def python_client(models: Sequence[ModelDescription], url: str) -> str:

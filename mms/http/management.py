@@ -8,25 +8,24 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
-import hmac
-import ipaddress
 import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import orjson
 from aiohttp import web
 
 from mms.archive.location import Policy, is_remote, parse_location, shown
-from mms.config import Layer, ModelSettings, ServerSettings, keys, resolve
-from mms.errors import Draining, Forbidden, InvalidRequest, MMSError, ModelNotFound, Unauthorized
+from mms.config import MAX_WORKERS, Layer, ModelSettings, keys, resolve
+from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
-from mms.http.middleware import Handler, make_middleware
+from mms.http.guard import Guard, make_guard_middleware
+from mms.http.middleware import make_middleware
 from mms.http.openapi import management_document, routes_of
 from mms.http.response import json_response
 from mms.protocol import error_document
@@ -43,25 +42,27 @@ MANAGER = web.AppKey("manager", ModelManager)
 _TASKS = web.AppKey("tasks", Tasks)
 _MAX_BODY_BYTES = 1 << 20
 _PAGE = 100
+#: Largest of the numbers that have no bound of their own: weights, and places in a list.
+_MOST = 999_999_999
 _PROCESSING = {"status": "Processing worker updates..."}
 #: Settings that may change while the model serves.
 _LIVE_SETTINGS = ("batch_size", "max_batch_delay", "linger", "queue_size", "response_timeout")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def make_management_app(context: Any, manager: ModelManager, token: str) -> web.Application:
-    """Give the management application.
+def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> web.Application:
+    """Return the management application.
 
     Args:
         context: What the inference application shares.
         manager: Does the work.
-        token: Asked of every request as ``Authorization: Bearer``; none is asked if it is empty.
+        guard: Checks every request, whatever its route.
     """
     settings = context.settings
     app = web.Application(
         middlewares=[
             make_middleware(context.metrics, True, settings.access_log),
-            _make_guard(settings, token),
+            make_guard_middleware(guard, lambda: context.is_draining),
         ],
         client_max_size=_MAX_BODY_BYTES,
     )
@@ -104,7 +105,7 @@ async def register(request: web.Request) -> web.Response:
     size: int | None = None
     is_lazy = parameters.get("load") == "lazy"
     if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
-        size = _whole(parameters.pop("initial_workers", 0), "initial_workers")
+        size = _whole(parameters.pop("initial_workers", 0), "initial_workers", MAX_WORKERS)
     synchronous = _flag(parameters.pop("synchronous", True), "synchronous")
     # A version that cannot answer yet takes over only if it is told to.
     make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
@@ -171,8 +172,8 @@ async def change(request: web.Request) -> web.Response:
     live = {key: parameters.pop(key) for key in _LIVE_SETTINGS if key in parameters}
     asked = set(parameters)
     scales = not live or "min_worker" in parameters or "max_worker" in parameters
-    minimum = _whole(parameters.pop("min_worker", 1), "min_worker")
-    maximum = _whole(parameters.pop("max_worker", minimum), "max_worker")
+    minimum = _whole(parameters.pop("min_worker", 1), "min_worker", MAX_WORKERS)
+    maximum = _whole(parameters.pop("max_worker", minimum), "max_worker", MAX_WORKERS)
     synchronous = _flag(parameters.pop("synchronous", False), "synchronous")
     parameters.pop("number_gpu", None)
     _refuse_unknown(parameters)
@@ -318,61 +319,6 @@ def _batching(servable: Servable) -> dict[str, Any]:
     return {"joined": not reason, "reason": reason}
 
 
-def _make_guard(settings: ServerSettings, token: str) -> Any:
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _refuse_browsers(request, settings)
-        if token:
-            scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-            # Compared as bytes: headers may hold what is not ASCII.
-            if scheme.lower() != "bearer" or not hmac.compare_digest(
-                _bytes(sent.strip()), _bytes(token)
-            ):
-                raise Unauthorized(
-                    "send Authorization: Bearer with the token in MMS_MANAGEMENT_TOKEN"
-                )
-        if request.method in ("POST", "PUT") and request.app[CONTEXT].is_draining:
-            raise Draining("the server is stopping")
-        return await handler(request)
-
-    return guard
-
-
-def _bytes(text: str) -> bytes:
-    """Give what a header or a variable held, UTF-8 or not."""
-    return text.encode(errors="surrogateescape")
-
-
-def _refuse_browsers(request: web.Request, settings: ServerSettings) -> None:
-    """Refuse what only a web page would send: a foreign Origin, or a name that was rebound to us.
-
-    Loopback is no defence against a page in a browser on the same machine.
-    """
-    host = _split(f"//{request.host}").hostname or ""
-    if not (host == "localhost" or host == settings.management_host or _is_address(host)):
-        raise Forbidden(f"the Host header names {host[:100]!r}, which is not this server")
-    origin = request.headers.get("Origin")
-    if origin is not None and _split(origin).netloc != request.host:
-        raise Forbidden("requests from web pages of other origins are refused")
-    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        raise Forbidden("requests from web pages of other sites are refused")
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        raise Forbidden("the Host or Origin header is malformed") from None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def locate(url: str, model_store: str, policy: Policy) -> str:
     """Give the location that a `url` names: of an archive inside the model store, or permitted.
 
@@ -449,10 +395,14 @@ async def _parameters(request: web.Request) -> dict[str, Any]:
     return parameters | document
 
 
-def _whole(value: Any, name: str) -> int:
+def _whole(value: Any, name: str, maximum: int = _MOST) -> int:
     text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise InvalidRequest(f"Parameter {name} must be a whole number >= 0, got {text[:50]!r}")
+    is_number = not isinstance(value, bool) and text.isascii() and text.isdecimal()
+    # The length first: Python refuses to convert very long numbers.
+    if not is_number or len(text) > len(str(_MOST)) or int(text) > maximum:
+        raise InvalidRequest(
+            f"Parameter {name} must be a whole number from 0 to {maximum}, got {text[:50]!r}"
+        )
     return int(text)
 
 

@@ -47,8 +47,21 @@ class Call:
 CALL = web.RequestKey("call", Call)
 
 
-def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool) -> Any:
-    """Give the one middleware of the application."""
+def make_middleware(
+    metrics: ServerMetrics,
+    debug_errors: bool,
+    access_log: bool,
+    check: Callable[[web.Request], None] | None = None,
+) -> Any:
+    """Return the one middleware of the application.
+
+    Args:
+        metrics: Counts what belongs to no model.
+        debug_errors: Whether answers may say what a service raised.
+        access_log: Whether to log a line per request.
+        check: Raises for a request that no handler may see; here and not a middleware of its own,
+            which would cost every request a coroutine more.
+    """
     ids = RequestIds()
 
     # aiohttp passes the next handler by keyword, so its name is part of the interface.
@@ -61,6 +74,8 @@ def make_middleware(metrics: ServerMetrics, debug_errors: bool, access_log: bool
         answer: web.StreamResponse | None = None
         status = 499  # nginx's number for "the client left"
         try:
+            if check is not None:
+                check(request)
             answer = await handler(request)
             status = answer.status
         except MMSError as error:

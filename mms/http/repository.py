@@ -28,6 +28,9 @@ from mms.serving.servable import Servable
 
 _MAX_BODY_BYTES = 1 << 20
 _BODY_TIMEOUT_S = 30.0
+#: Names that could not be loaded, and what is remembered of why: callers choose both.
+_MOST_FAILURES = 1000
+_MOST_REASON_CHARS = 2000
 _STATES = {
     ServableState.LOADING: "LOADING",
     ServableState.READY: "READY",
@@ -50,6 +53,13 @@ class Unloaded:
         default_factory=dict
     )
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def note_failure(self, name: str, reason: str) -> None:
+        """Remember why a name could not be loaded; the oldest reasons are forgotten."""
+        self.failures.pop(name, None)
+        self.failures[name] = reason[:_MOST_REASON_CHARS]
+        while len(self.failures) > _MOST_FAILURES:
+            del self.failures[next(iter(self.failures))]
 
 
 _UNLOADED = web.AppKey("unloaded", Unloaded)
@@ -85,7 +95,7 @@ async def load(request: web.Request) -> web.Response:
     name, manager = request.match_info["model"], request.app[MANAGER]
     parameters = _parameters(await _document(request))
     registry, unloaded = request.app[CONTEXT].registry, request.app[_UNLOADED]
-    audit.info("load %s", name)
+    audit.info("load %s", name[:128])
     if name in registry:
         if parameters:
             raise Conflict(
@@ -136,7 +146,7 @@ async def _register(app: web.Application, name: str, parameters: dict[str, Any])
     try:
         await manager.register(name, str(path), version=version, settings=settings, origins=origins)
     except MMSError as error:
-        app[_UNLOADED].failures[name] = str(error)
+        app[_UNLOADED].note_failure(name, str(error))
         raise
 
 
@@ -160,7 +170,7 @@ async def _restore(app: web.Application, name: str) -> None:
             servable.is_startup = registration.is_startup
     except BaseException as error:
         if isinstance(error, MMSError):
-            unloaded.failures[name] = str(error)
+            unloaded.note_failure(name, str(error))
         if name in app[CONTEXT].registry:
             await manager.unregister(name)
         raise

@@ -1,39 +1,54 @@
 """SageMaker's routes: ``/invocations``, and those of a multi-model container.
 
 The contract: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. The routes
-that load and unload models are only there with ``multi_model``, since they are on the port that
-everybody may reach.
+that load, list and unload models are only there with ``multi_model``, since they are on the port
+that everybody may reach, and behind the guard of the management API.
 """
 
 from __future__ import annotations
 
+import os
+
 import orjson
 from aiohttp import web
 
-from mms.archive.location import parse_location
+from mms.archive.location import is_remote, parse_location
 from mms.archive.reader import find_archives
-from mms.config import ModelSettings, resolve
-from mms.errors import Draining, InvalidRequest, ModelNotReady
+from mms.config import SAGEMAKER_MODELS, ModelSettings, ServerSettings, resolve
+from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
+from mms.http.guard import Guard
 from mms.http.inference import find_model, predict_with
 from mms.http.management import locate, page_of_models
 from mms.http.response import json_response
 from mms.serving.manager import ModelManager
-from mms.serving.registry import Model
+from mms.serving.registry import Model, listed
 
 _MAX_BODY_BYTES = 64 << 10
 
 
-def add_routes(app: web.Application, multi_model: bool) -> None:
-    """Add the routes of this module."""
+#: Whether callers of the multi-model routes may see where archives lie on this machine.
+_SHOWS_PATHS = web.AppKey("shows_paths", bool)
+
+
+def add_routes(app: web.Application, guard: Guard | None, shows_paths: bool = True) -> None:
+    """Add the routes of this module.
+
+    Args:
+        app: The inference application.
+        guard: Stands before the multi-model routes; None leaves these out.
+        shows_paths: Whether their callers may see paths of this machine.
+    """
     app.router.add_post("/invocations", invocations, name="invocations")
     app.router.add_post("/models/{model}/invoke", invoke, name="invoke")
-    if multi_model:
-        app.router.add_post("/models", load, name="sagemaker_load")
-        app.router.add_get("/models", list_models, name="sagemaker_list")
-        app.router.add_get("/models/{model}", describe, name="sagemaker_describe")
-        app.router.add_delete("/models/{model}", unload, name="sagemaker_unload")
+    if guard:
+        app[_SHOWS_PATHS] = shows_paths
+        router, managed = app.router, guard.managed
+        router.add_post("/models", managed(load), name="sagemaker_load")
+        router.add_get("/models", managed(list_models), name="sagemaker_list")
+        router.add_get("/models/{model}", managed(describe), name="sagemaker_describe")
+        router.add_delete("/models/{model}", managed(unload), name="sagemaker_unload")
 
 
 async def invocations(request: web.Request) -> web.StreamResponse:
@@ -76,19 +91,25 @@ async def load(request: web.Request) -> web.Response:
     manager.check(name, None)
     location = locate(url, context.settings.model_store, manager.fetching.policy)
     settings, origins = resolve(ModelSettings, manager.layers, f"models.{name}.")
-    await manager.register(name, _archive_in(location), settings=settings, origins=origins)
+    try:
+        await manager.register(name, _archive_in(location), settings=settings, origins=origins)
+    except MMSError as error:
+        if not request.app[_SHOWS_PATHS]:
+            error.args = (_without_store(str(error), context.settings),)
+        raise
     return json_response(orjson.dumps({"status": f'Model "{name}" registered'}) + b"\n")
 
 
 async def list_models(request: web.Request) -> web.Response:
     """List the models that are loaded, a page at a time."""
-    return json_response(orjson.dumps(page_of_models(request, _document)) + b"\n")
+    page = page_of_models(request, lambda model: _document(model, request))
+    return json_response(orjson.dumps(page) + b"\n")
 
 
 async def describe(request: web.Request) -> web.Response:
     """Describe a model that is loaded."""
     model = request.app[CONTEXT].registry.model(request.match_info["model"])
-    return json_response(orjson.dumps(_document(model)) + b"\n")
+    return json_response(orjson.dumps(_document(model, request)) + b"\n")
 
 
 async def unload(request: web.Request) -> web.Response:
@@ -99,8 +120,33 @@ async def unload(request: web.Request) -> web.Response:
     return json_response(orjson.dumps({"status": f'Model "{name}" unregistered'}) + b"\n")
 
 
-def _document(model: Model) -> dict[str, str]:
-    return {"modelName": model.name, "modelUrl": model.versions[model.default].archive.source}
+def _document(model: Model, request: web.Request) -> dict[str, str]:
+    source = model.versions[model.default].archive.source
+    if not request.app[_SHOWS_PATHS]:
+        source = _public_source(source, request.app[CONTEXT].settings)
+    return {"modelName": model.name, "modelUrl": source}
+
+
+def _public_source(source: str, settings: ServerSettings) -> str:
+    """Return a location without what it tells of this machine: its place in the model store."""
+    if is_remote(source):
+        return source
+    found = _without_store(source, settings)
+    return os.path.basename(found) if os.path.isabs(found) and not _is_known(found) else found
+
+
+def _without_store(text: str, settings: ServerSettings) -> str:
+    """Return a text with the paths in it relative to the model store."""
+    if _is_known(f"{settings.model_store}/"):
+        # SageMaker's own folder, which the contract has in its answers.
+        return text
+    for store in (settings.model_store, os.path.realpath(settings.model_store)):
+        text = text.replace(f"{store.rstrip('/')}/", "")
+    return text
+
+
+def _is_known(path: str) -> bool:
+    return path.startswith(f"{SAGEMAKER_MODELS}/")
 
 
 def _only_model(context: Context) -> str:
@@ -111,8 +157,7 @@ def _only_model(context: Context) -> str:
         return names[0]
     if not context.is_started:
         raise ModelNotReady("the server is starting", retry_after_s=1.0)
-    known = ", ".join(names) or "none"
-    raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {known}")
+    raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {listed(names)}")
 
 
 def _archive_in(location: str) -> str:

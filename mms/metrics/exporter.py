@@ -8,6 +8,7 @@ families when somebody asks.
 from __future__ import annotations
 
 import platform
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,12 @@ STAGE_BUCKETS = (
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: From an empty answer to a large tensor (bytes).
 SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+
+#: Rendering takes 4 ms of the event loop with 2 models and 0.6 s with 500, and anybody may ask.
+#: Prometheus asks every 15 s or more.
+METRICS_AGE_S = 1.0
+#: Times that rendering took for which its text is good: so it has a twentieth of the event loop.
+_AGE_PER_COST = 20
 
 
 class Histogram:
@@ -113,7 +120,7 @@ class ServableSnapshot:
         queue_limit: Most that may wait.
         in_flight: Requests in workers.
         workers: Number of workers by name of their state.
-        worker_memory: (pid, resident bytes) of each worker.
+        worker_memory: Resident bytes of each worker.
     """
 
     metrics: ServableMetrics
@@ -123,7 +130,7 @@ class ServableSnapshot:
     queue_limit: int
     in_flight: int
     workers: dict[str, int]
-    worker_memory: Sequence[tuple[int, int]]
+    worker_memory: Sequence[int]
 
 
 class Source(Protocol):
@@ -134,9 +141,27 @@ class Source(Protocol):
 
 
 class Exporter:
-    """Renders everything for one scrape."""
+    """Renders everything for one scrape.
 
-    def __init__(self, source: Source, server: ServerMetrics) -> None:
+    Args:
+        source: Where the gauges are read.
+        server: What is counted for the whole server.
+        max_age_s: How long a text is given out again before a new one is made, in seconds; longer
+            where making one takes long. 0 makes one each time.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        server: ServerMetrics,
+        max_age_s: float = METRICS_AGE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._text = b""
+        self._good_until: float | None = None
         self._source = source
         self._server = server
         self._registry = CollectorRegistry(auto_describe=False)
@@ -144,8 +169,17 @@ class Exporter:
         self._registry.register(self)
 
     def render(self) -> bytes:
-        """Give the text exposition format."""
-        return generate_latest(self._registry)
+        """Return the text exposition format.
+
+        Rendering never yields to the event loop, so requests that come meanwhile find the new text.
+        """
+        started = self._clock()
+        if self._good_until is None or started >= self._good_until:
+            self._text = generate_latest(self._registry)
+            ended = self._clock()
+            cost_s = (ended - started) * _AGE_PER_COST if self._max_age_s else 0.0
+            self._good_until = ended + max(self._max_age_s, cost_s)
+        return self._text
 
     def collect(self) -> Iterator[Metric]:
         """prometheus_client: give every metric family."""
@@ -285,7 +319,7 @@ def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         "mms_worker_memory_bytes",
         "Resident memory of each worker; pages shared with its loader count in full.",
-        labels=["model", "version", "pid"],
+        labels=["model", "version", "worker"],
     )
     for snapshot in snapshots:
         labels = [snapshot.metrics.model, snapshot.metrics.version]
@@ -293,8 +327,9 @@ def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
             state.add_metric([*labels, name], float(name == snapshot.state))
         for name, count in snapshot.workers.items():
             workers.add_metric([*labels, name], count)
-        for pid, resident in snapshot.worker_memory:
-            memory.add_metric([*labels, str(pid)], resident)
+        # Numbered from 0: a pid is nobody's business, and would make a new series of each restart.
+        for number, resident in enumerate(snapshot.worker_memory):
+            memory.add_metric([*labels, str(number)], resident)
     yield state
     yield workers
     yield memory

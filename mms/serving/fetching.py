@@ -8,21 +8,29 @@ import contextvars
 import dataclasses
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from mms.archive.fetch import FetchOptions, Progress, fetch, local_file, opening
 from mms.archive.location import is_remote, parse_location, parse_policy, shown
 from mms.archive.manifest import Manifest
+from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config import ServerSettings
-from mms.errors import ConfigError
+from mms.errors import ConfigError, DownloadFailed
 from mms.serving.state import file_stamp
 
 #: Downloads at once; more only share the same line.
 _MOST_DOWNLOADS = 8
+#: Of these from one host: one that sends slowly must not hold up downloads from all others.
+_MOST_PER_HOST = 2
+#: What a download that was asked for by the API may take, in seconds. What has come by then stays,
+#: and the next attempt goes on from there.
+_DEADLINE_S = 3600.0
 _FOLDER = "mxnet-model-server"
 
 T = TypeVar("T")
@@ -72,13 +80,24 @@ class Fetching:
     Args:
         settings: The server's.
         progress: Who is told how downloads go on.
+        deadline_s: What a download that the operator did not ask for may take, in seconds.
     """
 
-    def __init__(self, settings: ServerSettings, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        progress: Progress | None = None,
+        deadline_s: float = _DEADLINE_S,
+    ) -> None:
         self.policy = parse_policy(settings.allowed_urls, settings.allow_private_urls)
         self._settings = settings
         self._progress = progress
+        self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
+        # Of a host, as long as somebody downloads from it or waits to.
+        self._hosts: weakref.WeakValueDictionary[str, asyncio.Semaphore] = (
+            weakref.WeakValueDictionary()
+        )
 
     async def fetch(self, location: str, *, is_trusted: bool) -> Path:
         """Give the file or folder at a location.
@@ -92,13 +111,29 @@ class Fetching:
             ArchiveError: It is not valid, or cannot be fetched.
             Forbidden: It is not permitted.
         """
-        path = await asyncio.to_thread(local_file, parse_location(location))
+        parsed = parse_location(location)
+        path = await asyncio.to_thread(local_file, parsed)
         if path is not None:
             return path
         options = fetch_options(self._settings, self._progress)
         policy = None if is_trusted else self.policy
-        async with self._slots:
-            return await _in_thread(lambda stop: fetch(location, options, policy, stop))
+        # First its host's, so that nobody waits for a host with one of everybody's slots.
+        async with self._host_slots(parsed.url), self._slots:
+            fetching = _in_thread(lambda stop: fetch(location, options, policy, stop))
+            try:
+                return await asyncio.wait_for(fetching, None if is_trusted else self._deadline_s)
+            except asyncio.TimeoutError:
+                raise DownloadFailed(
+                    f"{parsed.shown}: not here after {self._deadline_s:g} s; ask again to go on "
+                    "with the download"
+                ) from None
+
+    def _host_slots(self, url: str) -> asyncio.Semaphore:
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        slots = self._hosts.get(host)
+        if slots is None:
+            slots = self._hosts[host] = asyncio.Semaphore(_MOST_PER_HOST)
+        return slots
 
     async def open(self, location: str, path: Path, workspace: Path, handler: str = "") -> Archive:
         """Check and unpack what `fetch` gave.
@@ -106,8 +141,9 @@ class Fetching:
         Raises:
             ArchiveError: As `open_archive`; names the location.
         """
+        limits = UnpackLimits(total_bytes=self._settings.max_unpacked_bytes)
         archive = await self._read(
-            location, path, lambda: open_archive(path, workspace, handler=handler)
+            location, path, lambda: open_archive(path, workspace, limits, handler)
         )
         return dataclasses.replace(archive, source=shown(location))
 

@@ -13,15 +13,18 @@ import dataclasses
 import logging
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mms.archive.fetch import Progress
+from mms.archive.location import parse_location
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import remove_unpacked
 from mms.config import (
+    MAX_WORKERS,
     Config,
     Layer,
     ModelConfig,
@@ -31,7 +34,7 @@ from mms.config import (
     resolve,
     with_archive_defaults,
 )
-from mms.errors import Conflict, InvalidRequest, MMSError
+from mms.errors import ConfigError, Conflict, Forbidden, InvalidRequest, MMSError
 from mms.serving.fetching import Fetching, stamp
 from mms.serving.lifecycle import ServableState
 from mms.serving.placement import Placement
@@ -98,7 +101,9 @@ class ModelManager:
         self._workspace = workspace
         self._make_environment = make_environment
         self._registrations: dict[tuple[str, str], Registration] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        # One of a name is there as long as somebody holds it or waits for it: a client may ask for
+        # any number of names, known or not.
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._hurry = asyncio.Event()
         self._placement = placement or Placement()
         self._tasks = Tasks()
@@ -111,6 +116,11 @@ class ModelManager:
     def layers(self) -> tuple[Layer, ...]:
         """What flags, environment and file set for every model."""
         return self._config.layers
+
+    @property
+    def expects_models(self) -> bool:
+        """Whether the configuration names models, so that a server without any is not ready."""
+        return bool(self._config.models)
 
     def registration(self, servable: Servable) -> Registration:
         """Give what a servable was registered with."""
@@ -344,7 +354,13 @@ class ModelManager:
 
         Returns:
             What was done, a line each.
+
+        Raises:
+            ConfigError: It names no model at all, where there are some; nothing has changed then.
         """
+        if not config.models and self.expects_models:
+            # Most likely a file that is just being written.
+            raise ConfigError("it names no model; stop the server to serve none")
         self._config = config
         done = []
         wanted = {model.name: model for model in config.models}
@@ -523,6 +539,12 @@ class ModelManager:
         if (entry["name"], entry["version"]) in self._registrations:
             return
         known = {k: v for k, v in entry["settings"].items() if k in keys(ModelSettings)}
+        if known.pop("service", ""):
+            # The API takes none, so no entry of ours has one.
+            logger.warning("%s: the service file in the state file is ignored", entry["name"])
+        if (entry["size"] or 0) > MAX_WORKERS:
+            raise ConfigError(f"state file: size must be at most {MAX_WORKERS}")
+        self._check_place(entry["path"])
         settings, origins = resolve(
             ModelSettings, [Layer("state file", known)], f"models.{entry['name']}."
         )
@@ -535,6 +557,23 @@ class ModelManager:
             size=entry["size"],
             make_default=False,
         )
+
+    def _check_place(self, location: str) -> None:
+        """Refuse an archive that could not be registered by the API, as all in the state file were.
+
+        Raises:
+            Forbidden: It is neither in the model store nor permitted by `allowed_urls`.
+        """
+        path = parse_location(location).path
+        if path is None:
+            # Asked when it is fetched.
+            return
+        store, real = self._config.server.model_store, os.path.realpath(path)
+        if store and Path(real).is_relative_to(os.path.realpath(store)):
+            return
+        if not self.fetching.policy.patterns:
+            raise Forbidden(f"{location} is not in the model store")
+        self.fetching.policy.check_url(f"file://{real}")
 
     def _save_state(self) -> None:
         defaults = dataclasses.asdict(ModelSettings())
@@ -573,7 +612,10 @@ class ModelManager:
         write_state(self._config.server.state_file, State(models, traffic))
 
     def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
 
     async def _gather(self, coroutines: Any) -> None:
         """Run all to their end; at the first failure, cancel the others and raise it."""

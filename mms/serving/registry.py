@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
@@ -15,6 +15,8 @@ from mms.metrics.exporter import ServableSnapshot
 from mms.serving.servable import Servable
 
 DEFAULT_VERSION = "1"
+#: Names in an error message; with 500 models the whole list would be 6 kB of every 404.
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Model:
         """
         servable = self.versions.get(version)
         if servable is None:
-            known = ", ".join(sorted(self.versions))
+            known = listed(sorted(self.versions))
             raise VersionNotFound(
                 f"model {self.name!r} has no version {_shown(version)}; there are: {known}"
             )
@@ -101,6 +103,11 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         return name in self._models
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no model."""
+        return not self._models
 
     def add(self, servable: Servable, make_default: bool = False) -> None:
         """Make a servable known, in place of one of the same version if there is one.
@@ -140,7 +147,7 @@ class Registry:
         """
         model = self._models.get(name)
         if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
+            known = listed(sorted(self._models))
             raise ModelNotFound(f"Model not found: {_shown(name)}; loaded are: {known}")
         return model
 
@@ -181,6 +188,13 @@ class Registry:
     def snapshots(self) -> Iterable[ServableSnapshot]:
         """metrics.Source: give the state of each servable."""
         return [servable.snapshot() for servable in self.servables()]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message: the first few, and how many more there are."""
+    more = len(names) - _MOST_LISTED
+    text = ", ".join(names[:_MOST_LISTED]) or "none"
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def _shown(text: str) -> str:

@@ -456,10 +456,7 @@ class Servable:
             queue_limit=self._dispatcher.limits.queue_size,
             in_flight=self._dispatcher.in_flight,
             workers={state.value: workers[state.value] for state in WorkerState},
-            worker_memory=[
-                (worker.child.pid, resident_bytes(worker.child.pid))
-                for worker in self._pool.workers
-            ],
+            worker_memory=[resident_bytes(worker.child.pid) for worker in self._pool.workers],
         )
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:

@@ -49,6 +49,7 @@ from mms.worker.content import unpacked
 from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.form import form_parts, in_utf8, is_form, parse_media_type
+from mms.worker.headers import allows_body, checked_headers, checked_reason, checked_status
 from mms.worker.json_text import read_json
 from mms.worker.request import DEFAULT_LIMITS
 from mms.worker.response import encode_json, within
@@ -189,6 +190,8 @@ class HandlerRunner:
             value, HANDLER_OUTPUTS, lambda: bytes(encode_value(value, processor).body)
         )
         answer = encode_response(self._spec.model_name, self._spec.version, asked, outputs)
+        if not allows_body(frame.status):
+            return replace(frame, body=b"")
         headers = {**frame.headers, **answer.headers}
         return replace(answer, status=frame.status, headers=headers, reason=frame.reason)
 
@@ -406,10 +409,11 @@ def encode_value(value: Any, processor: RequestProcessor) -> Answer:
     """Give the answer for one entry of a handler's list.
 
     Raises:
-        InvalidServiceOutput: It cannot be sent, or its status is none.
+        InvalidServiceOutput: It cannot be sent, or its status or headers cannot.
     """
-    headers = {str(k): str(v) for k, v in processor.get_response_headers().items()}
-    name = next((n for n in headers if n.lower() == "content-type"), None)
+    headers, content_type_set = checked_headers(processor.get_response_headers())
+    status = checked_status(processor.get_response_status_code())
+    reason = checked_reason(processor.get_response_status_phrase())
     body: bytes
     if isinstance(value, str):
         body, content_type = value.encode(), "text/plain; charset=utf-8"
@@ -417,10 +421,6 @@ def encode_value(value: Any, processor: RequestProcessor) -> Answer:
         body, content_type = bytes(value), "application/octet-stream"
     else:
         body, content_type = encode_json(value), "application/json"
-    if name is not None:
-        content_type = headers.pop(name) or content_type
-    status = processor.get_response_status_code()
-    if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
-        raise InvalidServiceOutput(f"the handler set the status {status!r}, which is none")
-    reason = processor.get_response_status_phrase() or ""
-    return Answer(body, content_type, status, headers, " ".join(str(reason).split()))
+    if not allows_body(status):
+        body = b""
+    return Answer(body, content_type_set or content_type, status, headers, reason)

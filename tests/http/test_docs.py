@@ -25,8 +25,9 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from mms.archive.export import export_model
-from mms.config import ModelSettings
+from mms.config import ModelSettings, ServerSettings
 from mms.http.app import make_app
+from mms.http.guard import Guard
 from mms.http.openapi import routes_of
 from mms.serving.lifecycle import ServableState
 from tests.conftest import RunningServer, fresh_client, running_servers, until
@@ -115,7 +116,7 @@ class TestOpenApi:
             for path, methods in document["paths"].items()
             for method in methods
         }
-        for route in routes_of(make_app(server.server.context)):
+        for route in routes_of(make_app(server.server.context, Guard(ServerSettings()))):
             path = route.path
             if route.asks_a_model:
                 path = path.replace("{model}", "two").replace("{version}", "1")

@@ -32,7 +32,7 @@ METRICS = {
     "mms_in_flight": ("gauge", set()),
     "mms_workers": ("gauge", {"state"}),
     "mms_worker_restarts": ("counter", {"reason"}),
-    "mms_worker_memory_bytes": ("gauge", {"pid"}),
+    "mms_worker_memory_bytes": ("gauge", {"worker"}),
     "mms_model_load_seconds": ("gauge", set()),
     "mms_model_state": ("gauge", {"state"}),
     "mms_requests_rejected": ("counter", {"reason"}),

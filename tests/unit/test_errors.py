@@ -12,6 +12,7 @@ from mms.http.errors import STATUSES, error_response, is_v2, status_of
 DOCUMENTED = {
     errors.MMSError: 500,
     errors.StartupError: 500,
+    errors.StorageFull: 507,
     errors.ConfigError: 400,
     errors.EngineMissing: 500,
     errors.ArchiveError: 400,

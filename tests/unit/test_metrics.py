@@ -58,7 +58,7 @@ class OneModel:
             queue_limit=100,
             in_flight=2,
             workers={"busy": 1, "dead": 0},
-            worker_memory=[(42, 1000)],
+            worker_memory=[1000],
         )
 
 

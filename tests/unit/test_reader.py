@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mms.archive.members import UnpackLimits
 from mms.archive.reader import (
-    UnpackLimits,
     hash_file,
     open_archive,
     read_manifest,
@@ -155,7 +155,7 @@ def test_a_zip_bomb_is_refused_by_its_ratio(tmp_path: Path, workspace: Path) -> 
 
 def test_too_many_entries_are_refused(tmp_path: Path, workspace: Path) -> None:
     path = write_zip(tmp_path / "a.model", *((f"f{i}", b"") for i in range(8)))
-    refuse(path, workspace, "11 entries, more than the 10 allowed", UnpackLimits(entries=10))
+    refuse(path, workspace, "more than the 10 entries allowed", UnpackLimits(entries=10))
 
 
 def test_too_much_in_all_is_refused(tmp_path: Path, workspace: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_entry_that_lies_about_its_size_is_refused(
 ) -> None:
     path = write_zip(tmp_path / "a.model", ("liar", b"0123456789" * 5), compression=method)
     patch_directory(path, "liar", at=24, value=struct.pack("<I", claim))
-    refuse(path, workspace, "longer than it claims|shorter than it claims|damaged")
+    refuse(path, workspace, "longer than it claims|shorter than it claims|damaged|200 times")
 
 
 def patch_directory(path: Path, name: str, at: int, value: bytes) -> None:

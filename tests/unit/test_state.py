@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "state.json"
     old = State([], {"m": {"default": "1", "weights": {}, "sticky_header": "", "shadow": ""}})
     write_state(str(path), old)
-    (tmp_path / "state.json.new").mkdir()
-    write_state(str(path), State())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        write_state(str(path), State())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["state.json"]
     assert read_state(str(path)) == old
     assert "cannot be written" in caplog.text
 

@@ -1,0 +1,214 @@
+"""Who may send what: the checks before every request that changes or shows how models are managed.
+
+Two kinds of caller are kept out. Web pages: a browser on this machine reaches loopback ports, for
+whatever page it shows (DNS rebinding, cross-site requests). They are told apart by the headers that
+a browser sets and a page cannot. And whoever has no token, where a token is set. The same `Guard`
+serves both ports, so that a route means the same wherever it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion10
+from multidict import istr
+
+from mms.config import TOKEN_VARIABLE, ServerSettings
+from mms.errors import ConfigError, Draining, Forbidden, InvalidRequest, Unauthorized
+from mms.http.audit import Failures
+
+#: At 1,000 guesses a second, 16 random letters and digits outlast the machine.
+MIN_TOKEN_CHARS = 16
+#: What SageMaker calls its containers. Not a name that a page could rebind: .local is not in DNS.
+_SAGEMAKER_HOST = "model.aws.local"
+#: RFC 9110, section 7.2: a name or an address, IPv6 in brackets, and perhaps a port.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
+_ORIGIN = re.compile(r"(https?)://(.+)", re.ASCII)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_MAX_PORT = 65535
+#: Host headers found good, kept so that the next request with one costs a look-up. A client may
+#: send any port and any address, so their number is bounded.
+_MOST_KNOWN_HOSTS = 64
+_FETCH_SITE = istr("Sec-Fetch-Site")
+
+Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """Checks requests before their handlers see them.
+
+    Args:
+        settings: The server's; `allowed_hosts` adds names to those it is known by.
+        token: Asked for as ``Authorization: Bearer`` by `check_token`; nothing is asked if empty.
+        failures: Counts wrong tokens, writes them to the audit log, and slows guessing down.
+
+    Raises:
+        ConfigError: The token is too short to be safe from guessing.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, token: str = "", failures: Failures | None = None
+    ) -> None:
+        if token and len(token) < MIN_TOKEN_CHARS:
+            raise ConfigError(
+                f"the token in {TOKEN_VARIABLE} is shorter than {MIN_TOKEN_CHARS} characters; "
+                "make one with: openssl rand -hex 16"
+            )
+        self._token = _bytes(token)
+        self._failures = Failures() if failures is None else failures
+        listed = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
+        self._takes_any = "*" in listed
+        self._listed = frozenset(_name_of(name) for name in listed)
+        own = {"localhost", settings.host.lower(), settings.management_host.lower()}
+        if settings.multi_model:
+            own.add(_SAGEMAKER_HOST)
+        self._names = self._listed | own
+        self._known: set[str] = set()
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether a token is set."""
+        return bool(self._token)
+
+    def check_page(self, request: web.Request) -> None:
+        """Refuse what only a web page of another site would send.
+
+        Raises:
+            Forbidden: Host is not a name of this server, or Origin or Sec-Fetch-Site name another.
+            InvalidRequest: There is no Host header where HTTP asks for one.
+        """
+        if self._takes_any:
+            return
+        headers = request.headers
+        host = headers.get(hdrs.HOST)
+        if host not in self._known:
+            self._check_host(host, request)
+        if hdrs.ORIGIN in headers or _FETCH_SITE in headers:
+            self._check_origin(request, host or "")
+
+    async def check_token(self, request: web.Request) -> None:
+        """Refuse a request that does not bring the token; one that guesses waits for its answer.
+
+        Raises:
+            Unauthorized: It brings none, or a wrong one.
+        """
+        if not self._token:
+            return
+        scheme, _, sent = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        is_bearer = scheme.lower() == "bearer"
+        # Compared as bytes, since headers may hold what is not ASCII.
+        if is_bearer and hmac.compare_digest(_bytes(sent.strip()), self._token):
+            return
+        what = "wrong token" if is_bearer else "no token"
+        await self._failures.record(
+            request.remote or "", f"{what} for {request.method} {request.path[:200]!r}"
+        )
+        raise Unauthorized(f"send Authorization: Bearer with the token in {TOKEN_VARIABLE}")
+
+    def managed(self, handler: Route) -> Route:
+        """Return a handler behind the same checks as the management API has.
+
+        For routes that change or list models on the inference port.
+        """
+
+        @functools.wraps(handler)
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            self.check_page(request)
+            await self.check_token(request)
+            return await handler(request)
+
+        return guarded
+
+    def _check_host(self, host: str | None, request: web.Request) -> None:
+        if host is None:
+            # Health checks of load balancers speak HTTP/1.0 without one; no browser does.
+            if request.version <= HttpVersion10:
+                return
+            raise InvalidRequest("the request has no Host header")
+        name = _name_of(host)
+        if not name:
+            raise Forbidden(f"the Host header {host[:100]!r} is malformed")
+        if not (name in self._names or _is_address(name)):
+            raise Forbidden(
+                f"the Host header names {name[:100]!r}, which is not this server; start it with "
+                "--allowed-hosts to add a name"
+            )
+        if len(self._known) < _MOST_KNOWN_HOSTS:
+            self._known.add(host)
+
+    def _check_origin(self, request: web.Request, host: str) -> None:
+        headers = request.headers
+        origin = headers.get(hdrs.ORIGIN)
+        if origin is not None:
+            if self._is_listed(origin):
+                # Whatever site that is to this one, the operator has named it.
+                return
+            if _normal_origin(origin) != _normal_origin(f"{request.scheme}://{host}"):
+                raise Forbidden(
+                    "requests from web pages of other origins are refused; start the server with "
+                    "--allowed-hosts to permit one by its name"
+                )
+        if headers.get(_FETCH_SITE, "none") not in ("none", "same-origin"):
+            raise Forbidden("requests from web pages of other sites are refused")
+
+    def _is_listed(self, origin: str) -> bool:
+        found = _ORIGIN.fullmatch(origin)
+        return found is not None and _name_of(found[2]) in self._listed
+
+
+def make_guard_middleware(guard: Guard, is_draining: Callable[[], bool]) -> Any:
+    """Return a middleware that guards every route of an application, known or not.
+
+    Args:
+        guard: What checks the requests.
+        is_draining: Whether changes are refused because the server is stopping.
+    """
+
+    # aiohttp passes the next handler by keyword, so its name is part of the interface.
+    @web.middleware
+    async def check(request: web.Request, handler: Route) -> web.StreamResponse:
+        guard.check_page(request)
+        await guard.check_token(request)
+        if request.method in ("POST", "PUT") and is_draining():
+            raise Draining("the server is stopping")
+        return await handler(request)
+
+    return check
+
+
+def _bytes(text: str) -> bytes:
+    """Return what a header or a variable held, UTF-8 or not."""
+    return text.encode(errors="surrogateescape")
+
+
+def _name_of(host: str) -> str:
+    """Return the name or address of a whole Host header, in lower case; "" if it is malformed."""
+    found = _HOST.fullmatch(host)
+    if found is None or int(found[2] or 0) > _MAX_PORT:
+        return ""
+    return found[1].strip("[]").lower()
+
+
+def _normal_origin(origin: str) -> tuple[str, str, str] | None:
+    """Return scheme, name and port of an origin (RFC 6454); None if it is none of a web page."""
+    found = _ORIGIN.fullmatch(origin)
+    name = _name_of(found[2]) if found else ""
+    if found is None or not name:
+        return None
+    host = _HOST.fullmatch(found[2])
+    port = host[2] if host and host[2] else _DEFAULT_PORTS[found[1]]
+    return found[1], name, port.lstrip("0")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
