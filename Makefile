@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers docs proto chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ bench-settings: setup $(CREPE) ## What workers, threads and ways to batch do, th
 bench-compare: setup ## Compare two results of make bench: A=old.json B=new.json
 	@test -n "$(A)" && test -n "$(B)" || { echo "usage: make bench-compare A=old.json B=new.json"; exit 1; }
 	$(BIN)/python -m benchmarks.compare $(A) $(B)
+
+bench-attacks: setup ## What good clients notice while others attack, five minutes
+	$(BIN)/python -m benchmarks.attacks
 
 chaos: setup ## Ten minutes of faults under load; fails on any lost or wrong answer
 	$(BIN)/python -m tests.chaos --minutes 10

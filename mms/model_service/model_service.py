@@ -50,10 +50,13 @@ class ModelService:
 class SingleNodeService(ModelService):
     """A service in three stages, each of which a subclass may override.
 
-    Requests are answered by ``_postprocess(_inference(_preprocess(data)))``. With a batch size
+    Requests are answered by ``_postprocess(_inference(_preprocess(data)))``, one after the other:
+    whatever a stage returns may lie in memory that the next call writes anew. With a batch size
     above 1 the server runs ``_preprocess`` and ``_postprocess`` once per request, each pair on a
     shallow copy of the service, and ``_inference`` once for the batch, its arrays joined along
-    axis 0 and its outputs split again. A service that overrides `inference` is never batched.
+    axis 0 and its outputs split again; but only if a trial at load gives the same answers so, and
+    nothing but attributes is changed on ``self``. A service that overrides `inference` is never
+    batched.
     """
 
     def inference(self, data: list[Any]) -> Any:

@@ -124,7 +124,8 @@ class Arena:
 
     def write_config(self, **settings: Any) -> None:
         """Write the configuration file anew."""
-        main = {"path": str(self.main), "workers": MAIN_WORKERS, **settings}
+        # With a batch size, so that frames carry several requests at once.
+        main = {"path": str(self.main), "workers": MAIN_WORKERS, "batch_size": 4, **settings}
         self.config.write_text(yaml.safe_dump({"models": {"main": main}}))
 
     @contextlib.asynccontextmanager

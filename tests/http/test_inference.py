@@ -86,7 +86,7 @@ async def raw(server: RunningServer, data: bytes) -> bytes:
 
 def http(body: bytes, *lines: str, version: str = "1.1", method: str = "POST") -> bytes:
     """Build a request to /predictions/echo."""
-    head = [f"{method} /predictions/echo HTTP/{version}", "Host: x", *lines]
+    head = [f"{method} /predictions/echo HTTP/{version}", "Host: localhost", *lines]
     if not any(line.startswith("Transfer-Encoding") for line in lines):
         head.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*head, "", ""]).encode() + body
@@ -467,7 +467,7 @@ class TestConnections:
     ) -> None:
         body = b"{" + b"x" * (1 << 20)
         whole = (
-            f"POST /predictions/linear HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            f"POST /predictions/linear HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             "Content-Type: application/json\r\nConnection: close\r\n\r\n"
         ).encode() + body
         requests = server.servable("linear").metrics.requests
@@ -539,11 +539,11 @@ class TestConnections:
         "data",
         [
             b"rubbish\r\n\r\n",
-            b"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-            b"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+            b"POST /predictions/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+            b"POST /predictions/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             http(b"zz\r\n", "Transfer-Encoding: chunked", "Connection: close"),
-            b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n",
         ],
         ids=["no HTTP", "negative length", "two lengths", "bad chunk", "long header"],
     )

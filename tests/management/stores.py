@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from tests.conftest import RunningServer, until
-from tests.models import make_archive, make_folder
+from tests.models import make_archive, make_folder, signature
 
 #: Answers a fixed text, whatever it is asked; `pid` and `wait` as the faulty service does.
 _SAYS = """
@@ -54,8 +54,8 @@ def make_store(folder: Path) -> Path:
     """Make a model store with the archives that most tests need."""
     store = folder / "store"
     store.mkdir(parents=True)
-    for name in ("echo", "faulty", "rows"):
-        archive = make_archive(folder / "sources", name)
+    for name, shape in (("echo", [0]), ("faulty", [0]), ("rows", [0, 3])):
+        archive = make_archive(folder / "sources", name, signature(shape))
         archive.rename(store / f"{name}.model")
     (store / "not-a.model").write_bytes(b"this is no zip file")
     says(store / "broken", "", "raise ValueError('the load is broken')")

@@ -202,6 +202,7 @@ async def test_a_model_from_elsewhere_comes_back_as_it_was(tmp_path: Path) -> No
         server = await start(
             {"management_port": 0, "model_store": str(packed.parent)},
             outside=(outside, {"preload": False}),
+            other=(outside, {"preload": False}),
         )
         document = {"url": "packed.mar", "model_name": "outside", "version": "2"}
         status, _ = await server.manage("POST", "/models", {**document, "initial_workers": 1})

@@ -162,7 +162,9 @@ class TestUpdates:
         await register(server, "n", "v1")
         port = server.server.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = b"POST /predictions/n HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = (
+            b"POST /predictions/n HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
         writer.write(head + b"Content-Length: 2\r\nConnection: close\r\n\r\n[")
         # The next request is answered after this one has found its way to its handler.
         assert await server.ask("n", []) == (200, "v1")
@@ -213,7 +215,9 @@ class TestSplit:
     async def test_a_sticky_header_may_hold_any_bytes(self, server: RunningServer) -> None:
         await split(server, weights={"1": 1}, sticky_header="X-User")
         reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
-        head = b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = (
+            b"POST /predictions/m HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
         writer.write(head + b"X-User: \xff\xfe\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]")
         answer = await reader.read()
         writer.close()

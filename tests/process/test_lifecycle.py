@@ -141,7 +141,7 @@ async def test_what_was_accepted_before_a_stop_is_answered_and_what_comes_later_
     notes = tmp_path / "notes"
     notes.mkdir()
     body = b'["echo", 1]'
-    late = b"POST /predictions/faulty HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    late = b"POST /predictions/faulty HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     late += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
     running = asyncio.create_task(server.ask("faulty", ["wait", str(notes)]))

@@ -39,6 +39,7 @@ DOCUMENTED = {
     errors.SignatureError: Code.INVALID_ARGUMENT,
     errors.ExportError: Code.INVALID_ARGUMENT,
     errors.DownloadFailed: Code.INVALID_ARGUMENT,
+    errors.StorageFull: Code.RESOURCE_EXHAUSTED,
     errors.ModelLoadFailed: Code.INTERNAL,
     errors.AddressInUse: Code.INTERNAL,
     errors.InvalidRequest: Code.INVALID_ARGUMENT,
