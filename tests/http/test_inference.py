@@ -467,7 +467,8 @@ class TestConnections:
     ) -> None:
         body = b"{" + b"x" * (1 << 20)
         whole = (
-            f"POST /predictions/linear HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            "POST /predictions/linear HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Length: {len(body)}\r\n"
             "Content-Type: application/json\r\nConnection: close\r\n\r\n"
         ).encode() + body
         requests = server.servable("linear").metrics.requests
