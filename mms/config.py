@@ -280,7 +280,11 @@ class ServerSettings:
         "Seconds without progress after which a client that does not read its answer is cut off.",
         minimum=0.001,
     )
-    keepalive_timeout: float = setting(75.0, "Seconds an idle connection is kept open.", minimum=0)
+    keepalive_timeout: float = setting(
+        75.0,
+        "Seconds an idle connection is kept open; 0 closes each one after its first answer.",
+        minimum=0,
+    )
     drain_delay: float = setting(
         0.0, "Seconds between turning not ready and closing the port on SIGTERM.", minimum=0
     )
