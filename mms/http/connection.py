@@ -23,6 +23,7 @@ from typing import Any, cast
 from aiohttp import hdrs, web
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import _ErrInfo
 
 from mms.config import ServerSettings
 from mms.errors import MMSError, OutOfMemory, SlowClient, TooManyConnections
@@ -239,8 +240,19 @@ class Connection(web.RequestHandler):
         if self._request_count != self._heads_seen:
             self._heads_seen = self._request_count
             self._head_began_at = 0.0
+            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+                self._break_body(self._messages[-1][0].message)
         elif self._head_began_at == 0.0 and self._waiter is not None:
             self._head_began_at = time.monotonic()
+
+    def _break_body(self, why: str) -> None:
+        """Tell the handler that waits for more of a body that what came is none.
+
+        aiohttp only queues an error behind it, so that it would wait until its timeout.
+        """
+        request = self._current_request
+        if request is not None and not request.content.is_eof():
+            request.content.set_exception(web.RequestPayloadError(_printable(why)))
 
     def resume_writing(self) -> None:
         """asyncio: most of what was written has been sent."""
