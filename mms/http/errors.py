@@ -64,6 +64,9 @@ _LEGACY_TYPES = {
     507: "InsufficientStorageException",
 }
 
+#: What a service raises is quoted up to here; its log has more.
+_MAX_MESSAGE_CHARS = 2048
+
 
 def status_of(error: MMSError) -> int:
     """Give the HTTP status of an error."""
@@ -102,6 +105,7 @@ def error_response(
             details |= {"exception": error.detail.type, "where": error.detail.where}
             last_line = error.detail.traceback.rsplit("\n", 1)[-1]
             message = f"{message}: {last_line}" if last_line else message
+            message = message[:_MAX_MESSAGE_CHARS]
     return response(
         status, type(error).__name__, error.code, message, request_id, headers, details, in_v2
     )

@@ -31,6 +31,11 @@ SHORT_S = 0.4
 CHUNKED = "Transfer-Encoding: chunked"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def loop() -> None:
+    """Make the module's loop before the search for open files, whichever test comes first."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     folder = tmp_path_factory.mktemp("connections")
