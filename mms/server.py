@@ -28,9 +28,10 @@ from mms.archive.workspace import open_workspace
 from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app, shows_errors
-from mms.http.connection import Edge, Runner
+from mms.http.connection import Runner
 from mms.http.context import Context
 from mms.http.description import models_of
+from mms.http.edge import Edge
 from mms.http.generate import find_generator
 from mms.http.management import make_management_app
 from mms.http.openapi import routes_of

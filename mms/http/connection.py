@@ -3,8 +3,7 @@
 The only module that relies on what aiohttp does not document: `Connection` derives from its
 protocol. The handler of a request sees none of it but `hold_of`. Tests pin what is relied on.
 
-One timer for all connections watches them (`Edge._sweep`), so that a request pays nothing for being
-watched: heads that do not come to their end, answers that nobody reads.
+What is slow is noticed by the one timer of `mms.http.edge`, which looks at all connections.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import resource
 import struct
 import termios
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -25,36 +24,28 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
-from mms.config import ServerSettings
-from mms.errors import MMSError, OutOfMemory, SlowClient, TooManyConnections
-from mms.http.errors import error_body, status_of
-from mms.http.limiter import LineLimiter
-from mms.http.response import ClosingResponse, closing_response
-from mms.metrics.exporter import ServerMetrics
-from mms.serving.budget import Budget, Hold
-from mms.serving.request_ids import RequestIds
+from mms.errors import OutOfMemory, SlowClient
+from mms.http.edge import Edge
+from mms.http.errors import status_of
+from mms.http.response import ClosingResponse
+from mms.serving.budget import Hold
 
 logger = logging.getLogger("mms.http")
 
 #: Longest request line, and longest header; a little apart, since the parser's error for both is
 #: the same and only its limit says which of them was too long.
 MAX_LINE_BYTES, MAX_FIELD_BYTES = 16 << 10, (16 << 10) + 64
-#: Descriptors that connections leave to workers (three each), models' files and gRPC.
-_SPARE_FILES = 128
-#: Connections of the management port beyond the limit, so that an operator still gets in.
-_RESERVED_CONNECTIONS = 8
-#: Connections beyond the limit that are told so at once; any further ones are just closed.
-_MAX_TURNED_AWAY = 64
 #: What one that is turned away gets to read why. Closed at once, its request, still unread, would
 #: make the kernel reset the connection, and with it our answer.
 _TURNED_AWAY_S = 1.0
-#: Between two looks at all connections: at most, and as a part of the shortest timeout.
-_SWEEP_S, _SWEEPS_PER_TIMEOUT = 1.0, 4
 #: Rest of a body that is read and dropped after an answer that did not need it, so that the client
 #: gets to read that answer.
 _LINGER_S = 10.0
+#: Of what costs much to parse, so much is parsed in one turn of the loop: 3,000 chunks of a byte
+#: take 5 ms, what uvloop reads at once (256 KiB) would take 100. It is such if it has a line's end
+#: in so many bytes.
+_PIECE_BYTES, _BYTES_PER_CRUMB = 16 << 10, 64
 _MAX_REASON_CHARS = 100
-_ROUTE = "malformed"
 #: What makes an answer close its connection at once: a client that sends too much sends on.
 _TOO_LARGE = 413
 
@@ -69,120 +60,6 @@ def hold_of(request: web.BaseRequest) -> Hold:
     return cast(Connection, request.protocol).hold
 
 
-def default_max_connections() -> int:
-    """Return how many connections the limit of open files allows beside everything else."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        soft = 1 << 20
-    return max(soft // 2, soft - _SPARE_FILES)
-
-
-class Edge:
-    """What the connections of all ports share: limits, counters, and the timer that watches them.
-
-    Args:
-        settings: The server's settings.
-        budget: Bytes that may be held.
-        metrics: Counters of requests that belong to no model.
-    """
-
-    def __init__(self, settings: ServerSettings, budget: Budget, metrics: ServerMetrics) -> None:
-        self.budget = budget
-        self.max_connections = settings.max_connections or default_max_connections()
-        self.max_linger_bytes = settings.max_request_bytes
-        self.header_timeout_s = settings.header_timeout
-        self.write_timeout_s = settings.write_timeout
-        self._metrics = metrics
-        self._ids = RequestIds()
-        self._lines = LineLimiter()
-        self._open: set[Connection] = set()
-        self._turned_away: set[Connection] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        shortest_s = min(self.header_timeout_s, self.write_timeout_s)
-        self._sweep_s = min(_SWEEP_S, shortest_s / _SWEEPS_PER_TIMEOUT)
-
-    @property
-    def connections(self) -> int:
-        """Connections that are open and served."""
-        return len(self._open)
-
-    def enter(self, connection: Connection, is_reserved: bool) -> bool:
-        """Take a connection in, and return whether it is served.
-
-        Args:
-            connection: The connection.
-            is_reserved: Whether it is on the management port.
-        """
-        limit = self.max_connections + (_RESERVED_CONNECTIONS if is_reserved else 0)
-        is_served = len(self._open) < limit
-        (self._open if is_served else self._turned_away).add(connection)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-        return is_served
-
-    def leave(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
-        self._open.discard(connection)
-        self._turned_away.discard(connection)
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._timer:
-            self._timer.cancel()
-
-    def turn_away(self) -> bytes:
-        """Return the answer to a connection beyond the limit; empty if it is to get none."""
-        self._metrics.rejected[TooManyConnections.code] += 1
-        if len(self._turned_away) > _MAX_TURNED_AWAY:
-            return b""
-        error = TooManyConnections(
-            f"{self.max_connections} connections are open, as many as max_connections allows; try "
-            "again later, or start the server with --max-connections to allow more"
-        )
-        return self.refusal(error, {"Retry-After": "1"})
-
-    def refusal(self, error: MMSError, headers: dict[str, str] | None = None) -> bytes:
-        """Return the answer to something that is no request, and count it."""
-        status, id_ = status_of(error), self._ids.of(None)
-        self._metrics.requests[_ROUTE, status] += 1
-        body = error_body(status, type(error).__name__, error.code, str(error), id_)
-        return closing_response(status, body, {"X-Request-Id": id_, **(headers or {})})
-
-    def malformed(self, request: web.BaseRequest, status: int, why: str) -> web.StreamResponse:
-        """Return the answer to a request that cannot be read, count it, and log it if few are."""
-        id_ = self._ids.of(None)
-        self._metrics.requests[_ROUTE, status] += 1
-        self.log(f"refused a malformed request from {request.remote}: {why}")
-        kind, code = _KINDS[status]
-        body = error_body(status, kind, code, f"the request is malformed: {why}", id_)
-        return ClosingResponse(closing_response(status, body, {"X-Request-Id": id_}), status)
-
-    def cut_off(self) -> None:
-        """Count a connection whose client does not read its answers."""
-        self._metrics.rejected["slow_reader"] += 1
-
-    def log(self, line: str) -> None:
-        """Log what a client has done, unless that floods the log."""
-        now = time.monotonic()
-        self._log_suppressed(now)
-        if self._lines.admit(now):
-            logger.info("%s", line)
-
-    def _log_suppressed(self, now: float) -> None:
-        count = self._lines.take_suppressed(now)
-        if count:
-            logger.info("%d more malformed or failed requests, not logged", count)
-
-    def _sweep(self) -> None:
-        now = time.monotonic()
-        self._log_suppressed(now)
-        for connection in [*self._open, *self._turned_away]:
-            connection.check(now)
-        self._timer = None
-        if self._open or self._turned_away:
-            self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-
-
 class Connection(web.RequestHandler):
     """aiohttp's protocol, with limits.
 
@@ -191,8 +68,8 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_accepted_at", "_edge", "_head_began_at", "_heads_seen", "_is_reserved", "_mark",
-        "_mark_at", "_resumes", "_turned_away_at", "_wire", "hold",
+        "_accepted_at", "_backlog", "_edge", "_head_began_at", "_heads_seen", "_is_reserved",
+        "_mark", "_mark_at", "_resumes", "_turned_away_at", "_wire", "hold",
     )  # fmt: skip
 
     def __init__(self, manager: web.Server, edge: Edge, is_reserved: bool, **options: Any) -> None:
@@ -202,6 +79,8 @@ class Connection(web.RequestHandler):
         self._is_reserved = is_reserved
         # Kept to the very end, unlike `transport`: what is closed may still have to be sent.
         self._wire: asyncio.Transport | None = None
+        # Read but not parsed yet; while there is any, no more is read.
+        self._backlog: deque[bytes] = deque()
         self._accepted_at = self._head_began_at = self._turned_away_at = 0.0
         self._heads_seen = self._resumes = 0
         self._mark: tuple[int, ...] = ()
@@ -231,7 +110,41 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """asyncio: bytes have come."""
+        """asyncio: bytes have come; or none, and the parser is to go on with what it has."""
+        if data and self._backlog:
+            self._backlog.append(data)
+        elif len(data) > _PIECE_BYTES and self._is_crumbly(data):
+            pieces = range(0, len(data), _PIECE_BYTES)
+            self._backlog.extend(data[at : at + _PIECE_BYTES] for at in pieces)
+            self._pause_transport_reading()
+            self._loop.call_soon(self._parse_next)
+        else:
+            self._parse(data)
+
+    def _is_crumbly(self, data: bytes) -> bool:
+        """Whether data may be many tiny chunks, or requests: costly to parse for its length."""
+        request = self._current_request
+        if request is not None and request.content_length is not None:
+            return False
+        return data.count(b"\r\n") > len(data) // _BYTES_PER_CRUMB
+
+    def _parse_next(self) -> None:
+        """Parse one piece, and let others have their turn before the next."""
+        if not self._backlog or self._force_close:
+            self._backlog.clear()
+            return
+        self._parse(self._backlog.popleft())
+        if self._backlog:
+            self._loop.call_soon(self._parse_next)
+        elif not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        """aiohttp: read on; not before what has been read is parsed."""
+        if not self._backlog:
+            super()._resume_transport_reading()
+
+    def _parse(self, data: bytes) -> None:
         try:
             super().data_received(data)
         except MemoryError:
@@ -477,15 +390,6 @@ def _printable(text: str) -> str:
     """Return the first line of a text: what an error is; the lines below it quote the client."""
     line = text.strip().split("\n", 1)[0].rstrip(": ")[:_MAX_REASON_CHARS]
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in line)
-
-
-_KINDS = {
-    400: ("InvalidRequest", "malformed_request"),
-    414: ("InvalidRequest", "request_line_too_long"),
-    417: ("InvalidRequest", "expectation_failed"),
-    431: ("InvalidRequest", "headers_too_long"),
-    500: ("InternalError", "internal_error"),
-}
 
 
 def _unacknowledged(wire: asyncio.Transport) -> int:

@@ -145,6 +145,45 @@ class TestV02V23PackedBodies:
         assert not errors(caplog)
 
 
+class TestTinyChunks:
+    """CVE-2025-23310 and -23311, of others: a body in chunks of a byte each."""
+
+    async def test_tiny_chunks_are_parsed_a_piece_at_a_turn_and_kept_together(
+        self, edge: RunningServer
+    ) -> None:
+        size, steps, last = 400_000, [0], [0]
+        budget, loop = edge.server.budget, asyncio.get_running_loop()
+
+        def look() -> None:
+            steps.append(budget.held - last[0])
+            last[0] = budget.held
+            handle[0] = loop.call_soon(look)
+
+        handle = [loop.call_soon(look)]
+        async with connect(edge) as client:
+            body = json.dumps(["count", "z" * size]).encode()
+            await client.send(http(b"", CHUNKED))
+            await client.send(b"".join(b"1\r\n%c\r\n" % byte for byte in body))
+            await until(lambda: budget.held >= len(body))
+            assert budget.held < 1.1 * len(body)
+            await client.send(b"0\r\n\r\n")
+            assert (await client.answer())[0] == 200
+        handle[0].cancel()
+        # Of what was sent, a sixth is body.
+        assert 0 < max(steps) <= 16 << 10
+
+    async def test_pipelined_requests_in_one_piece_are_answered_in_order(
+        self, edge: RunningServer
+    ) -> None:
+        many = 1000
+        async with connect(edge) as client:
+            requests = [http(f"[{number}]".encode()) for number in range(many)]
+            client.writer.write(b"".join(requests))
+            for number in range(many):
+                status, _, body = await client.answer()
+                assert (status, json.loads(body)) == (200, [number])
+
+
 class TestV22TooMuch:
     @pytest.mark.parametrize("lines", [(f"Content-Length: {1 << 40}",), (CHUNKED,)])
     async def test_after_a_413_no_more_is_read(
