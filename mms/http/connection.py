@@ -227,6 +227,7 @@ class Connection(web.RequestHandler):
                 request_handler = self._heed_expectation(request_handler)
             answer, is_broken = await super()._handle_request(request, start_time, request_handler)
             if not (is_broken or request.content.is_eof()):
+                self.hold.release()
                 await self._drop_rest(request, answer)
             return answer, is_broken
         finally:
