@@ -22,6 +22,7 @@ from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.metrics.writer import Counts, Machine
+from mms.serving.budget import Budget
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
@@ -206,7 +207,9 @@ def _yaml(cls: type[Any], indent: str) -> list[str]:
 def _context() -> Context:
     registry, metrics = Registry(), ServerMetrics()
     exporter = Exporter(registry, metrics)
-    return Context(registry, ServerSettings(), metrics, exporter, Shadows(metrics.shadows))
+    budget = Budget(0)
+    shadows = Shadows(metrics.shadows, budget)
+    return Context(registry, ServerSettings(), metrics, exporter, shadows, budget)
 
 
 def _management_app() -> web.Application:

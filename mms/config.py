@@ -349,7 +349,10 @@ class ServerSettings:
         maximum=MAX_SECONDS,
     )
     keepalive_timeout: float = setting(
-        75.0, "Seconds an idle connection is kept open.", minimum=0, maximum=MAX_SECONDS
+        75.0,
+        "Seconds an idle connection is kept open; 0 closes each one after its first answer.",
+        minimum=0,
+        maximum=MAX_SECONDS,
     )
     drain_delay: float = setting(
         0.0,

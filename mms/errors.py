@@ -36,7 +36,9 @@ goes into ``detail`` and the log.
     ├── Unavailable
     │   ├── ModelNotReady
     │   ├── Draining
-    │   └── QueueFull
+    │   ├── QueueFull
+    │   ├── BufferFull          bytes of requests and answers, over all models
+    │   └── TooManyConnections
     ├── DeadlineExceeded
     ├── OutOfMemory
     └── ProtocolError           a process of ours broke the frame format
@@ -282,6 +284,18 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class BufferFull(Unavailable):
+    """The server holds as many bytes of requests and answers as it may."""
+
+    code = "buffer_full"
+
+
+class TooManyConnections(Unavailable):
+    """As many connections are open as the server takes."""
+
+    code = "too_many_connections"
+
+
 class DeadlineExceeded(MMSError):
     """No answer within the request's or the model's time limit."""
 
@@ -289,7 +303,7 @@ class DeadlineExceeded(MMSError):
 
 
 class OutOfMemory(MMSError):
-    """The model ran out of host or device memory."""
+    """The model ran out of host or device memory, or the server out of its own."""
 
     code = "out_of_memory"
 

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -28,14 +29,23 @@ from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures
+from mms.http.connection import Runner
 from mms.http.context import Context
 from mms.http.description import models_of
+from mms.http.edge import Edge
 from mms.http.generate import find_generator
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.http.openapi import routes_of
-from mms.metrics.exporter import METRICS_AGE_S, Exporter, ServableMetrics, ServerMetrics
+from mms.metrics.exporter import (
+    METRICS_AGE_S,
+    Exporter,
+    ServableMetrics,
+    ServerGauges,
+    ServerMetrics,
+)
 from mms.metrics.writer import MetricsWriter, make_writer
+from mms.serving.budget import Budget, default_limit
 from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
@@ -49,7 +59,6 @@ logger = logging.getLogger("mms.server")
 _BACKLOG = 1024
 #: What answers that are ready at the end get to be sent.
 _LAST_ANSWERS_S = 1.0
-_MAX_HEADER_BYTES = 16 << 10
 _PR_SET_DUMPABLE = 4
 #: New objects after which the garbage collector runs: a few MB at most.
 _COLLECT_AFTER_OBJECTS = 20_000
@@ -84,13 +93,16 @@ class Server:
         self._reread = reread
         self._reloading: asyncio.Task[None] | None = None
         self.registry = Registry()
-        self.metrics = ServerMetrics()
+        self.metrics = ServerMetrics(gauges=self._gauges)
+        self.budget = Budget(config.server.max_buffered_bytes or _default_budget())
+        self._edge = Edge(config.server, self.budget, self.metrics)
         self.context = Context(
             self.registry,
             config.server,
             self.metrics,
             Exporter(self.registry, self.metrics, metrics_age_s),
-            Shadows(self.metrics.shadows),
+            Shadows(self.metrics.shadows, self.budget),
+            self.budget,
         )
         self._announce = announce
         self._longest_delay_s = longest_delay_s
@@ -178,6 +190,7 @@ class Server:
             await self.manager.stop(timeout_s, self._stop_now)
         await stopping
         await self._stack.aclose()
+        self._edge.close()
 
     @property
     def url(self) -> str:
@@ -265,19 +278,18 @@ class Server:
                 f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
             )
         sock = _bind(settings.management_host, settings.management_port, "management-port")
-        await self._serve(make_management_app(self.context, manager, guard), sock)
+        app = make_management_app(self.context, manager, guard)
+        await self._serve(app, sock, is_management=True)
         self.management_port = sock.getsockname()[1]
 
-    async def _serve(self, app: web.Application, sock: socket.socket) -> web.SockSite:
-        runner = web.AppRunner(
+    async def _serve(
+        self, app: web.Application, sock: socket.socket, is_management: bool = False
+    ) -> web.SockSite:
+        runner = Runner(
             app,
-            access_log=None,
-            # Workers unpack bodies, within limits and off the event loop.
-            auto_decompress=False,
-            handler_cancellation=True,
+            self._edge,
+            is_reserved=is_management,
             keepalive_timeout=self.config.server.keepalive_timeout,
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
             # Requests still running at the end were given their time already.
             shutdown_timeout=_LAST_ANSWERS_S,
         )
@@ -286,6 +298,10 @@ class Server:
         site = web.SockSite(runner, sock, backlog=_BACKLOG)
         await site.start()
         return site
+
+    def _gauges(self) -> ServerGauges:
+        budget, edge = self.budget, self._edge
+        return ServerGauges(budget.held, budget.limit, edge.connections, edge.max_connections)
 
     def _make_metrics_writer(self) -> MetricsWriter | None:
         """Give what writes metrics where the settings say; stopped after the last request."""
@@ -370,6 +386,12 @@ def _hide_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _default_budget() -> int:
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    is_limited = address_space != resource.RLIM_INFINITY
+    return default_limit(address_space=address_space if is_limited else 0)
 
 
 def _tune_collector() -> None:

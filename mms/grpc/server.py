@@ -16,7 +16,7 @@ import grpc
 
 from mms import log
 from mms.config import ServerSettings
-from mms.errors import Draining, Forbidden, MMSError, Unavailable
+from mms.errors import BufferFull, Draining, Forbidden, MMSError, OutOfMemory, Unavailable
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.grpc.codec import decode_answer, encode_request
@@ -24,6 +24,7 @@ from mms.grpc.errors import code_of, metadata_of, status_of, text_of
 from mms.metrics.exporter import ServableMetrics, ServerMetrics
 from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, Buffer, RequestMeta
 from mms.serving import v2
+from mms.serving.budget import Budget, Hold
 from mms.serving.registry import Registry
 from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
@@ -51,6 +52,7 @@ class State(Protocol):
     settings: ServerSettings
     metrics: ServerMetrics
     shadows: Shadows
+    budget: Budget
     is_started: bool
     is_draining: bool
 
@@ -167,7 +169,14 @@ class InferenceService:
         except MMSError as error:
             status = status_of(error)
             _log_error(error, status)
+            if isinstance(error, BufferFull):
+                (call.metrics or self._state.metrics).rejected[error.code] += 1
             await self._abort(call, error)
+        except MemoryError:
+            refusal = OutOfMemory("the server is out of memory; try again later")
+            status = status_of(refusal)
+            _log_error(refusal, status)
+            await self._abort(call, refusal)
         except asyncio.CancelledError:
             left_s = context.time_remaining()
             if left_s is not None and left_s < _CLOCKS_APART_S:
@@ -200,11 +209,23 @@ class InferenceService:
         return model.version(request.version or model.default)
 
     async def _infer(self, call: Call) -> Any:
+        hold = Hold(self._state.budget)
+        # Called when the answer has been sent, or will never be.
+        call.context.add_done_callback(lambda _: hold.release())
+        try:
+            return await self._infer_within(hold, call)
+        except BaseException:
+            hold.release()
+            raise
+
+    async def _infer_within(self, hold: Hold, call: Call) -> Any:
         state = self._state
         servable, copy_to = self._choose(call)
         call.metrics = servable.metrics
         if state.is_draining:
             raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
+        # The message as gRPC has it, and as workers get it.
+        hold.grow(2 * call.request.ByteSize())
         chunks, size = await self._encode(call.request)
         if servable.is_gone:
             # Replaced or unregistered while the request was taken apart: nobody need notice.
@@ -217,6 +238,7 @@ class InferenceService:
             answer = await state.shadows.answer(asking, copy_to, meta, chunks, size)
         else:
             answer = await asking
+        hold.replace(len(answer.body))
         return decode_answer(answer)
 
     def _choose(self, call: Call) -> tuple[Servable, Servable | None]:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from mms.config import ServerSettings
 from mms.metrics.exporter import Exporter, ServerMetrics
+from mms.serving.budget import Budget
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
@@ -23,6 +24,7 @@ class Context:
         metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
         shadows: Copies of requests for other versions.
+        budget: Bytes of requests and answers that may be held.
         manager: Changes which models there are; None before there is one.
         is_started: Whether every start-up model has been loaded.
         is_stopping: Whether the server is about to stop: not ready, but still serving.
@@ -34,6 +36,7 @@ class Context:
     metrics: ServerMetrics
     exporter: Exporter
     shadows: Shadows
+    budget: Budget
     manager: ModelManager | None = None
     is_started: bool = False
     is_stopping: bool = False

@@ -66,6 +66,9 @@ _LEGACY_TYPES = {
     507: "InsufficientStorageException",
 }
 
+#: What a service raises is quoted up to here; its log has more.
+_MAX_MESSAGE_CHARS = 2048
+
 
 def status_of(error: MMSError) -> int:
     """Give the HTTP status of an error."""
@@ -104,6 +107,7 @@ def error_response(
             details |= {"exception": error.detail.type, "where": error.detail.where}
             last_line = error.detail.traceback.rsplit("\n", 1)[-1]
             message = f"{message}: {last_line}" if last_line else message
+            message = message[:_MAX_MESSAGE_CHARS]
     return response(
         status, type(error).__name__, error.code, message, request_id, headers, details, in_v2
     )
@@ -120,10 +124,28 @@ def response(
     in_v2: bool = False,
 ) -> web.Response:
     """Give an error answer; at its top stands what clients of MMS 1.x look for."""
+    return web.Response(
+        status=status,
+        body=error_body(status, type_, code, message, request_id, details, in_v2),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def error_body(
+    status: int,
+    type_: str,
+    code: str,
+    message: str,
+    request_id: str,
+    details: dict[str, str] | None = None,
+    in_v2: bool = False,
+) -> bytes:
+    """Return the JSON document of an error answer."""
     if in_v2:
         where = (details or {}).get("where")
         text = f"{message} ({where})" if where else message
-        return _json(status, {"error": text}, headers)
+        return _dump({"error": text})
     document: dict[str, Any] = {
         "error": {
             "code": code,
@@ -138,13 +160,8 @@ def response(
         else _LEGACY_TYPES.get(status, "InternalServerException"),
         "message": message,
     }
-    return _json(status, document, headers)
+    return _dump(document)
 
 
-def _json(status: int, document: dict[str, Any], headers: dict[str, str]) -> web.Response:
-    return web.Response(
-        status=status,
-        body=orjson.dumps(document) + b"\n",
-        content_type="application/json",
-        headers=headers,
-    )
+def _dump(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document) + b"\n"

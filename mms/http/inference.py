@@ -6,7 +6,8 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from mms.errors import Draining, InvalidRequest
-from mms.http.body import read_body
+from mms.http.body import content_encoding, read_body
+from mms.http.connection import hold_of
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import CALL
 from mms.http.response import answer_response
@@ -71,12 +72,15 @@ async def predict_with(
         raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
     settings = context.settings
     timeout_s = _timeout_s(request)
-    chunks, size = await read_body(request, settings.max_request_bytes, settings.body_timeout)
+    encoding = content_encoding(request)
+    chunks, size = await read_body(
+        request, settings.max_request_bytes, settings.body_timeout, is_packed=True
+    )
     if servable.is_gone:
         # Replaced or unregistered while the body came: nobody need notice.
         servable = _successor(request, context, servable)
         call.metrics = servable.metrics
-    meta = _encode_meta(request, call.id, route or call.route, servable)
+    meta = _encode_meta(request, call.id, route or call.route, encoding, servable)
     is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
     copy_to = model.versions.get(model.traffic.shadow) if version is None else None
     asking = servable.infer(meta, chunks, size, timeout_s, is_urgent)
@@ -84,6 +88,7 @@ async def predict_with(
         answer = await asking
     else:
         answer = await context.shadows.answer(asking, copy_to, meta, chunks, size)
+    hold_of(request).replace(len(answer.body))
     return answer_response(request, answer, call.id)
 
 
@@ -109,15 +114,17 @@ def _successor(request: web.Request, context: Context, servable: Servable) -> Se
     return model.version(servable.version)
 
 
-def _encode_meta(request: web.Request, id_: str, route: str, servable: Servable) -> bytes:
-    """Give what the worker must know of a request besides its body."""
+def _encode_meta(
+    request: web.Request, id_: str, route: str, encoding: str, servable: Servable
+) -> bytes:
+    """Return what the worker must know of a request besides its body."""
     headers = request.headers
     meta = RequestMeta(
         id_,
         route,
         headers.get(hdrs.CONTENT_TYPE, ""),
         headers.get(hdrs.ACCEPT, ""),
-        headers.get(hdrs.CONTENT_ENCODING, ""),
+        encoding,
     )
     if servable.archive.manifest.handler:
         # 1.x handlers see all headers; others do not pay for them.

@@ -13,9 +13,11 @@ from aiohttp import web
 from multidict import istr
 
 from mms import log
-from mms.errors import MMSError, Unavailable
+from mms.errors import BufferFull, MMSError, OutOfMemory, Unavailable
+from mms.http.connection import hold_of
 from mms.http.errors import error_response, is_v2, response
 from mms.metrics.exporter import ServableMetrics, ServerMetrics
+from mms.serving.budget import SMALL_BYTES
 from mms.serving.request_ids import RequestIds
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,6 +66,16 @@ def make_middleware(
     """
     ids = RequestIds()
 
+    def fail(request: web.Request, error: MMSError) -> web.StreamResponse:
+        """Return the answer to a request that failed, which holds no bytes any more."""
+        hold_of(request).release()
+        call = request[CALL]
+        if isinstance(error, BufferFull):
+            (call.metrics or metrics).rejected[error.code] += 1
+        answer = error_response(error, call.id, debug_errors, is_v2(request.path))
+        _log_error(error, answer.status)
+        return answer
+
     # aiohttp passes the next handler by keyword, so its name is part of the interface.
     @web.middleware
     async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -78,10 +90,14 @@ def make_middleware(
                 check(request)
             answer = await handler(request)
             status = answer.status
+            if isinstance(answer, web.Response):
+                _count_answer(request, answer)
         except MMSError as error:
-            answer = error_response(error, request_id, debug_errors, is_v2(request.path))
+            answer = fail(request, error)
             status = answer.status
-            _log_error(error, status)
+        except MemoryError:
+            answer = fail(request, OutOfMemory("the server is out of memory; try again later"))
+            status = answer.status
         except web.HTTPException as error:
             answer = _http_error(error, request, request_id)
             status = answer.status
@@ -117,6 +133,17 @@ def make_middleware(
         return answer
 
     return measure
+
+
+def _count_answer(request: web.Request, answer: web.Response) -> None:
+    """Count a large answer that no model gave: metrics, descriptions.
+
+    Raises:
+        BufferFull: It does not fit beside what is held.
+    """
+    size = len(answer.body) if isinstance(answer.body, bytes) else 0
+    if size > SMALL_BYTES:
+        hold_of(request).replace(size)
 
 
 def _log_error(error: MMSError, status: int) -> None:

@@ -9,20 +9,29 @@ set by a service) goes through `web.Response`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 
-from mms.protocol import Answer
+from mms.protocol import Answer, Buffer
+from mms.serving.budget import SMALL_BYTES
 
-#: Larger bodies are drained by aiohttp, which heeds a slow client.
-_MAX_FAST_BYTES = 64 << 10
+#: Larger bodies are written in pieces, each once the client has taken most of the one before: what
+#: is given to uvloop at once, it buffers at once.
+_MAX_FAST_BYTES = SMALL_BYTES
+#: Large enough that the loop's work for it does not show, small beside what a client may hold.
+_PIECE_BYTES = 256 << 10
+#: Statuses whose answers have no body, whatever the service gave.
+_WITHOUT_BODY = (204, 304)
 
 
 class FastResponse(web.StreamResponse):
     """A complete 200 application/json answer in one write."""
+
+    _fast_may_keep_alive = True
 
     def __init__(self, body: bytes, request_id: str) -> None:
         # The base class would build a header map that is never read.
@@ -48,7 +57,7 @@ class FastResponse(web.StreamResponse):
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """aiohttp: write everything."""
-        self._fast_keep_alive = request.keep_alive
+        self._fast_keep_alive = request.keep_alive and self._fast_may_keep_alive
         transport = request.transport
         if transport is None:
             # The client has left.
@@ -67,23 +76,89 @@ class FastResponse(web.StreamResponse):
             await request.writer.drain()
         return None
 
+    def force_close(self) -> None:
+        """Close the connection after this answer."""
+        self._fast_may_keep_alive = False
+
     async def write_eof(self, data: bytes = b"") -> None:
         """aiohttp: nothing is left to write."""
 
 
+class ClosingResponse(FastResponse):
+    """An answer made before, after which the connection is closed."""
+
+    def __init__(self, data: bytes, status: int) -> None:
+        super().__init__(data, "")
+        self._closing_status = status
+        self._fast_keep_alive = False
+
+    @property
+    def status(self) -> int:
+        """As given."""
+        return self._closing_status
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """aiohttp: write everything."""
+        if request.transport is not None:
+            request.transport.write(self._fast_body)
+        return None
+
+
+def closing_response(status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return the bytes of a JSON answer after which the connection is closed."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n{lines}"
+        f"Date: {rfc822_formatted_time()}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body
+
+
+class LargeResponse(web.StreamResponse):
+    """An answer that is written in pieces, as fast as the client reads, and never copied."""
+
+    def __init__(self, body: Buffer, status: int, reason: str, headers: Mapping[str, str]) -> None:
+        super().__init__(status=status, reason=reason or None, headers=headers)
+        self.content_length = len(body)
+        self._large_body = body
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """aiohttp: write the body."""
+        view = memoryview(self._large_body)
+        for at in range(0, len(view), _PIECE_BYTES):
+            await self.write(view[at : at + _PIECE_BYTES])
+        await super().write_eof()
+
+
 def answer_response(request: web.Request, answer: Answer, request_id: str) -> web.StreamResponse:
-    """Give the response for a model's answer."""
+    """Return the response for a model's answer."""
+    is_small = len(answer.body) <= _MAX_FAST_BYTES
     if (
-        answer.is_plain
-        and len(answer.body) <= _MAX_FAST_BYTES
+        is_small
+        and answer.is_plain
         and request.version == HttpVersion11
         and request.method == "POST"
     ):
         return FastResponse(bytes(answer.body), request_id)
     headers = {"Content-Type": answer.content_type, **answer.headers, "X-Request-Id": request_id}
+    if not is_small and answer.status not in _WITHOUT_BODY:
+        return LargeResponse(own_body(answer.body), answer.status, answer.reason, headers)
     return web.Response(
         status=answer.status, reason=answer.reason or None, body=bytes(answer.body), headers=headers
     )
+
+
+def own_body(body: Buffer) -> Buffer:
+    """Return a body that keeps no more than about twice its length alive.
+
+    Answers are views of the frame that brought the whole batch. A small part of a large one is
+    copied; a large part stays a view.
+    """
+    if isinstance(body, memoryview) and 2 * len(body) < memoryview(body.obj).nbytes:
+        return bytes(body)
+    return body
 
 
 def json_response(

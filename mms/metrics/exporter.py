@@ -99,6 +99,16 @@ class ServableMetrics:
         self.load_seconds = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ServerGauges:
+    """What the server as a whole holds at this moment, and may hold."""
+
+    buffered_bytes: int = 0
+    max_buffered_bytes: int = 0
+    connections: int = 0
+    max_connections: int = 0
+
+
 @dataclass
 class ServerMetrics:
     """What is counted for requests that belong to no model, by (route, status)."""
@@ -106,6 +116,7 @@ class ServerMetrics:
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     shadows: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    gauges: Callable[[], ServerGauges] = ServerGauges
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,7 @@ class Exporter:
         yield from self._request_metrics(snapshots)
         yield from _histograms(snapshots)
         yield from _gauges(snapshots)
+        yield from _server_gauges(self._server.gauges())
         yield from families(
             (s.metrics.model, s.metrics.version, s.metrics.reported) for s in snapshots
         )
@@ -292,6 +304,20 @@ def _histograms(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
                 [m.model, m.version, stage.name.lower()], histogram.cumulative(), histogram.total
             )
     yield stages
+
+
+def _server_gauges(gauges: ServerGauges) -> Iterator[Metric]:
+    for name, help_, value in (
+        (
+            "mms_buffered_bytes",
+            "Bytes of request bodies and answers held by the server.",
+            gauges.buffered_bytes,
+        ),
+        ("mms_buffered_bytes_limit", "Most bytes that may be held.", gauges.max_buffered_bytes),
+        ("mms_connections", "HTTP connections that are open.", gauges.connections),
+        ("mms_connections_limit", "Most connections that may be.", gauges.max_connections),
+    ):
+        yield GaugeMetricFamily(name, help_, value=value)
 
 
 def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:

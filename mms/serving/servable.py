@@ -558,6 +558,8 @@ class Servable:
 
     def _abandon(self, job: Inference) -> None:
         """Free what a request held whose client has left."""
+        # In a worker already, it is not sent again: nobody waits for its answer.
+        job.chunks = ()
         if not self._dispatcher.cancel(job) and self.settings.cancel_running == "kill":
             id_ = self._dispatcher.forsaken_worker(job)
             if id_ is not None:

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 
-from mms.errors import MMSError
+from mms.errors import BufferFull, MMSError, PayloadTooLarge
 from mms.protocol import Answer, Buffer
+from mms.serving.budget import Budget, Hold
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
 
@@ -21,13 +22,18 @@ _V2_VERSION = re.compile(rb'\{"model_name":"[^"]*","model_version":"[^"]*"')
 class Shadows:
     """Copies under way, and what came of those before.
 
+    Args:
+        outcomes: As the attribute.
+        budget: Bytes that may be held; copies count apart, since they outlive their originals.
+
     Attributes:
         outcomes: Number of copies by (model, version, same | different | failed | uncompared |
             skipped).
     """
 
-    def __init__(self, outcomes: Counter[tuple[str, str, str]]) -> None:
+    def __init__(self, outcomes: Counter[tuple[str, str, str]], budget: Budget) -> None:
         self.outcomes = outcomes
+        self._budget = budget
         self._tasks = Tasks()
 
     async def answer(
@@ -40,9 +46,11 @@ class Shadows:
     ) -> Answer:
         """Give the answer of `asking`; the copy runs beside it and is waited for by nobody."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if len(self._tasks) < _MAX_COPIES:
-            self._tasks.start(self._copy(answered, copy_to, meta, chunks, size))
+        hold = Hold(self._budget)
+        if len(self._tasks) < _MAX_COPIES and _fits(hold, size):
+            self._tasks.start(self._copy(answered, hold, copy_to, meta, chunks, size))
         else:
+            answered.cancel()
             self.outcomes[copy_to.name, copy_to.version, "skipped"] += 1
         try:
             answer = await asking
@@ -50,7 +58,10 @@ class Shadows:
             answered.cancel()
             raise
         if not answered.done():
-            answered.set_result(answer)
+            if _fits(hold, len(answer.body)):
+                answered.set_result(answer)
+            else:
+                answered.cancel()
         return answer
 
     async def stop(self) -> None:
@@ -60,6 +71,7 @@ class Shadows:
     async def _copy(
         self,
         answered: asyncio.Future[Answer],
+        hold: Hold,
         copy_to: Servable,
         meta: bytes,
         chunks: Sequence[Buffer],
@@ -74,11 +86,24 @@ class Shadows:
         except MMSError:
             pass
         except asyncio.CancelledError:
-            # Not ours: the original failed, so there is nothing to compare with.
+            # Not ours: the original failed or is too large to keep: nothing to compare with.
             if not answered.cancelled():
                 raise
             outcome = "uncompared"
+        finally:
+            # What is done is counted no more: see `answer`.
+            answered.cancel()
+            hold.release()
         self.outcomes[copy_to.name, copy_to.version, outcome] += 1
+
+
+def _fits(hold: Hold, size: int) -> bool:
+    """Count bytes that a copy holds, if the budget allows it."""
+    try:
+        hold.grow(size)
+    except (BufferFull, PayloadTooLarge):
+        return False
+    return True
 
 
 def _result(answer: Answer) -> Buffer:

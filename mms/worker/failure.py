@@ -48,6 +48,8 @@ _OUT_OF_MEMORY_TEXTS = (
 
 #: How the line begins in which MXNet says what is wrong.
 _REASON_MARKS = ("MXNetError:", "mxnet.base.MXNetError:", "Error in operator")
+#: Longest message and longest traceback that leave a worker, for answers and for the log.
+_MAX_MESSAGE_CHARS, _MAX_TRACEBACK_CHARS = 2048, 16 << 10
 
 
 def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
@@ -62,8 +64,7 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
     if isinstance(error, MMSError):
         # It goes on living as an answer. Any other ends here, unless user code has kept it.
         release(error)
-        error.detail = error.detail or detail
-        return error
+        return _cut_error(error, detail)
     if isinstance(error, PredictionException):
         return RejectedByService(_text(error.message), _error_status(error.error_code), detail)
     if is_out_of_memory(error):
@@ -96,8 +97,7 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
     """Give the error to report for an exception while the model was loaded."""
     detail = describe(error, "load", model_dir)
     if isinstance(error, MMSError):
-        error.detail = error.detail or detail
-        return error
+        return _cut_error(error, detail)
     if is_out_of_memory(error):
         return OutOfMemory(f"out of memory while the model was loaded{limit_hint()}", detail)
     return ModelLoadFailed(f"{detail.type}: {_first_line(error)}{_hint(error)}", detail)
@@ -164,7 +164,7 @@ def _format(error: BaseException, model_dir: str) -> str:
     elif isinstance(error, (SyntaxError, MMSError)):
         summary.stack = traceback.StackSummary.from_list([])
     linecache.checkcache()
-    return "".join(summary.format()).rstrip()
+    return _cut_middle("".join(summary.format()).rstrip(), _MAX_TRACEBACK_CHARS)
 
 
 def _frames(tb: TracebackType | None) -> list[traceback.FrameSummary]:
@@ -183,9 +183,27 @@ def _is_own(filename: str, model_dir: str) -> bool:
     )
 
 
+def _cut_error(error: MMSError, detail: ErrorDetail) -> MMSError:
+    """Return an error of ours, which a service may have raised, with its message cut."""
+    error.detail = error.detail or detail
+    error.args = (_text(error), *error.args[1:])
+    return error
+
+
+def _cut_middle(text: str, limit: int) -> str:
+    """Shorten a text; how it begins and how it ends say the most."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... ({len(text) - 2 * half} characters cut)\n{text[-half:]}"
+
+
 def _text(value: object) -> str:
     try:
-        return str(value)
+        text = str(value)
+        if len(text) <= _MAX_MESSAGE_CHARS:
+            return text
+        return f"{text[:_MAX_MESSAGE_CHARS]}... ({len(text) - _MAX_MESSAGE_CHARS} characters cut)"
     except Exception:  # noqa: BLE001 - user code: its __str__ may raise anything
         return f"({type(value).__name__} whose text cannot be read)"
 

@@ -40,6 +40,8 @@ DOCUMENTED = {
     errors.ModelNotReady: 503,
     errors.Draining: 503,
     errors.QueueFull: 503,
+    errors.BufferFull: 503,
+    errors.TooManyConnections: 503,
     errors.DeadlineExceeded: 504,
     errors.OutOfMemory: 507,
     errors.ProtocolError: 500,

@@ -60,6 +60,8 @@ DOCUMENTED = {
     errors.ModelNotReady: Code.UNAVAILABLE,
     errors.Draining: Code.UNAVAILABLE,
     errors.QueueFull: Code.UNAVAILABLE,
+    errors.BufferFull: Code.UNAVAILABLE,
+    errors.TooManyConnections: Code.UNAVAILABLE,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
     errors.OutOfMemory: Code.RESOURCE_EXHAUSTED,
     errors.ProtocolError: Code.INTERNAL,

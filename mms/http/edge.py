@@ -1,0 +1,166 @@
+"""What the connections of all ports share: limits, counters, and the one timer that watches them.
+
+One timer for all, so that a request pays nothing for being watched: for heads that do not come to
+their end, and for answers that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+from typing import Protocol
+
+from aiohttp import web
+
+from mms.config import ServerSettings
+from mms.errors import MMSError, TooManyConnections
+from mms.http.errors import error_body, status_of
+from mms.http.limiter import LineLimiter
+from mms.http.response import ClosingResponse, closing_response
+from mms.metrics.exporter import ServerMetrics
+from mms.serving.budget import Budget
+from mms.serving.request_ids import RequestIds
+
+logger = logging.getLogger("mms.http")
+
+#: Descriptors that connections leave to workers (three each), models' files and gRPC.
+_SPARE_FILES = 128
+#: Connections of the management port beyond the limit, so that an operator still gets in.
+_RESERVED_CONNECTIONS = 8
+#: Connections beyond the limit that are told so at once; any further ones are just closed.
+_MAX_TURNED_AWAY = 64
+#: Between two looks at all connections: at most, and as a part of the shortest timeout.
+_SWEEP_S, _SWEEPS_PER_TIMEOUT = 1.0, 4
+#: Name of the route in metrics, for what is no request to any.
+_ROUTE = "malformed"
+#: Type and code of such an error, by its status.
+_KINDS = {
+    400: ("InvalidRequest", "malformed_request"),
+    414: ("InvalidRequest", "request_line_too_long"),
+    417: ("InvalidRequest", "expectation_failed"),
+    431: ("InvalidRequest", "headers_too_long"),
+    500: ("InternalError", "internal_error"),
+}
+
+
+class Watched(Protocol):
+    """A connection, as far as the timer is concerned."""
+
+    def check(self, now: float) -> None:
+        """Close it if it has been slow for too long."""
+
+
+def default_max_connections() -> int:
+    """Return how many connections the limit of open files allows beside everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 20
+    return max(soft // 2, soft - _SPARE_FILES)
+
+
+class Edge:
+    """What the connections of all ports share: limits, counters, and the timer that watches them.
+
+    Args:
+        settings: The server's settings.
+        budget: Bytes that may be held.
+        metrics: Counters of requests that belong to no model.
+    """
+
+    def __init__(self, settings: ServerSettings, budget: Budget, metrics: ServerMetrics) -> None:
+        self.budget = budget
+        self.max_connections = settings.max_connections or default_max_connections()
+        self.max_linger_bytes = settings.max_request_bytes
+        self.header_timeout_s = settings.header_timeout
+        self.write_timeout_s = settings.write_timeout
+        self._metrics = metrics
+        self._ids = RequestIds()
+        self._lines = LineLimiter()
+        self._open: set[Watched] = set()
+        self._turned_away: set[Watched] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        shortest_s = min(self.header_timeout_s, self.write_timeout_s)
+        self._sweep_s = min(_SWEEP_S, shortest_s / _SWEEPS_PER_TIMEOUT)
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open and served."""
+        return len(self._open)
+
+    def enter(self, connection: Watched, is_reserved: bool) -> bool:
+        """Take a connection in, and return whether it is served.
+
+        Args:
+            connection: The connection.
+            is_reserved: Whether it is on the management port.
+        """
+        limit = self.max_connections + (_RESERVED_CONNECTIONS if is_reserved else 0)
+        is_served = len(self._open) < limit
+        (self._open if is_served else self._turned_away).add(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+        return is_served
+
+    def leave(self, connection: Watched) -> None:
+        """Forget a connection that is closed."""
+        self._open.discard(connection)
+        self._turned_away.discard(connection)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._timer:
+            self._timer.cancel()
+
+    def turn_away(self) -> bytes:
+        """Return the answer to a connection beyond the limit; empty if it is to get none."""
+        self._metrics.rejected[TooManyConnections.code] += 1
+        if len(self._turned_away) > _MAX_TURNED_AWAY:
+            return b""
+        error = TooManyConnections(
+            f"{self.max_connections} connections are open, as many as max_connections allows; try "
+            "again later, or start the server with --max-connections to allow more"
+        )
+        return self.refusal(error, {"Retry-After": "1"})
+
+    def refusal(self, error: MMSError, headers: dict[str, str] | None = None) -> bytes:
+        """Return the answer to something that is no request, and count it."""
+        status, id_ = status_of(error), self._ids.of(None)
+        self._metrics.requests[_ROUTE, status] += 1
+        body = error_body(status, type(error).__name__, error.code, str(error), id_)
+        return closing_response(status, body, {"X-Request-Id": id_, **(headers or {})})
+
+    def malformed(self, request: web.BaseRequest, status: int, why: str) -> web.StreamResponse:
+        """Return the answer to a request that cannot be read, count it, and log it if few are."""
+        id_ = self._ids.of(None)
+        self._metrics.requests[_ROUTE, status] += 1
+        self.log(f"refused a malformed request from {request.remote}: {why}")
+        kind, code = _KINDS[status]
+        body = error_body(status, kind, code, f"the request is malformed: {why}", id_)
+        return ClosingResponse(closing_response(status, body, {"X-Request-Id": id_}), status)
+
+    def cut_off(self) -> None:
+        """Count a connection whose client does not read its answers."""
+        self._metrics.rejected["slow_reader"] += 1
+
+    def log(self, line: str) -> None:
+        """Log what a client has done, unless that floods the log."""
+        now = time.monotonic()
+        self._log_suppressed(now)
+        if self._lines.admit(now):
+            logger.info("%s", line)
+
+    def _log_suppressed(self, now: float) -> None:
+        count = self._lines.take_suppressed(now)
+        if count:
+            logger.info("%d more malformed or failed requests, not logged", count)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        self._log_suppressed(now)
+        for connection in [*self._open, *self._turned_away]:
+            connection.check(now)
+        self._timer = None
+        if self._open or self._turned_away:
+            self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)

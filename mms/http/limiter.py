@@ -1,0 +1,37 @@
+"""A limit on log lines that clients can cause. Pure: the clock is an argument."""
+
+from __future__ import annotations
+
+_LINES, _WINDOW_S = 5, 10.0
+
+
+class LineLimiter:
+    """Admits a few lines in each window of time and counts the others.
+
+    Args:
+        lines: Lines admitted per window.
+        window_s: Length of a window, which begins with its first line.
+    """
+
+    def __init__(self, lines: int = _LINES, window_s: float = _WINDOW_S) -> None:
+        self._lines = lines
+        self._window_s = window_s
+        self._began_at = -window_s
+        self._seen = 0
+
+    def admit(self, now: float) -> bool:
+        """Count a line, and return whether it is to be written.
+
+        Take what an earlier window suppressed first, or its number is lost.
+        """
+        if now - self._began_at >= self._window_s:
+            self._began_at, self._seen = now, 0
+        self._seen += 1
+        return self._seen <= self._lines
+
+    def take_suppressed(self, now: float) -> int:
+        """Return how many lines a window that is over has suppressed, once."""
+        if now - self._began_at < self._window_s:
+            return 0
+        suppressed, self._seen = max(self._seen - self._lines, 0), 0
+        return suppressed
