@@ -112,7 +112,7 @@ def http(
     body: bytes = b"", *lines: str, path: str = "/predictions/edge", method: str = "POST"
 ) -> bytes:
     """Build a request; its Content-Length unless a line has another framing."""
-    head = [f"{method} {path} HTTP/1.1", "Host: x", *lines]
+    head = [f"{method} {path} HTTP/1.1", "Host: localhost", *lines]
     if not any(line.lower().startswith(("transfer-encoding", "content-length")) for line in lines):
         head.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body

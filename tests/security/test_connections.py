@@ -118,7 +118,7 @@ class TestV02V23PackedBodies:
         async with connect(edge, port=edge.server.management_port) as client:
             lines = "Content-Encoding: gzip", "Content-Type: application/json", "Host: 127.0.0.1"
             request = http(gzip.compress(b"{}"), *lines, path=path)
-            await client.send(request.replace(b"Host: x\r\n", b""))
+            await client.send(request.replace(b"Host: localhost\r\n", b""))
             status, _, body = await client.answer()
         assert status == 415
         assert b"takes no Content-Encoding" in body
@@ -255,7 +255,7 @@ class TestV22TooMuch:
 
 class TestV21SlowHeads:
     @pytest.mark.parametrize("keepalive", [0, 75])
-    @pytest.mark.parametrize("begun", [b"", b"P", b"GET / HTTP/1.1\r\nHost: x\r\nX-"])
+    @pytest.mark.parametrize("begun", [b"", b"P", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-"])
     async def test_a_head_that_does_not_end_is_closed_whatever_keeps_alive(
         self, start: StartServer, begun: bytes, keepalive: int
     ) -> None:
@@ -363,16 +363,16 @@ GARBAGE = {
     "no HTTP": (b"rubbish\r\n\r\n", 400),
     "TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), 400),
     "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "NUL in a header": (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400),
+    "NUL in a header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n", 400),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two lengths": (http(b"", "Content-Length: 3", "Content-Length: 4"), 400),
     "two framings": (http(b"0\r\n\r\n", CHUNKED, "Content-Length: 3"), 400),
     "negative length": (http(b"", "Content-Length: -1"), 400),
-    "folded header": (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n", 400),
-    "long header": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
-    "long header name": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a" * 20_000 + b": b\r\n\r\n", 431),
-    "many headers": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 5000 + b"\r\n", 431),
-    "long line": (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "folded header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n", 400),
+    "long header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+    "long header name": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a" * 20_000 + b": b\r\n\r\n", 431),
+    "many headers": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 5000 + b"\r\n", 431),
+    "long line": (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
 }
 
 #: Headers that are odd, but that HTTP allows; the answer may be any but a failure of ours.

@@ -80,7 +80,7 @@ async def post(port: int, model: str, body: bytes) -> tuple[int, str]:
     """Post on a connection of its own; (0, "") where that is reset."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = f"POST /predictions/{model} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = f"POST /predictions/{model} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
         for at in range(0, len(body), MB):
             writer.write(memoryview(body)[at : at + MB])
