@@ -19,10 +19,12 @@ import psutil
 
 from benchmarks.client import Demand, Request, Sample, measure
 from benchmarks.processes import BenchmarkError, start, stopping
+from mms.metrics.exporter import METRICS_AGE_S
 
 _START_LIMIT_S = 120.0
 _REPLACE_LIMIT_S = 60.0
 _POLL_S = 0.002
+_METRICS_AGE_S = 1.1 * METRICS_AGE_S
 _LISTENING = re.compile(r"listening on (http://\S+)\n.*Management on (http://\S+)/models\n", re.S)
 
 
@@ -50,9 +52,11 @@ class Server:
 
     def measure(self, model: str, request: Request, demand: Demand) -> Sample:
         """Ask a model for a while, and give what came of it."""
-        before = self._batches()
+        before, read_at = self._batches(), time.monotonic()
         processes = {"server": [self.pid], "workers": self.children()}
         sample = measure(self.url_of(model), request, demand, processes)
+        # Until then, /metrics answers what it has answered.
+        time.sleep(max(read_at + _METRICS_AGE_S - time.monotonic(), 0))
         requests, batches = (now - then for now, then in zip(self._batches(), before, strict=True))
         return dataclasses.replace(sample, batch_size=requests / batches)
 
