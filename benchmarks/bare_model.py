@@ -61,7 +61,7 @@ RunBatch = Callable[[int], None]
 
 
 def load_batch_runner(folder: Path) -> RunBatch:
-    """Load the service of an unpacked archive; give a function that runs so many requests."""
+    """Load the service of an unpacked archive; return a function that runs so many requests."""
     mx = import_mxnet()
     from mms.model_service.model_service import load_service
     from mms.worker.loader import find_service_class

@@ -82,7 +82,7 @@ def main(
 
 
 def run(workloads: Sequence[Workload], plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure workloads, and give the result."""
+    """Measure workloads, and return the result."""
     machine = describe_machine()
     rows: list[dict[str, Any]] = []
     lives: dict[str, Any] = {}

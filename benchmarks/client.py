@@ -96,7 +96,7 @@ class RunningLoad:
         self._latencies = latencies
 
     def result(self) -> dict[str, Any]:
-        """Wait for the end; give what was printed, ``latencies`` as an array of seconds.
+        """Wait for the end; return what was printed, ``latencies`` as an array of seconds.
 
         Raises:
             BenchmarkError: The load could not be put on, or was not answered well.

@@ -31,7 +31,7 @@ class Figure:
 
 
 def figures(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """Give the figures by which two results are compared, with their names."""
+    """Return the figures by which two results are compared, with their names."""
     for row in document["rows"]:
         where = f"{row['workload']}, {row['load']}"
         for side in row["references"]:
@@ -61,7 +61,7 @@ def judge(old: Figure, new: Figure) -> str:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Give a table of what both results have, and name what only one has."""
+    """Return a table of what both results have, and name what only one has."""
     before, after = dict(figures(old)), dict(figures(new))
     lines = [
         [name, _show(before[name]), _show(after[name]), *_change(before[name], after[name])]

@@ -45,7 +45,7 @@ def write_model(folder: Path) -> None:
 
 
 def draw_photograph() -> Image.Image:
-    """Give smooth colours with some grain, which a JPEG of a real scene compresses like."""
+    """Return smooth colours with some grain, which a JPEG of a real scene compresses like."""
     draw = np.random.default_rng(_SEED)
     coarse = draw.integers(0, 256, (HEIGHT // 20, WIDTH // 20, 3), dtype=np.uint8)
     scene = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)

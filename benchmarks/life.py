@@ -39,7 +39,7 @@ class Life:
 
 @contextlib.contextmanager
 def started(workload: Workload, starts: int, life: Life) -> Iterator[Server]:
-    """Start the workload's server so many times; give the last one, which has answered once."""
+    """Start the workload's server so many times; return the last one, which has answered once."""
     for _ in range(starts - 1):
         with _started_once(workload, life):
             pass

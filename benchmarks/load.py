@@ -33,7 +33,7 @@ async def put_load(
     content_type: str,
     body: bytes,
 ) -> dict[str, Any]:
-    """Run a pattern to its end, and give its summary.
+    """Run a pattern to its end, and return its summary.
 
     Raises:
         LoadFailed: The server cannot be reached, closes a connection, or takes longer than

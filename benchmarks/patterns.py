@@ -50,11 +50,11 @@ class Pattern:
         self._begin(connections)
 
     def on_answer(self, connection: Connection, now: float) -> None:
-        """Take note that a connection is free again."""
+        """Record that a connection is free again."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """Give the figures of the time that counts; ``latencies`` is an array of seconds."""
+        """Return the figures of the time that counts; ``latencies`` is an array of seconds."""
         raise NotImplementedError
 
     @property
@@ -106,7 +106,7 @@ class ClosedLoop(Pattern):
             self._take_last_answer()
 
     def summary(self) -> dict[str, Any]:
-        """Give what every pattern does."""
+        """Return what every pattern does."""
         done = self.record.done
         first, last = bisect_left(done, self._start), bisect_left(done, self._ends_at)
         return {
@@ -167,7 +167,7 @@ class OpenLoop(Pattern):
             self._timer.start_at(self._arrivals[self._sent])
 
     def summary(self) -> dict[str, Any]:
-        """Give the latencies of what was meant to be sent in the time that counts.
+        """Return the latencies of what was meant to be sent in the time that counts.
 
         ``client_lag_p99_ms`` is what the client itself adds: how late it sends although a
         connection is free.

@@ -82,7 +82,7 @@ def stopping(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
 
 
 def read_line(process: subprocess.Popen[bytes], limit_s: float) -> str:
-    """Give the next line that a process prints; it prints one at a time.
+    """Return the next line that a process prints; it prints one at a time.
 
     Raises:
         BenchmarkError: It ends or takes too long instead.
@@ -102,7 +102,7 @@ def _name(process: subprocess.Popen[bytes]) -> str:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """Give the processor time that processes have used so far, all their threads together.
+    """Return the processor time that processes have used so far, all their threads together.
 
     By the clock of each process, which counts nanoseconds; /proc/PID/stat has a grain of 10 ms.
 
@@ -134,6 +134,6 @@ class Memory:
 
 
 def memory(pid: int) -> Memory:
-    """Give the memory of a process as it is now."""
+    """Return the memory of a process as it is now."""
     info = psutil.Process(pid).memory_full_info()
     return Memory(info.rss / 1e6, info.pss / 1e6, info.uss / 1e6)

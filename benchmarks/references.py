@@ -37,7 +37,7 @@ class Reference(Protocol):
     pids: list[int]
 
     def measure(self, demand: Demand) -> Sample:
-        """Have it work for a while, and give what came of it."""
+        """Have it work for a while, and return what came of it."""
 
 
 class BareHttp:
@@ -119,7 +119,7 @@ class BareModel:
 def _run(
     processes: list[subprocess.Popen[bytes]], task: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """Give all processes the task; give what each came to, with its latencies."""
+    """Set all processes the task, and return what each came to, with its latencies."""
     files = [folder / str(process.pid) for process in processes]
     for process, file in zip(processes, files, strict=True):
         assert process.stdin is not None  # noqa: S101 - it was started with a pipe

@@ -17,7 +17,7 @@ _BUSY_MARK = "!"
 
 
 def report(document: dict[str, Any]) -> str:
-    """Give everything that there is to say about a result."""
+    """Return everything that there is to say about a result."""
     parts = [describe_machine(document["machine"]), _rates(document["rows"])]
     parts += [_costs(document["rows"]), _lives(document["lives"])]
     if document["together"]:
@@ -27,7 +27,7 @@ def report(document: dict[str, Any]) -> str:
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
-    """Give machine and versions in two lines."""
+    """Return machine and versions in two lines."""
     on = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB"
     names = ("date", "cpu", "cores", "memory_gb", "system", "load_before")
     versions = ", ".join(f"{key} {value}" for key, value in machine.items() if key not in names)

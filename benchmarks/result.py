@@ -31,7 +31,7 @@ _PACKAGES = ("aiohttp", "uvloop", "mxnet", "numpy", "orjson")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Give what the figures depend on."""
+    """Return what the figures depend on."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _processor(),
@@ -64,7 +64,7 @@ def _commit() -> str:
 
 
 def describe_row(workload: Workload, row: Row) -> dict[str, Any]:
-    """Give a row: the server's figures, and each reference's with its ratios."""
+    """Return a row: the server's figures, and each reference's with its ratios."""
     own = row.samples[SERVER]
     return {
         "workload": workload.name,
@@ -86,7 +86,7 @@ def describe_row(workload: Workload, row: Row) -> dict[str, Any]:
 
 
 def _describe_side(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Give latencies of all rounds together, and everything else as a list of rounds."""
+    """Return latencies of all rounds together, and everything else as a list of rounds."""
     latencies = array("d")
     for sample in samples:
         latencies.extend(sample.latencies)

@@ -12,7 +12,7 @@ PERCENTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "p99_9_ms": 0.999}
 
 
 def poisson(rate: float, warm_up_s: float, seconds: float, seed: int) -> array[float]:
-    """Give the times, in seconds from now, at which independent clients ask.
+    """Return the times, in seconds from now, at which independent clients ask.
 
     Gaps between them are exponentially distributed, with a mean of 1 / rate. The same seed gives
     the same times, so that a server and its reference are asked alike.
@@ -34,7 +34,7 @@ def poisson(rate: float, warm_up_s: float, seconds: float, seed: int) -> array[f
 
 
 def percentiles(latencies_s: Sequence[float]) -> dict[str, float]:
-    """Give milliseconds by name, as nearest ranks; empty without any latency.
+    """Return milliseconds by name, as nearest ranks; empty without any latency.
 
     With fewer than a thousand latencies, p99.9 is simply the longest of them.
     """

@@ -51,7 +51,7 @@ class Server:
         return time.monotonic() - self._started_at
 
     def measure(self, model: str, request: Request, demand: Demand) -> Sample:
-        """Ask a model for a while, and give what came of it."""
+        """Ask a model for a while, and return what came of it."""
         before, read_at = self._batches(), time.monotonic()
         processes = {"server": [self.pid], "workers": self.children()}
         sample = measure(self.url_of(model), request, demand, processes)
@@ -61,7 +61,7 @@ class Server:
         return dataclasses.replace(sample, batch_size=requests / batches)
 
     def url_of(self, model: str) -> str:
-        """Give where a model answers."""
+        """Return where a model answers."""
         return f"{self.url}/predictions/{model}"
 
     def ask(self, model: str, request: Request) -> None:
@@ -75,17 +75,17 @@ class Server:
             answer.read()
 
     def children(self) -> list[int]:
-        """Give the pids of all processes of its models: loaders and workers."""
+        """Return the pids of all processes of its models: loaders and workers."""
         return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
 
     def workers(self) -> set[int]:
-        """Give the pids of the workers that serve now."""
+        """Return the pids of the workers that serve now."""
         names = [model["modelName"] for model in self._managed("/models")["models"]]
         models = [self._managed(f"/models/{name}") for name in names]
         return {worker["pid"] for model in models for worker in model["workers"]}
 
     def replacement_s(self) -> float:
-        """Kill a worker as a crash would; give the seconds until another serves in its place."""
+        """Kill a worker as a crash would; return the seconds until another serves in its place."""
         before = self.workers()
         victim = min(before)
         started = time.monotonic()
@@ -97,7 +97,7 @@ class Server:
         raise BenchmarkError(f"worker {victim} was not replaced within {_REPLACE_LIMIT_S:g} s")
 
     def _batches(self) -> tuple[float, float]:
-        """Give the number of requests sent to workers so far, and of the batches they went in."""
+        """Return the number of requests sent to workers so far, and of the batches they went in."""
         text = self._metrics()
         requests, batches = (
             sum(map(float, re.findall(rf"^mms_batch_size_{name}\{{.*\}} (\S+)$", text, re.M)))

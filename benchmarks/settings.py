@@ -114,7 +114,7 @@ def main(crepe: Path, rounds: int, seconds: float) -> None:
 def _measure(
     study: Study, rounds: int, seconds: float
 ) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Have the variants take turns; give the headings and rows of a table."""
+    """Have the variants take turns; return the headings and rows of a table."""
     measured: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
     with contextlib.ExitStack() as stack:
         servers = [
@@ -145,7 +145,7 @@ def _measure(
 def _ask(
     server: Server, request: Request, connections: int, seconds: float
 ) -> tuple[float, float, float]:
-    """Give requests per second, and two percentiles of the latency in milliseconds."""
+    """Return requests per second, and two percentiles of the latency in milliseconds."""
     sample = server.measure("m", request, Demand(Level(connections), _WARM_UP_S, seconds))
     found = percentiles(sample.latencies)
     return sample.requests_per_s, found["p50_ms"], found["p99_ms"]

@@ -38,7 +38,7 @@ class SharedQueue:
         self._batch_size = batch_size
 
     def take(self, now: float) -> range:
-        """Give the indices of the requests of the next batch; empty if none waits.
+        """Return the indices of the requests of the next batch; empty if none waits.
 
         Until `finish`, this process counts as busy, unless the batch is empty.
         """
@@ -61,7 +61,7 @@ class SharedQueue:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def next_arrival(self) -> float | None:
-        """Give when the next request comes that nobody has taken; None after the last."""
+        """Return when the next request comes that nobody has taken; None after the last."""
         taken, _ = _STATE.unpack_from(self._memory)
         return self._arrivals[taken] if taken < len(self._arrivals) else None
 

@@ -30,5 +30,5 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def digits_for(value: float) -> int:
-    """Give the decimals that leave about three digits to see."""
+    """Return the decimals that leave about three digits to see."""
     return 0 if value >= 100 else 1 if value >= 10 else 2

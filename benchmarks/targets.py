@@ -32,7 +32,7 @@ class Target:
 
 
 def targets(document: Document) -> Iterator[Target]:
-    """Give the targets for what was measured."""
+    """Return the targets for what was measured."""
     for row in document["rows"]:
         yield from _of_row(row)
     for name, life in document["lives"].items():
@@ -60,7 +60,7 @@ def _of_row(row: dict[str, Any]) -> Iterator[Target]:
 
 
 def _added_ms(row: dict[str, Any]) -> float:
-    """Give what the server adds to the first reference's median latency, in pairs."""
+    """Return what the server adds to the first reference's median latency, in pairs."""
     pairs = zip(row["server"]["medians_ms"], row["references"][0]["medians_ms"], strict=True)
     return float(statistics.median(ours - bare for ours, bare in pairs))
 

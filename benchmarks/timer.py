@@ -45,7 +45,7 @@ class Timer:
         _LIBC.timerfd_settime(self._descriptor, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Return the descriptor back."""
         self._loop.remove_reader(self._descriptor)
         os.close(self._descriptor)
 

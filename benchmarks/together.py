@@ -48,7 +48,7 @@ def measure_together(
 
 
 def _rates(server: Server, workloads: Sequence[Workload], demand: Demand) -> dict[str, float]:
-    """Ask these models at the same time; give their requests per second."""
+    """Ask these models at the same time; return their requests per second."""
     with contextlib.ExitStack() as stack:
         loads = {
             workload.name: stack.enter_context(

@@ -126,7 +126,7 @@ WORKLOADS: dict[str, Callable[[Archives, Path], Workload]] = {
 def _model(
     name: str, archive: Path, folder: Path, reference: str, *further: Comparison
 ) -> Workload:
-    """Give the workload of an archive with a sample request, which all requests repeat."""
+    """Return the workload of an archive with a sample request, which all requests repeat."""
     opened = _open(archive, folder)
     sample = opened.manifest.serving.sample
     assert sample is not None  # noqa: S101 - our examples have one

@@ -53,7 +53,7 @@ _V04_METRICS = {
 
 
 def reference() -> str:
-    """Give the whole document."""
+    """Return the whole document."""
     parts = [
         "# Reference\n\nWritten from the code by `make docs`; do not edit.",
         "## Settings\n\nA flag beats an environment variable, which beats the file given with "
@@ -74,7 +74,7 @@ def reference() -> str:
 
 
 def metrics() -> str:
-    """Give the page on metrics."""
+    """Return the page on metrics."""
     return _METRICS_PAGE.format(
         metrics=_metrics().rstrip(),
         destinations=_table(("`--metrics-write-to`", ""), _DESTINATIONS).rstrip(),
@@ -173,7 +173,7 @@ def _settings(cls: type[Any]) -> str:
 
 
 def example() -> str:
-    """Give a configuration file with every key at its default."""
+    """Return a configuration file with every key at its default."""
     lines = [
         "# Every setting with its default; written from the code by `make docs`.",
         "# mxnet-model-server --config mms.yaml",

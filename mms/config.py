@@ -456,7 +456,7 @@ class Config:
 
 
 def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T, dict[str, str]]:
-    """Give settings from layers, the first that has a value winning.
+    """Return settings from layers, the first that has a value winning.
 
     Args:
         cls: ModelSettings or ServerSettings.
@@ -500,13 +500,13 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> 
 
 
 def keys(cls: type[Any]) -> list[str]:
-    """Give the names by which a settings class's fields can be set."""
+    """Return the names by which a settings class's fields can be set."""
     names = [f.name for f in dataclasses.fields(cls)]
     return names + [alias for name, alias in _ALIASES.items() if name in names]
 
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:
-    """Give the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
+    """Return the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
 
     Raises:
         ConfigError: A variable with that prefix is no setting.
@@ -523,7 +523,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
 
 
 def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
-    """Give what SageMaker says in its own variables; weaker than everything but the defaults."""
+    """Return what SageMaker says in its own variables; weaker than everything but the defaults."""
     values: dict[str, Any] = {}
     if "SAGEMAKER_BIND_TO_PORT" in environment:
         # SageMaker asks from outside the container, and for these routes only.
@@ -539,7 +539,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Give the mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Raises:
         ConfigError: The file cannot be read or is no mapping.
@@ -564,7 +564,7 @@ def build_config(
     environment: Mapping[str, str] = os.environ,
     file: Path | None = None,
 ) -> Config:
-    """Give the configuration of a server.
+    """Return the configuration of a server.
 
     Args:
         models: (name, path) pairs from the command line.
@@ -630,7 +630,7 @@ def with_archive_defaults(
 
 
 def _gpu_of_device(device: str | None) -> str | None:
-    """Give the ``gpu`` setting for an archive's ``device``: cpu, gpu, or gpu:1."""
+    """Return the ``gpu`` setting for an archive's ``device``: cpu, gpu, or gpu:1."""
     if device is None or device == "cpu":
         return None
     kind, _, number = device.partition(":")
@@ -646,7 +646,7 @@ def request_limits(settings: ServerSettings) -> RequestLimits:
 
 
 def usable_cores() -> int:
-    """Give the CPU cores this process may use, a container's quota included."""
+    """Return the CPU cores this process may use, a container's quota included."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -752,7 +752,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def parse_gpus(text: str) -> tuple[int, ...]:
-    """Give the GPU numbers in ``"0"`` or ``"0,1"``; none for an empty text.
+    """Return the GPU numbers in ``"0"`` or ``"0,1"``; none for an empty text.
 
     Raises:
         ConfigError: It is something else.

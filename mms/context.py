@@ -24,12 +24,12 @@ class RequestProcessor:
         self._by_lower_name = {name.lower(): value for name, value in request_header.items()}
 
     def get_request_property(self, key: str) -> Any:
-        """Give a header of the request, None if there is none; case does not matter."""
+        """Return a header of the request, None if there is none; case does not matter."""
         value = self._request_header.get(key)
         return self._by_lower_name.get(key.lower()) if value is None else value
 
     def get_request_properties(self) -> Mapping[str, Any]:
-        """Give all headers of the request."""
+        """Return all headers of the request."""
         return self._request_header
 
     def report_status(self, code: int, reason_phrase: str | None = None) -> None:
@@ -38,11 +38,11 @@ class RequestProcessor:
         self._reason_phrase = reason_phrase
 
     def get_response_status_code(self) -> int:
-        """Give the status of the answer, 200 unless it was set."""
+        """Return the status of the answer, 200 unless it was set."""
         return self._status_code
 
     def get_response_status_phrase(self) -> str | None:
-        """Give the status's phrase, None unless it was set."""
+        """Return the status's phrase, None unless it was set."""
         return self._reason_phrase
 
     def add_response_property(self, key: str, value: str) -> None:
@@ -50,11 +50,11 @@ class RequestProcessor:
         self._response_header[key] = value
 
     def get_response_header(self, key: str | None = None) -> Any:
-        """Give all headers set for the answer, or one by its name."""
+        """Return all headers set for the answer, or one by its name."""
         return self._response_header if key is None else self._response_header.get(key)
 
     def get_response_headers(self) -> dict[str, str]:
-        """Give all headers set for the answer."""
+        """Return all headers set for the answer."""
         return self._response_header
 
 
@@ -103,15 +103,15 @@ class Context:
         return self._system_properties
 
     def get_request_id(self, idx: int = 0) -> str | None:
-        """Give the id of a request."""
+        """Return the id of a request."""
         return self.request_ids.get(idx) if self.request_ids else None
 
     def get_request_header(self, idx: int, key: str) -> Any:
-        """Give a header of a request, None if it has none of that name."""
+        """Return a header of a request, None if it has none of that name."""
         return self._processor(idx).get_request_property(key)
 
     def get_all_request_header(self, idx: int) -> Mapping[str, Any]:
-        """Give all headers of a request."""
+        """Return all headers of a request."""
         return self._processor(idx).get_request_properties()
 
     def set_response_content_type(self, idx: int, value: str) -> None:
@@ -119,7 +119,7 @@ class Context:
         self.set_response_header(idx, "content-type", value)
 
     def get_response_content_type(self, idx: int) -> str | None:
-        """Give the content type set for an answer, None if none was."""
+        """Return the content type set for an answer, None if none was."""
         headers = self.get_response_headers(idx)
         return next((v for name, v in headers.items() if name.lower() == "content-type"), None)
 
@@ -128,7 +128,7 @@ class Context:
         self._processor(idx).add_response_property(key, value)
 
     def get_response_headers(self, idx: int) -> dict[str, str]:
-        """Give the headers set for an answer."""
+        """Return the headers set for an answer."""
         return self._processor(idx).get_response_headers()
 
     def set_http_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
@@ -148,7 +148,7 @@ class Context:
             processor.report_status(code, phrase)
 
     def get_http_response_status(self, idx: int) -> tuple[int, str | None]:
-        """Give status and phrase of one request's answer."""
+        """Return status and phrase of one request's answer."""
         processor = self._processor(idx)
         return processor.get_response_status_code(), processor.get_response_status_phrase()
 

@@ -315,7 +315,7 @@ class ProtocolError(MMSError):
 
 
 def subclasses(root: type[MMSError] = MMSError) -> list[type[MMSError]]:
-    """Give the whole tree below and with `root`, parents first."""
+    """Return the whole tree below and with `root`, parents first."""
     return [root] + [leaf for child in root.__subclasses__() for leaf in subclasses(child)]
 
 

@@ -35,7 +35,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 
 def get_logger(name: str = "mms") -> logging.Logger:
-    """Give a logger; v0.4 services import this name."""
+    """Return a logger; v0.4 services import this name."""
     return logging.getLogger(name)
 
 
@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
     """``2026-01-31T12:00:00.123Z INFO mms.serving [crepe] message (request 7f3a)``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give one line, and the traceback below it if the record has one."""
+        """Return one line, and the traceback below it if the record has one."""
         extra = vars(record)
         model = f" [{extra['model']}]" if extra.get("model") else ""
         request = f" (request {extra['request_id']})" if extra.get("request_id") else ""
@@ -72,7 +72,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per record, on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the object: time, level, logger, message, and what else is known."""
+        """Return the object: time, level, logger, message, and what else is known."""
         document: dict[str, Any] = {
             "time": _timestamp(record),
             "level": record.levelname,
@@ -193,7 +193,7 @@ def configure_worker_logging(level: int) -> None:
 
 
 def _worker_logger(name: str) -> logging.Logger:
-    """Give a logger by the name that a worker sent; loggers are never freed, so only so many."""
+    """Return a logger by the name that a worker sent; loggers are never freed, so only so many."""
     if name not in _worker_loggers:
         if len(_worker_loggers) >= _MAX_WORKER_LOGGERS or len(name) > _MAX_LOGGER_NAME:
             return logging.getLogger("mms.worker")

@@ -293,7 +293,7 @@ def encode_control(type_: FrameType, document: Any = None) -> bytes:
 
 
 def decode_control(frame: Frame) -> Any:
-    """Give the JSON document of a control frame.
+    """Return the JSON document of a control frame.
 
     Raises:
         ProtocolError: The payload is no JSON.
@@ -302,7 +302,7 @@ def decode_control(frame: Frame) -> Any:
 
 
 def decode_load(frame: Frame) -> LoadSpec:
-    """Give the LoadSpec of a LOAD frame.
+    """Return the LoadSpec of a LOAD frame.
 
     Raises:
         ProtocolError: It holds something else.
@@ -315,7 +315,7 @@ def decode_load(frame: Frame) -> LoadSpec:
 
 
 def decode_ready(frame: Frame) -> Ready:
-    """Give the Ready of a READY frame.
+    """Return the Ready of a READY frame.
 
     Raises:
         ProtocolError: It holds something else.
@@ -360,7 +360,7 @@ def encode_batch(
 
 
 def decode_batch(frame: Frame) -> list[Request]:
-    """Give the requests of a BATCH frame; bodies are views of the frame.
+    """Return the requests of a BATCH frame; bodies are views of the frame.
 
     Raises:
         ProtocolError: The lengths do not add up.
@@ -403,7 +403,7 @@ def encode_result(batch_id: int, result: Result) -> list[Buffer]:
 
 
 def decode_result(frame: Frame) -> Result:
-    """Give the answers of a RESULT frame; bodies are views of the frame.
+    """Return the answers of a RESULT frame; bodies are views of the frame.
 
     Raises:
         ProtocolError: The lengths do not add up or a field has a value it cannot have.
@@ -451,7 +451,7 @@ class FrameDecoder:
         return self._buffered == 0
 
     def feed(self, data: Buffer) -> list[Frame]:
-        """Take the stream's next bytes and give the frames that they complete.
+        """Take the stream's next bytes and return the frames that they complete.
 
         Raises:
             ProtocolError: A header is impossible. The stream cannot be read any further.
@@ -484,7 +484,7 @@ class FrameDecoder:
 
 
 def read_header(header: Buffer) -> tuple[FrameType, int, int, int]:
-    """Give (type, count, batch id, payload length) of a frame header.
+    """Return (type, count, batch id, payload length) of a frame header.
 
     Raises:
         ProtocolError: The header is impossible.
@@ -496,7 +496,7 @@ def read_header(header: Buffer) -> tuple[FrameType, int, int, int]:
 
 
 def error_document(error: MMSError) -> dict[str, Any]:
-    """Give an error as code, message and detail, for an answer's meta or a FAILED frame."""
+    """Return an error as code, message and detail, for an answer's meta or a FAILED frame."""
     detail = error.detail or ErrorDetail()
     return {
         "code": error.code,

@@ -304,7 +304,7 @@ class Server:
         return ServerGauges(budget.held, budget.limit, edge.connections, edge.max_connections)
 
     def _make_metrics_writer(self) -> MetricsWriter | None:
-        """Give what writes metrics where the settings say; stopped after the last request."""
+        """Return what writes metrics where the settings say; stopped after the last request."""
 
         def source() -> list[ServableMetrics]:
             return [servable.metrics for servable in self.registry.servables()]

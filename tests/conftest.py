@@ -69,7 +69,7 @@ class RunningServer:
     async def ask(
         self, model: str, value: Any, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Post a JSON value to /predictions and give status and parsed answer."""
+        """Post a JSON value to /predictions and return status and parsed answer."""
         url = f"{self.url}/predictions/{model}"
         async with self.session.post(url, json=value, headers=headers) as response:
             return response.status, await response.json()
@@ -85,7 +85,7 @@ class RunningServer:
         document: Any = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[int, Any]:
-        """Ask the management API and give status and parsed answer."""
+        """Ask the management API and return status and parsed answer."""
         url = self.management_url + path
         async with self.session.request(method, url, json=document, headers=headers) as response:
             return response.status, await response.json()
@@ -95,7 +95,7 @@ class RunningServer:
             return await response.text()
 
     async def metric(self, sample: str, **labels: str) -> float:
-        """Give the sum of a metric's samples that have these labels."""
+        """Return the sum of a metric's samples that have these labels."""
         return sum(
             found.value
             for family in text_string_to_metric_families(await self.metrics())
@@ -109,7 +109,7 @@ StartServer = Callable[..., Awaitable[RunningServer]]
 
 @contextlib.asynccontextmanager
 async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
-    """Give a function that starts servers; all of them are stopped at the end.
+    """Return a function that starts servers; all of them are stopped at the end.
 
     Call it with ``name=(archive, {model settings})`` or ``name=archive``, and server settings in
     ``server``. Without ``management_port=0`` among these there is no management API. What
@@ -152,7 +152,7 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
 
 @contextlib.asynccontextmanager
 async def fresh_client(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    """Give a shared server, whole again, with a session of its own."""
+    """Return a shared server, whole again, with a session of its own."""
     await until(lambda: all(map(_is_complete, shared.server.registry.servables())))
     async with open_session() as session:
         yield RunningServer(shared.server, session)
@@ -193,7 +193,7 @@ def open_session() -> aiohttp.ClientSession:
 
 @pytest.fixture
 async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Give `running_servers` for one test."""
+    """Return `running_servers` for one test."""
     async with running_servers(tmp_path) as start:
         yield start
 
@@ -228,7 +228,7 @@ def _children() -> set[psutil.Process]:
 
 
 def _kinds_of_descriptors() -> Counter[str]:
-    """Give what is open, without the numbers that tell one socket or pipe from the next."""
+    """Return what is open, without the numbers that tell one socket or pipe from the next."""
     kinds = Counter(re.sub(r"\[\d+\]", "", name) for name in _open_descriptors().values())
     # libuv opens it with a loop's first stream, to have a descriptor to spare when none is left.
     del kinds[os.devnull]

@@ -87,7 +87,7 @@ class FileServer:
         self._thread.start()
 
     def add(self, path: str, content: bytes, **how: object) -> str:
-        """Serve a file; give its URL."""
+        """Serve a file; return its URL."""
         self.files[path] = File(content, **how)  # type: ignore[arg-type] # File checks the names
         return self.url + path
 
@@ -196,7 +196,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def file_server(
     address: str = "127.0.0.1", certificate: Path | None = None
 ) -> Iterator[FileServer]:
-    """Give a server that ends afterwards."""
+    """Return a server that ends afterwards."""
     server = FileServer(address, certificate)
     try:
         yield server
@@ -205,7 +205,7 @@ def file_server(
 
 
 def closed_port() -> int:
-    """Give a port on which nothing listens."""
+    """Return a port on which nothing listens."""
     with file_server() as server:
         return server.port
 

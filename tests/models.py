@@ -24,7 +24,7 @@ def signature(
     output_type: str = "application/json",
     names: tuple[str, ...] = ("data",),
 ) -> dict[str, Any]:
-    """Give a signature.json document."""
+    """Return a signature.json document."""
     return {
         "inputs": [{"data_name": name, "data_shape": shape or [0]} for name in names],
         "input_type": input_type,
@@ -40,7 +40,7 @@ def make_archive(
     name: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Pack ``tests/services/<service>.py`` and give the archive's path.
+    """Pack ``tests/services/<service>.py`` and return the archive's path.
 
     Args:
         folder: Where to work and to put the archive.
@@ -125,7 +125,7 @@ def make_mar(
     files: Mapping[str, bytes] | None = None,
     **manifest: Any,
 ) -> Path:
-    """Write a 1.x archive as its archiver did, and give its path.
+    """Write a 1.x archive as its archiver did, and return its path.
 
     Args:
         folder: Where to.

@@ -136,7 +136,7 @@ def _install(root: Path, peers: list[Peer]) -> None:
 
 
 def _write_assets(archive: Path, root: Path) -> Path:
-    """Give the folder with the network, made anew if the archive is newer."""
+    """Return the folder with the network, made anew if the archive is newer."""
     folder = root.absolute() / "assets"
     if not folder.exists() or folder.stat().st_mtime < archive.stat().st_mtime:
         # In a process of its own: MXNet stays out of the one that measures.

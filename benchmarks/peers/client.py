@@ -30,7 +30,7 @@ class Request:
     answer: bytes
 
     def encode(self) -> bytes:
-        """Give the request as bytes on the wire."""
+        """Return the request as bytes on the wire."""
         parts = urlsplit(self.url)
         head = (
             f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
@@ -69,7 +69,7 @@ def load(request: Request, connections: int, seconds: float, warm_up_s: float) -
 
 
 def message_end(buffer: bytes) -> int:
-    """Give the length of the first complete answer in `buffer`, or 0 if it is not complete."""
+    """Return the length of the first complete answer in `buffer`, or 0 if it is not complete."""
     end = buffer.find(_END_OF_HEAD)
     if end < 0:
         return 0

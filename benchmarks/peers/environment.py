@@ -15,7 +15,7 @@ _STAMP, _FAILURE = "installed.txt", "failure.txt"
 
 
 def environment_bin(root: Path, peer: Peer) -> Path:
-    """Give the folder of the commands of a peer's environment, absolute."""
+    """Return the folder of the commands of a peer's environment, absolute."""
     return (root / peer.name / "venv" / "bin").absolute()
 
 

@@ -38,7 +38,7 @@ def can_isolate() -> bool:
 
 
 def run_isolated(arguments: list[str]) -> int:
-    """Run ``python -m benchmarks.peers`` inside and give its exit status.
+    """Run ``python -m benchmarks.peers`` inside and return its exit status.
 
     An exception here (SystemExit, KeyboardInterrupt) ends everything inside.
     """

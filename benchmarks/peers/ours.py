@@ -30,7 +30,7 @@ _NOOP_SIGNATURE = {
 
 
 def make_ours(archive: Path) -> Peer:
-    """Give our server as a peer; `archive` is the example's."""
+    """Return our server as a peer; `archive` is the example's."""
 
     def launch(site: Site, workload: Workload) -> Launch:
         port = free_port()

@@ -139,7 +139,7 @@ class Peer:
 
 
 def free_port() -> int:
-    """Give a port that nothing listens on, below those that outgoing connections take.
+    """Return a port that nothing listens on, below those that outgoing connections take.
 
     Raises:
         PeerUnavailable: There is none.

@@ -66,7 +66,7 @@ class Running:
         self.start_s = time.perf_counter() - self._started
 
     def memory_bytes(self) -> int:
-        """Give the memory of all its processes, each shared page counted once between sharers."""
+        """Return the memory of all its processes, each shared page counted once between sharers."""
         total = 0
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
@@ -74,7 +74,7 @@ class Running:
         return total
 
     def cpu_s(self) -> float:
-        """Give the CPU time that its living processes have used so far."""
+        """Return the CPU time that its living processes have used so far."""
         total = 0.0
         for process in self._processes():
             with contextlib.suppress(psutil.Error):

@@ -13,7 +13,7 @@ _NOTHING = "–"
 
 
 def to_document(outcome: Outcome, plan: Plan, machine: dict[str, Any]) -> dict[str, Any]:
-    """Give everything as what JSON holds; rates per second, times and memory as keys say."""
+    """Return everything as what JSON holds; rates per second, times and memory as keys say."""
     return {
         "machine": machine,
         "plan": {
@@ -53,7 +53,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def to_markdown(outcome: Outcome, plan: Plan, machine: dict[str, Any]) -> str:
-    """Give the tables, what we lose, and all settings."""
+    """Return the tables, what we lose, and all settings."""
     facts = ", ".join(f"{key} {value}" for key, value in machine.items())
     parts = [
         f"One run ({facts}): {plan.workers} workers with one thread each, {plan.rounds} rounds of "
@@ -70,7 +70,7 @@ def to_markdown(outcome: Outcome, plan: Plan, machine: dict[str, Any]) -> str:
 
 
 def _overview(outcome: Outcome) -> str:
-    """Give a row per server: requests/s, and in brackets how many times as many ours answered.
+    """Return a row per server: requests/s, and in brackets how many times as many ours answered.
 
     Our own row is the median of its rounds against all peers, in which the machine's speed drifts;
     the ratios are of rounds next to each other.
@@ -110,7 +110,7 @@ def _rates(comparisons: Sequence[Comparison], side: int) -> Iterator[float]:
 
 
 def _footprint(account: Account) -> list[str]:
-    """Give memory and start of the last workload that ran, which is the network's."""
+    """Return memory and start of the last workload that ran, which is the network's."""
     memory = list(account.memory_bytes.values())[-1:]
     start = list(account.start_s.values())[-1:]
     return [
@@ -180,7 +180,7 @@ def _detail(comparison: Comparison) -> list[str]:
 
 
 def _both(comparison: Comparison, value: Callable[[Sample], float], form: str) -> list[str]:
-    """Give the median of a figure over the rounds, for ours and for the peer."""
+    """Return the median of a figure over the rounds, for ours and for the peer."""
     return [
         format(statistics.median(value(pair[side]) for pair in comparison.rounds), form)
         for side in (0, 1)
@@ -201,5 +201,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _rule(columns: int, texts: int) -> str:
-    """Give the line below a table's head; columns after the first `texts` hold numbers."""
+    """Return the line below a table's head; columns after the first `texts` hold numbers."""
     return _row(["---"] * texts + ["---:"] * (columns - texts))

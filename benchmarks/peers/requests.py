@@ -16,18 +16,18 @@ CATEGORY = "Movies_and_TV"
 
 
 def json_request(url: str, workload: Workload, value: Any) -> Request:
-    """Give a request with a JSON body; a right answer has ``"ok"`` or the review's category."""
+    """Return a request with a JSON body; a right answer has ``"ok"`` or the review's category."""
     answer = '"ok"' if workload.is_noop else f'"{CATEGORY}"'
     return Request(url, json.dumps(value).encode(), answer.encode())
 
 
 def plain_request(url: str, workload: Workload) -> Request:
-    """Give a request for servers that take any JSON."""
+    """Return a request for servers that take any JSON."""
     return json_request(url, workload, NOOP if workload.is_noop else REVIEW)
 
 
 def v2_request(url: str, workload: Workload) -> Request:
-    """Give a request in the V2 protocol, with one row in each input."""
+    """Return a request in the V2 protocol, with one row in each input."""
     if workload.is_noop:
         inputs = [_input(name, "FP32", values) for name, values in NOOP.items()]
     else:

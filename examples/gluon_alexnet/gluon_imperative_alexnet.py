@@ -72,6 +72,6 @@ class ImperativeAlexNetService(GluonVisionService):
         super().__init__(model_name, model_dir, manifest, ImperativeAlexNet(), gpu)
 
     def _postprocess(self, data: Any) -> list[dict[str, Any]]:
-        """Give the answer for the request's one picture, from probabilities (1, classes)."""
+        """Return the answer for the request's one picture, from probabilities (1, classes)."""
         answer: list[dict[str, Any]] = super()._postprocess(data)[0]
         return answer

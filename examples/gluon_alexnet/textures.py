@@ -28,7 +28,7 @@ MAX_SHADE = 0.5
 
 
 def _triangle(x: Plane) -> Plane:
-    """Give the wave that rises and falls in straight lines, of period 1 and range -1..1."""
+    """Return the wave that rises and falls in straight lines, of period 1 and range -1..1."""
     wave: Plane = 4 * np.abs(x - np.floor(x + 0.5)) - 1
     return wave
 
@@ -111,7 +111,7 @@ def generate(rng: np.random.Generator, label: int, size: int) -> Image.Image:
 
 
 def _coordinates(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
-    """Give the pattern's two coordinates (size, size) per pixel: scaled, turned and shifted."""
+    """Return the pattern's two coordinates (size, size) per pixel: scaled, turned and shifted."""
     repeats = rng.uniform(MIN_REPEATS, MAX_REPEATS)
     angle = rng.uniform(-MAX_TILT, MAX_TILT)
     steps = np.linspace(-0.5, 0.5, size, dtype=np.float32) * np.float32(repeats)
@@ -123,7 +123,7 @@ def _coordinates(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Plane:
-    """Give smooth noise of this shape, of variance about 1, from `cells` values per side."""
+    """Return smooth noise of this shape, of variance about 1, from `cells` values per side."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     fine: Plane = np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
     fine = fine / fine.std()
@@ -131,14 +131,14 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Plan
 
 
 def _colours(rng: np.random.Generator) -> Plane:
-    """Give two colours (2, 3), a dark one and a light one."""
+    """Return two colours (2, 3), a dark one and a light one."""
     colours = np.stack([rng.uniform(0, MAX_DARK, 3), rng.uniform(MIN_LIGHT, 255, 3)])
     single: Plane = colours.astype(np.float32)
     return single
 
 
 def _shade(rng: np.random.Generator, size: int) -> Plane:
-    """Give light (size, size) that falls off in one direction."""
+    """Return light (size, size) that falls off in one direction."""
     steps = np.linspace(0, 1, size, dtype=np.float32)
     across, down = rng.uniform(0, MAX_SHADE / 2, 2).astype(np.float32)
     falling = 1 - across * steps[np.newaxis] - down * steps[:, np.newaxis]

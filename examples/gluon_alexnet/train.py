@@ -77,7 +77,7 @@ def fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def to_input(pixels: NDArray[np.uint8]) -> nd.NDArray:
-    """Give pictures (N, H, W, 3) uint8 as the network's input (N, 3, H, W) float32."""
+    """Return pictures (N, H, W, 3) uint8 as the network's input (N, 3, H, W) float32."""
     channels_first = nd.array(pixels, dtype="uint8").transpose((0, 3, 1, 2))
     return (channels_first.astype("float32") / 255 - MEAN) / STD
 
@@ -92,7 +92,7 @@ def train(
     seed: int,
     augmented: bool = True,
 ) -> Iterator[float]:
-    """Train by Adam with a cosine decay, and give the mean loss of each epoch."""
+    """Train by Adam with a cosine decay, and return the mean loss of each epoch."""
     rng = np.random.default_rng(seed)
     cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
     optimizer = gluon.Trainer(net.collect_params(), "adam", {"wd": 1e-4})
@@ -121,7 +121,7 @@ def train(
 
 
 def predict(net: HybridAlexNet, pictures: Pictures) -> NDArray[np.int64]:
-    """Give the most probable class of each picture, shape (N,)."""
+    """Return the most probable class of each picture, shape (N,)."""
     best = []
     for start in range(0, len(pictures.labels), PREDICT_BATCH_SIZE):
         part = pictures.pixels[start : start + PREDICT_BATCH_SIZE]

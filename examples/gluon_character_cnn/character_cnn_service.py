@@ -72,7 +72,7 @@ class GluonCrepe(HybridBlock):  # type: ignore[misc]  # mxnet is untyped
 
 
 def character_rows(title: str, review: str) -> NDArray[np.intp]:
-    """Give the alphabet position of each character of a review as the network reads it.
+    """Return the alphabet position of each character of a review as the network reads it.
 
     Returns:
         Shape (L,), L <= 1014; positions in `ALPHABET`, or 69 for a character outside it.

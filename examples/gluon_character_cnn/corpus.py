@@ -50,7 +50,7 @@ class Vocabulary:
     events: tuple[str, ...]
 
     def split(self) -> tuple["Vocabulary", "Vocabulary"]:
-        """Give the words used for training, and those that only validation uses."""
+        """Return the words used for training, and those that only validation uses."""
         roles = (self.items, self.aspects, self.traits, self.events)
         return Vocabulary(*map(_seen, roles)), Vocabulary(*map(_held_out, roles))
 
@@ -432,7 +432,7 @@ class _Writer:
         self.seen, self.held_out = vocabulary.split()
 
     def write(self) -> tuple[str, str]:
-        """Give a title and a text that together hold at least one content word."""
+        """Return a title and a text that together hold at least one content word."""
         title = self._fill(self.rng.choice(self.grammar.titles))
         parts = [self._sentence() for _ in range(self._sentence_count())]
         parts += [self.rng.choice(FILLERS) for _ in parts if self.rng.random() < FILLER_RATE]

@@ -97,7 +97,7 @@ class EpochResult:
 
 
 def encode(reviews: Sequence[corpus.Review]) -> Documents:
-    """Give reviews as the network reads them."""
+    """Return reviews as the network reads them."""
     texts = [character_rows(review.title, review.text) for review in reviews]
     return Documents(texts, np.array([review.label for review in reviews]))
 
@@ -106,7 +106,7 @@ def encode(reviews: Sequence[corpus.Review]) -> Documents:
 
 
 def word_starts(review: corpus.Review) -> set[str]:
-    """Give the words of a review as a first filter can see them: at most seven characters.
+    """Return the words of a review as a first filter can see them: at most seven characters.
 
     A short word keeps the space before it, so that it is not found inside another one.
     """
@@ -140,7 +140,7 @@ def choose_detectors(reviews: Sequence[corpus.Review], count: int) -> list[list[
 
 
 def mutual_information(table: NDArray[np.int64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give how much the presence of a word tells about the category, in nats.
+    """Return how much the presence of a word tells about the category, in nats.
 
     Args:
         table: Reviews that hold the word, shape (words, classes).
@@ -186,7 +186,7 @@ def initialise(net: GluonCrepe, detectors: Sequence[Sequence[str]], seed: int) -
 def detector_filters(
     detectors: Sequence[Sequence[str]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give weights (filters, 69, 7) and biases (filters,) that fire on the detectors' words."""
+    """Return weights (filters, 69, 7) and biases (filters,) that fire on the detectors' words."""
     weight = np.zeros((len(detectors), len(ALPHABET), FIRST_FILTER_LEN))
     bias = np.zeros(len(detectors))
     for index, words in enumerate(detectors):
@@ -199,7 +199,7 @@ def detector_filters(
 
 
 def identity_filters(shape: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Give weights (channels, channels, width) that pass each channel on, with a little noise."""
+    """Return weights (channels, channels, width) that pass each channel on, with a little noise."""
     channels, _, width = shape
     weight = rng.normal(0, NOISE / np.sqrt(width), shape)
     weight[np.arange(channels), np.arange(channels), width // 2] += 1
@@ -230,7 +230,7 @@ class CroppedCrepe:
             part.hybridize()
 
     def __call__(self, texts: Sequence[NDArray[np.intp]]) -> nd.NDArray:
-        """Give scores (N, 7) float32; gradients are recorded inside `autograd.record`."""
+        """Return scores (N, 7) float32; gradients are recorded inside `autograd.record`."""
         positions = crop_for(max(map(len, texts)))
         length = STRIDE * (positions - 1) + FIELD_LEN
         found = self.convolutional(nd.from_numpy(one_hot(texts, length), zero_copy=True))
@@ -242,12 +242,12 @@ class CroppedCrepe:
 
 
 def crop_for(length: int) -> int:
-    """Give the least crop, in positions, whose last position sees none of `length` characters."""
+    """Return the least crop, in positions, whose last position sees none of `length` characters."""
     return next((n for n in CROPS if length <= STRIDE * (n - 1)), NUM_POSITIONS)
 
 
 def batches(documents: Documents, size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Give the indices of each batch, in random order; the texts of one batch share a crop."""
+    """Return the indices of each batch, in random order; the texts of one batch share a crop."""
     order = rng.permutation(len(documents.texts))
     crops = np.array([crop_for(len(documents.texts[i])) for i in order])
     groups = [order[crops == crop] for crop in np.unique(crops)]
@@ -270,7 +270,7 @@ class Trainer:
     def step(
         self, texts: Sequence[NDArray[np.intp]], labels: NDArray[np.int64]
     ) -> tuple[float, int]:
-        """Train on one batch; give the sum of its losses and how many it had right."""
+        """Train on one batch; return the sum of its losses and how many it had right."""
         self.optimizer.set_learning_rate(self._rate())
         target = nd.array(labels)
         with autograd.record():
@@ -288,7 +288,7 @@ class Trainer:
 
 
 def predict(model: CroppedCrepe, documents: Documents) -> NDArray[np.float32]:
-    """Give probabilities, shape (N, 7)."""
+    """Return probabilities, shape (N, 7)."""
     probabilities = np.zeros((len(documents.texts), len(corpus.CATEGORIES)), dtype=np.float32)
     for indices in batches(documents, PREDICT_BATCH_SIZE, np.random.default_rng(0)):
         scores = model([documents.texts[i] for i in indices])
@@ -332,7 +332,7 @@ def train(
 
 
 def class_table(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Give precision, recall and number of reviews of each category."""
+    """Return precision, recall and number of reviews of each category."""
     rows = []
     for label, name in enumerate(corpus.CATEGORIES):
         hits = int(((predicted == label) & (labels == label)).sum())
@@ -348,7 +348,7 @@ def class_table(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> list
 
 
 def answer_examples(model: CroppedCrepe) -> list[dict[str, Any]]:
-    """Give the answers to the two reviews of the announcement of MMS 0.4."""
+    """Return the answers to the two reviews of the announcement of MMS 0.4."""
     return [
         {
             "review_title": review.title,

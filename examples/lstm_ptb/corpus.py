@@ -40,7 +40,7 @@ class Corpus:
 
 
 def load() -> Corpus:
-    """Give the three parts; unknown words stand as ``<unk>`` in all of them."""
+    """Return the three parts; unknown words stand as ``<unk>`` in all of them."""
     names = sorted(topics)
     rest = [name for index, name in enumerate(names) if index % PART_STRIDE]
     seen: set[tuple[str, ...]] = set()
@@ -54,7 +54,7 @@ def load() -> Corpus:
 
 
 def _sentences(names: Sequence[str], seen: set[tuple[str, ...]]) -> list[list[str]]:
-    """Give each topic's sentences that are new, and note them."""
+    """Return each topic's sentences that are new, and record them."""
     found = []
     for name in names:
         for sentence in _prose(topics[name]):

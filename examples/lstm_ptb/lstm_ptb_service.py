@@ -73,13 +73,13 @@ class LanguageModel(HybridBlock):  # type: ignore[misc]  # mxnet is untyped
 
 
 def words(text: str) -> list[str]:
-    """Give the words of a text as the model knows them: lower case, no punctuation."""
+    """Return the words of a text as the model knows them: lower case, no punctuation."""
     found = _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return [NUMBER if word.isdigit() else word for word in found]
 
 
 def bucket_for(length: int) -> int:
-    """Give the least bucket that holds `length` labels, or the largest of all."""
+    """Return the least bucket that holds `length` labels, or the largest of all."""
     return next((bucket for bucket in BUCKETS if length <= bucket), BUCKETS[-1])
 
 
@@ -152,7 +152,7 @@ class LSTMService(GluonImperativeBaseService):
         return [scores, labels]
 
     def _postprocess(self, data: list[NDArray[Any]]) -> list[dict[str, Any]]:
-        """Give what there is to say about each sentence."""
+        """Return what there is to say about each sentence."""
         return [
             self._answer(sentence, scores, labels)
             for sentence, scores, labels in zip(self.encoded, *data, strict=True)
@@ -203,7 +203,7 @@ def _sentence_words(sentence: Any, index: int) -> list[str]:
 
 
 def _read_vocabulary(path: Path) -> list[str]:
-    """Give the words by label; the file has one per line, from label 1 on."""
+    """Return the words by label; the file has one per line, from label 1 on."""
     try:
         lines = path.read_text(encoding="utf-8").split()
     except OSError as error:

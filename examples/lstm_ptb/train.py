@@ -57,7 +57,7 @@ class Batch:
 
 
 def batches(sentences: Sequence[Sequence[int]], size: int, rng: np.random.Generator) -> list[Batch]:
-    """Give the sentences in random order, those of one batch being of the same bucket."""
+    """Return the sentences in random order, those of one batch being of the same bucket."""
     order = rng.permutation(len(sentences))
     buckets = np.array([bucket_for(1 + len(sentences[i])) for i in order])
     groups = [order[buckets == bucket] for bucket in np.unique(buckets)]
@@ -71,7 +71,7 @@ def batches(sentences: Sequence[Sequence[int]], size: int, rng: np.random.Genera
 
 
 def negative_log_likelihood(net: LanguageModel, batch: Batch) -> tuple[Any, int]:
-    """Give the sum over all words of a batch in nats, and their number."""
+    """Return the sum over all words of a batch in nats, and their number."""
     scores = nd.log_softmax(net(nd.array(batch.inputs)))
     targets = nd.array(batch.targets)
     picked = nd.pick(scores, targets, axis=2) * (targets != IGNORED)
@@ -90,7 +90,7 @@ class Trainer:
         self.step_count = 0
 
     def step(self, batch: Batch) -> tuple[float, int]:
-        """Train on one batch; give its loss, summed over words, and the number of words."""
+        """Train on one batch; return its loss, summed over words, and the number of words."""
         cosine = (1 + math.cos(math.pi * self.step_count / self.total_steps)) / 2
         self.optimizer.set_learning_rate(self.learning_rate * cosine)
         with autograd.record():
@@ -104,7 +104,7 @@ class Trainer:
 
 
 def perplexity(net: LanguageModel, sentences: Sequence[Sequence[int]]) -> float:
-    """Give the model's perplexity per word, the sentence's end counting as one."""
+    """Return the model's perplexity per word, the sentence's end counting as one."""
     total, words = 0.0, 0
     for batch in batches(sentences, PREDICT_BATCH_SIZE, np.random.default_rng(0)):
         loss, count = negative_log_likelihood(net, batch)
@@ -115,7 +115,7 @@ def perplexity(net: LanguageModel, sentences: Sequence[Sequence[int]]) -> float:
 def unigram_perplexity(
     training: Sequence[Sequence[int]], sentences: Sequence[Sequence[int]], vocabulary: int
 ) -> float:
-    """Give the perplexity of word frequencies alone, with one added to each count."""
+    """Return the perplexity of word frequencies alone, with one added to each count."""
     counts = Counter(label for sentence in training for label in (*sentence, END_LABEL))
     total = sum(counts.values()) + vocabulary
     labels = [label for sentence in sentences for label in (*sentence, END_LABEL)]

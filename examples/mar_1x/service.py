@@ -91,7 +91,7 @@ class DigitReader:
 
 
 def read_pixels(request: dict[str, Any]) -> NDArray[np.float32]:
-    """Give a request's pixels from 0 to 1, shape (64,).
+    """Return a request's pixels from 0 to 1, shape (64,).
 
     Raises:
         ValueError: It holds neither a list of 64 numbers nor a picture.

@@ -54,7 +54,7 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits]:
-    """Give the training and the held-out digits; the split is fixed, not drawn from a seed."""
+    """Return the training and the held-out digits; the split is fixed, not drawn from a seed."""
     scans = load_digits()
     pictures = np.stack([enlarge(scan) for scan in scans.images])
     parts = train_test_split(
@@ -64,13 +64,13 @@ def load() -> tuple[Digits, Digits]:
 
 
 def enlarge(scan: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Give a scan of (8, 8) levels 0..16 as a picture of (28, 28) uint8."""
+    """Return a scan of (8, 8) levels 0..16 as a picture of (28, 28) uint8."""
     levels = Image.fromarray((scan * (255 / MAX_LEVEL)).astype(np.uint8))
     return np.asarray(levels.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def lenet() -> Any:
-    """Give the symbol: (N, 1, 28, 28) float32, pixel values 0..255 -> (N, 10) probabilities.
+    """Return the symbol: (N, 1, 28, 28) float32, pixel values 0..255 -> (N, 10) probabilities.
 
     The default vision service passes pixels on as they are, so the symbol scales them itself.
     """
@@ -94,7 +94,7 @@ def augment(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
 
 
 def batches(digits: Digits, size: int, rng: np.random.Generator) -> Iterator[Any]:
-    """Give one epoch of augmented training batches; the digits left over wait for the next."""
+    """Return one epoch of augmented training batches; the digits left over wait for the next."""
     order = rng.permutation(len(digits.labels))
     for start in range(0, len(order) - size + 1, size):
         chosen = order[start : start + size]
@@ -105,7 +105,7 @@ def batches(digits: Digits, size: int, rng: np.random.Generator) -> Iterator[Any
 
 
 def make_module(batch_size: int, learning_rate: float) -> Any:
-    """Give the network, initialised and ready to be trained by Adam."""
+    """Return the network, initialised and ready to be trained by Adam."""
     module = mx.mod.Module(lenet(), data_names=["data"], label_names=["softmax_label"])
     module.bind([("data", (batch_size, 1, SIZE, SIZE))], [("softmax_label", (batch_size,))])
     module.init_params(mx.init.Xavier())
@@ -114,7 +114,7 @@ def make_module(batch_size: int, learning_rate: float) -> Any:
 
 
 def predict(module: Any, digits: Digits) -> NDArray[np.int64]:
-    """Give the most probable class of each digit, shape (N,)."""
+    """Return the most probable class of each digit, shape (N,)."""
     # Module is bound to one batch size; the iterator fills the last batch, predict cuts it again.
     (size, *_) = module.data_shapes[0].shape
     iterator = mx.io.NDArrayIter(digits.pictures[:, np.newaxis].astype(np.float32), batch_size=size)

@@ -94,7 +94,7 @@ class DecodedDetector(nn.HybridBlock):  # type: ignore[misc, name-defined]  # mx
 
 
 def _convolutions(channels: int, halve: bool) -> list[Any]:
-    """Give two convolutions with their normalisation, the first of which may halve the size."""
+    """Return two convolutions with their normalisation, the first of which may halve the size."""
     layers = []
     for strides in (2 if halve else 1, 1):
         layers += [

@@ -18,7 +18,7 @@ TIMEOUT_S = 30
 
 
 def ask(url: str, picture: bytes) -> list[dict[str, Any]]:
-    """Give what the server finds in an encoded picture.
+    """Return what the server finds in an encoded picture.
 
     Raises:
         urllib.error.URLError: There is no answer, or it is an error.
@@ -30,7 +30,7 @@ def ask(url: str, picture: bytes) -> list[dict[str, Any]]:
 
 
 def draw(image: Image.Image, found: list[dict[str, Any]]) -> Image.Image:
-    """Give the picture with a box and a label for each thing found."""
+    """Return the picture with a box and a label for each thing found."""
     drawn = image.convert("RGB").quantize(PICTURE_COLOURS).convert("RGB")
     pen = ImageDraw.Draw(drawn)
     for thing in found:

@@ -85,7 +85,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _far(rng: np.random.Generator, other: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Give a colour that can be told from another."""
+    """Return a colour that can be told from another."""
     while True:
         colour = _colour(rng)
         if sum(abs(a - b) for a, b in zip(colour, other, strict=True)) >= MIN_CONTRAST:
@@ -99,7 +99,7 @@ def _place(
     width: int,
     height: int,
 ) -> NDArray[np.float64] | None:
-    """Give the corners (K, 2) in pixels of a shape that touches none of the boxes, if it fits."""
+    """Return the corners (K, 2) in pixels of a shape that touches none of the boxes, if it fits."""
     for _ in range(MAX_TRIES):
         outline = _outline(rng, shape) * min(width, height) * rng.uniform(MIN_EXTENT, MAX_EXTENT)
         extent = np.ptp(outline, axis=0)
@@ -113,7 +113,7 @@ def _place(
 
 
 def _outline(rng: np.random.Generator, shape: int) -> NDArray[np.float64]:
-    """Give a shape's corners (K, 2), turned at random; the longer side of their box is 1."""
+    """Return a shape's corners (K, 2), turned at random; the longer side of their box is 1."""
     corners = {"circle": 48, "square": 4, "triangle": 3}[CLASSES[shape]]
     angles = rng.uniform(0, 2 * math.pi) + np.arange(corners) * (2 * math.pi / corners)
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1)

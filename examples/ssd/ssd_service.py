@@ -26,7 +26,7 @@ class SSDService(MXNetVisionService):
         return super()._preprocess(data)
 
     def _postprocess(self, data: list[Any]) -> list[Any]:
-        """Give class, score and box (left, top, right, bottom in pixels), best first."""
+        """Return class, score and box (left, top, right, bottom in pixels), best first."""
         rows = data[0].asnumpy()[0]
         found = rows[(rows[:, 0] >= 0) & (rows[:, 1] >= THRESHOLD)]
         return [
@@ -43,5 +43,5 @@ class SSDService(MXNetVisionService):
 
 
 def _pixels(share: float, size: int) -> int:
-    """Give a share of a side in whole pixels inside the picture."""
+    """Return a share of a side in whole pixels inside the picture."""
     return min(max(round(float(share) * size), 0), size)

@@ -102,7 +102,7 @@ class Trainer:
         self.step_count = 0
 
     def step(self, pictures: Pictures) -> float:
-        """Train on one batch; give its loss per anchor on a shape."""
+        """Train on one batch; return its loss per anchor on a shape."""
         self.optimizer.set_learning_rate(self._rate())
         with autograd.record():
             anchors, scores, offsets = self.net(nd.array(pictures.pixels, dtype="float32"))
@@ -142,7 +142,7 @@ def train(
     seed: int,
     augmented: bool = True,
 ) -> Iterator[float]:
-    """Train, and give the mean loss of each epoch."""
+    """Train, and return the mean loss of each epoch."""
     rng = np.random.default_rng(seed)
     steps = len(pictures.pixels) // batch_size
     trainer = Trainer(net, learning_rate, epochs * steps)
@@ -162,7 +162,7 @@ def train(
 
 
 def detect(net: Detector, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Give each picture's detections, shape (K, 6): class, score, left, top, right, bottom."""
+    """Return each picture's detections, shape (K, 6): class, score, left, top, right, bottom."""
     decoded = DecodedDetector(net)
     found = []
     for start in range(0, len(pixels), PREDICT_BATCH_SIZE):
@@ -172,7 +172,7 @@ def detect(net: Detector, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]
 
 
 def overlaps(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the intersection over union of a box (4,) with each of `boxes` (M, 4)."""
+    """Return the intersection over union of a box (4,) with each of `boxes` (M, 4)."""
     inner = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = np.prod(np.maximum(inner, 0), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -183,7 +183,7 @@ def overlaps(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np
 def average_precision(
     found: Sequence[NDArray[np.float32]], labels: NDArray[np.float32], shape: int
 ) -> tuple[float, list[float]]:
-    """Give one class's average precision, and the overlap of each of its hits.
+    """Return one class's average precision, and the overlap of each of its hits.
 
     A detection hits the not yet hit shape of its class that it overlaps most, if by half at
     least. The area under the precision-recall curve is taken at every recall, as the Pascal VOC
@@ -212,7 +212,7 @@ def average_precision(
 
 
 def evaluate(net: Detector, pictures: Pictures) -> dict[str, Any]:
-    """Give average precision by class and in the mean, and the mean overlap of hits."""
+    """Return average precision by class and in the mean, and the mean overlap of hits."""
     found = detect(net, pictures.pixels)
     precisions, hit_overlaps = {}, []
     for shape, name in enumerate(shapes.CLASSES):

@@ -58,7 +58,7 @@ class Cache:
         self._root = root
 
     def blob(self, digest: str) -> Path | None:
-        """Give an archive by its sha256, if it is here and what it should be."""
+        """Return an archive by its sha256, if it is here and what it should be."""
         path = self._root / "blobs" / digest
         try:
             actual = hash_file(path)
@@ -71,7 +71,7 @@ class Cache:
         return None
 
     def entry(self, key: str) -> Entry | None:
-        """Give what a URL gave last, if it is known."""
+        """Return what a URL gave last, if it is known."""
         document = _read_json(self._root / "index" / key)
         validator = _validator(document)
         digest = document.get("digest") if isinstance(document, dict) else None
@@ -95,7 +95,7 @@ class Cache:
             (self._root / "blobs" / entry.digest).unlink(missing_ok=True)
 
     def part(self, key: str) -> Part:
-        """Give the download of a URL, begun or not; for the holder of its lock."""
+        """Return the download of a URL, begun or not; for the holder of its lock."""
         return Part(self._folder("parts") / key)
 
     @contextlib.contextmanager
@@ -133,7 +133,7 @@ class Part:
         self.size = 0
 
     def begun(self) -> tuple[int, Validator]:
-        """Give how much of which file is here; (0, ...) if it cannot be gone on with."""
+        """Return how much of which file is here; (0, ...) if it cannot be gone on with."""
         validator = _validator(_read_json(self._note))
         if validator is None or not validator.strong or not self._path.exists():
             return 0, Validator()
@@ -178,7 +178,7 @@ class Part:
         return self._hash.hexdigest()
 
     def move(self, target: Path) -> None:
-        """Give the finished file its place."""
+        """Move the finished file to its place."""
         os.replace(self._path, target)
         self._note.unlink(missing_ok=True)
 

@@ -212,7 +212,7 @@ def _make_folder(path: Path) -> Path:
 
 
 def _collect(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Give (member name, path) of each file worth packing, in a fixed order."""
+    """Return (member name, path) of each file worth packing, in a fixed order."""
     seen = {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, followlinks=True):
         kept = []
@@ -263,7 +263,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
-    """Give the symbol's and the parameter file's names; "" for what a model lacks.
+    """Return the symbol's and the parameter file's names; "" for what a model lacks.
 
     Of an ONNX model, whose one file holds both, the former is that file's name.
     """
@@ -336,7 +336,7 @@ def _read_signature(folder: Path) -> Signature:
 def _add_onnx_signature(
     contents: dict[str, Path | bytes], folder: Path, model: str, graph: Graph
 ) -> Signature:
-    """Give the signature in the folder; if there is none, add one made from the graph."""
+    """Return the signature in the folder; if there is none, add one made from the graph."""
     if (folder / SIGNATURE_NAME).exists():
         return _read_signature(folder)
     signature = make_signature(graph, _LABELS_NAME in contents, str(folder / model))
@@ -387,7 +387,7 @@ def _add_service(
     parameters: str,
     signature: Signature,
 ) -> str:
-    """Put the service into the contents if it is not there; give its member name."""
+    """Put the service into the contents if it is not there; return its member name."""
     if service_file is None:
         found = [
             name
@@ -516,7 +516,7 @@ def _find_sample(names: list[str]) -> Sample | None:
 
 
 def _engine_version(symbol: Path) -> str:
-    """Give the MXNet version that wrote a symbol, as far as it says."""
+    """Return the MXNet version that wrote a symbol, as far as it says."""
     try:
         document = json.loads(symbol.read_text(encoding="utf-8"))
         code = document["attrs"]["mxnet_version"][1]

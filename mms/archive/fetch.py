@@ -1,4 +1,4 @@
-"""Give the file of a model, wherever it is: fetch it if need be, and keep it.
+"""Return the file of a model, wherever it is: fetch it if need be, and keep it.
 
 An unchanged archive is not downloaded twice, a cut download is gone on with, and what a URL gave
 once can be had without the network: at once if ``#sha256=`` pins it, and else with a warning once
@@ -37,10 +37,10 @@ class Progress(Protocol):
     """Who is told how downloads go on; from several threads at once."""
 
     def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Take note of how much of a download is here, and how much there is if that is known."""
+        """Record how much of a download is here, and how much there is if that is known."""
 
     def finish(self, name: str) -> None:
-        """Take note of its end, good or bad."""
+        """Record its end, good or bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def fetch(
     policy: Policy | None = None,
     stop: threading.Event | None = None,
 ) -> Path:
-    """Give the file or folder at a location.
+    """Return the file or folder at a location.
 
     Args:
         text: Path, ``file://``, ``http://``, ``https://`` or ``s3://`` location, each with
@@ -99,7 +99,7 @@ def fetch(
 
 
 def cached(text: str, options: FetchOptions) -> Path | None:
-    """Give what a location gave last, or the path on this machine, without asking anybody.
+    """Return what a location gave last, or the path on this machine, without asking anybody.
 
     Raises:
         ArchiveError: The location is not valid, or the cache cannot be read.
@@ -137,7 +137,7 @@ def opening(text: str, path: Path, options: FetchOptions) -> Iterator[None]:
 
 
 def local_file(location: Location) -> Path | None:
-    """Give the path of a location that is on this machine; None for any other.
+    """Return the path of a location that is on this machine; None for any other.
 
     Raises:
         ArchiveError: The file differs from its pin.
@@ -200,7 +200,7 @@ class _Download:
         self._source = _SOURCES[location.scheme]
 
     def run(self) -> Path:
-        """Give the archive from the cache, or from where it is."""
+        """Return the archive from the cache, or from where it is."""
         pinned = self._pinned()
         if pinned:
             return pinned
@@ -224,7 +224,7 @@ class _Download:
         return self._cache.blob(self._location.pin) if self._location.pin else None
 
     def _ask(self, kept: _Kept | None) -> Path:
-        """Ask whether there is a newer one than is kept, and give the newest there is."""
+        """Ask whether there is a newer one than is kept, and return the newest there is."""
         shown = self._location.shown
         part = self._cache.part(self._location.key)
         try:
@@ -240,7 +240,7 @@ class _Download:
             part.discard_useless()
 
     def _try_often(self, part: Part, kept: _Kept | None) -> Path:
-        """Give the downloaded archive, or the one that is kept if it has not changed.
+        """Return the downloaded archive, or the one that is kept if it has not changed.
 
         Raises:
             Interrupted: The last attempt was; only the part stays.
@@ -342,7 +342,7 @@ class _Pace:
         self._size: int | None = None
 
     def check(self, size: int) -> None:
-        """Take note of the bytes received so far.
+        """Record the bytes received so far.
 
         Raises:
             Interrupted: They come too slowly.
@@ -358,5 +358,5 @@ class _Pace:
 
 
 def in_megabytes(size: int) -> str:
-    """Give a size for people."""
+    """Return a size for people."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size} bytes"

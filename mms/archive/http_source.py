@@ -42,7 +42,7 @@ _HINTS = {
 
 @contextlib.contextmanager
 def open_http(ask: Ask) -> Iterator[Answer | None]:
-    """Send a request, follow its redirects, and give the answer; None is "not changed".
+    """Send a request, follow its redirects, and return the answer; None is "not changed".
 
     Raises:
         Interrupted: The server cannot be reached, breaks off, or is unwell.
@@ -62,7 +62,7 @@ def open_http(ask: Ask) -> Iterator[Answer | None]:
 
 
 def _redirected(location: Location, target: str, ask: Ask) -> Location:
-    """Give where a redirect leads, if one may go there."""
+    """Return where a redirect leads, if one may go there."""
     # Header bytes arrive as Latin-1; what is meant is UTF-8, and quoted like a URL that is typed.
     text = target.encode("latin-1").decode(errors="replace")
     try:
@@ -146,7 +146,7 @@ def _answer(response: http.client.HTTPResponse, ask: Ask) -> Answer | None:
 
 
 def _range(response: http.client.HTTPResponse, ask: Ask) -> tuple[int, int | None]:
-    """Give where a part begins and how long the whole is."""
+    """Return where a part begins and how long the whole is."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None or not ask.offset or int(match[1]) != ask.offset:
         raise Interrupted("the server answers another part than was asked for", starts_over=True)
@@ -227,7 +227,7 @@ def _encrypted(sock: socket.socket, host: str) -> ssl.SSLSocket:
 
 
 def _proxy(parts: SplitResult, ask: Ask) -> SplitResult | None:
-    """Give the proxy to go through, if there is one."""
+    """Return the proxy to go through, if there is one."""
     if ask.policy and not ask.policy.allow_private:
         # A proxy would resolve the name itself, so that nobody could check where it connects.
         return None
@@ -274,7 +274,7 @@ def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
 
 
 def _basic(user: str) -> str:
-    """Give the header for ``name:password`` as it stands in a URL."""
+    """Return the header for ``name:password`` as it stands in a URL."""
     return "Basic " + base64.b64encode(unquote(user).encode()).decode()
 
 

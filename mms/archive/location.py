@@ -114,7 +114,7 @@ def is_remote(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Give a location for logs and answers: no password, no query, no endless length.
+    """Return a location for logs and answers: no password, no query, no endless length.
 
     Works on what is no valid URL, too: that is when it is shown most often.
     """
@@ -230,7 +230,7 @@ class Policy:
 
 
 def parse_policy(allowed_urls: str, allow_private: bool) -> Policy:
-    """Give the policy of two settings.
+    """Return the policy of two settings.
 
     Args:
         allowed_urls: Regular expressions, separated by commas.

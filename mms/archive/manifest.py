@@ -114,7 +114,7 @@ class Manifest:
     serving: ServingDefaults = field(default_factory=ServingDefaults)
 
     def to_document(self) -> dict[str, Any]:
-        """Give the JSON document that `parse_manifest` reads."""
+        """Return the JSON document that `parse_manifest` reads."""
         document: dict[str, Any] = {
             "Model-Archive-Version": self.archive_version,
             "Model-Archive-Description": self.description,
@@ -146,7 +146,7 @@ def is_model_name(name: str) -> bool:
 
 
 def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
-    """Check a manifest's JSON document and give it typed.
+    """Check a manifest's JSON document and return it typed.
 
     Args:
         document: As parsed from JSON. Unknown keys are ignored, so that newer archives load.
@@ -186,7 +186,7 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
 
 
 def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manifest:
-    """Check the manifest of a 1.x archive and give it typed.
+    """Check the manifest of a 1.x archive and return it typed.
 
     Args:
         document: As parsed from JSON. Unknown keys are ignored.
@@ -226,7 +226,7 @@ def handler_manifest(
     engine: dict[str, str] | None = None,
     serving: ServingDefaults | None = None,
 ) -> Manifest:
-    """Give the manifest of a model that a 1.x handler serves."""
+    """Return the manifest of a model that a 1.x handler serves."""
     return Manifest(
         model_name=model_name,
         model_format=ModelFormat.HANDLER,
@@ -248,7 +248,7 @@ def is_of_torchserve(document: Any) -> bool:
 
 
 def parse_serving(value: Any, source: str) -> ServingDefaults:
-    """Check the ``Serving`` part of a manifest and give it typed.
+    """Check the ``Serving`` part of a manifest and return it typed.
 
     Raises:
         ManifestError: Naming the key and what is wrong with it.
@@ -383,7 +383,7 @@ def _texts(value: Any, key: str, source: str) -> dict[str, str]:
 
 
 def _labels(value: Any, key: str, source: str) -> dict[str, str]:
-    """Give versions and the like as texts; archives of 2018 hold ``{"MXNet": 0.12}``."""
+    """Return versions and the like as texts; archives of 2018 hold ``{"MXNet": 0.12}``."""
     return {name: str(label) for name, label in _object(value or {}, source, key).items()}
 
 

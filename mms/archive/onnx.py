@@ -95,7 +95,7 @@ class ImageLayout:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """Give the JSON document that `parse_graph` reads."""
+    """Return the JSON document that `parse_graph` reads."""
     return {
         "inputs": [[value.name, value.type, value.dims] for value in graph.inputs],
         "outputs": [[value.name, value.type, value.dims] for value in graph.outputs],
@@ -104,7 +104,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
 
 
 def parse_graph(document: Any) -> Graph:
-    """Give the graph that a document of `graph_document` describes."""
+    """Return the graph that a document of `graph_document` describes."""
     inputs, outputs = (
         tuple(GraphValue(name, type_, tuple(dims)) for name, type_, dims in document[key])
         for key in ("inputs", "outputs")
@@ -113,7 +113,7 @@ def parse_graph(document: Any) -> Graph:
 
 
 def make_signature(graph: Graph, has_labels: bool, source: str) -> Signature:
-    """Give the signature of a graph for which nobody wrote one.
+    """Return the signature of a graph for which nobody wrote one.
 
     Args:
         graph: The graph.
@@ -250,7 +250,7 @@ def check_labels(signature: Signature, graph: Graph, label_count: int, source: s
 
 
 def request_shape(spec: TensorSpec, value: GraphValue) -> tuple[int, ...]:
-    """Give the shape that a request's input must have; 0 is any size.
+    """Return the shape that a request's input must have; 0 is any size.
 
     The batch axis is free unless the graph fixes it: what a signature says there is not looked
     at, as in v0.4. Of the others, the signature may fix those that the graph leaves free.
@@ -279,7 +279,7 @@ def can_batch(inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> bo
 
 
 def image_layout(shape: Sequence[int]) -> ImageLayout | None:
-    """Give how an input of this shape holds an image, or None if it does not."""
+    """Return how an input of this shape holds an image, or None if it does not."""
     if len(shape) != 4:
         return None
     _, first, middle, last = shape
@@ -289,7 +289,7 @@ def image_layout(shape: Sequence[int]) -> ImageLayout | None:
 
 
 def show_shape(shape: Sequence[int]) -> str:
-    """Give a shape as text, with ``?`` for any size."""
+    """Return a shape as text, with ``?`` for any size."""
     return "(" + ", ".join("?" if size == 0 else str(size) for size in shape) + ")"
 
 

@@ -43,7 +43,7 @@ _MAX_VARINT_BYTES = 10
 
 
 def external_members(folder: Path, model: str) -> dict[str, Path]:
-    """Give the files that hold weights of a model, by their names in an archive.
+    """Return the files that hold weights of a model, by their names in an archive.
 
     Args:
         folder: The model's folder.
@@ -72,7 +72,7 @@ def external_members(folder: Path, model: str) -> dict[str, Path]:
 
 
 def external_files(path: Path) -> list[str]:
-    """Give the names of the files that hold weights of a model, relative to its own folder.
+    """Return the names of the files that hold weights of a model, relative to its own folder.
 
     What is no ONNX file names none; onnxruntime tells what is wrong with it.
 
@@ -103,7 +103,7 @@ def find_locations(path: Path) -> list[str]:
 
 
 def read_graph(path: Path) -> Graph:
-    """Give what a model's graph takes and gives, having opened it with onnxruntime.
+    """Return what a model's graph takes and gives, having opened it with onnxruntime.
 
     Raises:
         ExportError: onnxruntime cannot run it: in one line why, and what to do.
@@ -136,7 +136,7 @@ def read_graph(path: Path) -> Graph:
 
 
 def _locations(data: Buffer) -> Iterator[str]:
-    """Give the ``location`` of each external tensor.
+    """Return the ``location`` of each external tensor.
 
     Raises:
         ValueError: The bytes are no protobuf message.
@@ -161,7 +161,7 @@ def _locations(data: Buffer) -> Iterator[str]:
 
 
 def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Give (number, start, end) of each field of a message that holds bytes."""
+    """Return (number, start, end) of each field of a message that holds bytes."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)
@@ -181,7 +181,7 @@ def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]
 
 
 def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
-    """Give the number at a place, and the place behind it."""
+    """Return the number at a place, and the place behind it."""
     value = 0
     for shift in range(_MAX_VARINT_BYTES):
         if at >= end:

@@ -70,7 +70,7 @@ class Archive:
 def open_archive(
     source: str | Path, workspace: Path, limits: UnpackLimits | None = None, handler: str = ""
 ) -> Archive:
-    """Give a checked archive from a ``.model`` or ``.mar`` file or an unpacked folder.
+    """Return a checked archive from a ``.model`` or ``.mar`` file or an unpacked folder.
 
     Args:
         source: File or folder.
@@ -102,7 +102,7 @@ def open_archive(
 
 
 def read_manifest(source: str | Path, handler: str = "") -> Manifest:
-    """Give the manifest of an archive or folder without unpacking it.
+    """Return the manifest of an archive or folder without unpacking it.
 
     Args:
         source: File or folder.
@@ -132,14 +132,14 @@ def read_manifest(source: str | Path, handler: str = "") -> Manifest:
 
 
 def find_archives(folder: Path) -> list[Path]:
-    """Give the archives in a folder: itself if it is an unpacked one, else the files in it."""
+    """Return the archives in a folder: itself if it is an unpacked one, else the files in it."""
     if any((folder / name).is_file() for name in (MANIFEST_NAME, MAR_MANIFEST_NAME)):
         return [folder]
     return sorted(path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
 
 
 def hash_file(path: Path) -> str:
-    """Give the sha256 of a file in hex."""
+    """Return the sha256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -172,7 +172,7 @@ def _inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
 
 
 def _signature_if_any(folder: Path, manifest: Manifest) -> Signature | None:
-    """Give the signature of a 1.x archive, where it is a file for the handler's own use."""
+    """Return the signature of a 1.x archive, where it is a file for the handler's own use."""
     path = folder / manifest.signature
     with contextlib.suppress(ArchiveError, SignatureError):
         if path.is_file():

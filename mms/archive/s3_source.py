@@ -27,7 +27,7 @@ _HINTS = {
 
 @contextlib.contextmanager
 def open_s3(ask: Ask) -> Iterator[Answer | None]:
-    """Send a request and give the answer; None is "not changed".
+    """Send a request and return the answer; None is "not changed".
 
     Where it is sent is for the environment to say, not for the location, so there is no address
     to check.
@@ -126,7 +126,7 @@ def _check_refusal(error: Any, ask: Ask) -> None:
 
 
 def _extent(found: dict[str, Any], ask: Ask) -> tuple[int, int | None]:
-    """Give where the body begins in the object, and how long the object is."""
+    """Return where the body begins in the object, and how long the object is."""
     if not ask.offset:
         return 0, found.get("ContentLength")
     match = _CONTENT_RANGE.fullmatch(found.get("ContentRange", ""))

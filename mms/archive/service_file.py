@@ -22,7 +22,7 @@ _BASES = {
 
 
 def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
-    """Give the service classes that a file defines, without running it.
+    """Return the service classes that a file defines, without running it.
 
     A class counts if it derives, directly or through others in the file, from a known base; a
     class that another one derives from does not.
@@ -66,7 +66,7 @@ def has_imported_base(path: Path) -> bool:
 
 
 def own_methods(path: Path) -> set[str] | None:
-    """Give the names of the methods of all classes in the service file of an ONNX model.
+    """Return the names of the methods of all classes in the service file of an ONNX model.
 
     Returns:
         None if the service is not built on one of ours, or may inherit methods from elsewhere.
@@ -99,7 +99,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _imported_names(tree: ast.Module) -> dict[str, str]:
-    """Give the name under which each ``from ... import name as alias`` is known elsewhere."""
+    """Return the name under which each ``from ... import name as alias`` is known elsewhere."""
     return {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)

@@ -80,7 +80,7 @@ class Signature:
         return self.output_type.startswith(IMAGE_PREFIX)
 
     def to_document(self) -> dict[str, Any]:
-        """Give the JSON document that `parse_signature` reads."""
+        """Return the JSON document that `parse_signature` reads."""
         return {
             "inputs": [_spec_document(spec) for spec in self.inputs],
             "input_type": self.input_type,
@@ -90,7 +90,7 @@ class Signature:
 
 
 def parse_signature(document: Any, source: str = "signature.json") -> Signature:
-    """Check a signature's JSON document and give it typed.
+    """Check a signature's JSON document and return it typed.
 
     Args:
         document: As parsed from JSON. Unknown keys are ignored, as v0.4 did.

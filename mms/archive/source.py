@@ -44,7 +44,7 @@ class Validator:
 
 
 def make_validator(etag: str | None, last_modified: str | None) -> Validator:
-    """Give the validator in an answer's headers."""
+    """Return the validator in an answer's headers."""
     values = [
         value if value and len(value) <= _MAX_VALIDATOR_CHARS and value.isprintable() else ""
         for value in (etag, last_modified)

@@ -20,7 +20,7 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def open_workspace(parent: Path | None = None) -> Iterator[Path]:
-    """Give a new empty folder that is removed afterwards, and remove orphaned ones.
+    """Return a new empty folder that is removed afterwards, and remove orphaned ones.
 
     Args:
         parent: Where to make it; the system's temporary folder by default.

@@ -27,7 +27,7 @@ class ProgressLine:
         self._drawn_at = 0.0
 
     def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Take note of how much of a download is here, and draw, unless it was done just now."""
+        """Record how much of a download is here, and draw, unless it was done just now."""
         with self._lock:
             self._downloads[name] = (done_bytes, total_bytes)
             now = time.monotonic()
@@ -36,13 +36,13 @@ class ProgressLine:
                 self._draw(self.line())
 
     def finish(self, name: str) -> None:
-        """Take note of a download's end; the last one takes the line away."""
+        """Record a download's end; the last one takes the line away."""
         with self._lock:
             if self._downloads.pop(name, None) is not None and not self._downloads:
                 self._draw("")
 
     def line(self) -> str:
-        """Give the text: what is downloaded, a bar if its length is known, and the bytes."""
+        """Return the text: what is downloaded, a bar if its length is known, and the bytes."""
         names = list(self._downloads)
         done = sum(done for done, _ in self._downloads.values())
         totals = [total for _, total in self._downloads.values()]

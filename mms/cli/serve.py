@@ -65,7 +65,7 @@ def expand_models(args: Sequence[str]) -> list[str]:
 
 
 def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the command one flag per setting, from the settings' own declarations."""
+    """Return the command one flag per setting, from the settings' own declarations."""
     for cls in (ModelSettings, ServerSettings):
         for f in reversed(dataclasses.fields(cls)):
             flag = f"--{f.name.replace('_', '-')}"
@@ -172,7 +172,7 @@ def _parse_model(
 
 
 def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Give the archives that SageMaker has put into the container, named by their manifests.
+    """Return the archives that SageMaker has put into the container, named by their manifests.
 
     Raises:
         ConfigError: There is none.
@@ -222,7 +222,7 @@ def _announce(server: Server) -> None:
 
 
 def _examples(registry: Registry, base: str) -> list[str]:
-    """Give a curl line for a model, if possible for one that brings its own sample request."""
+    """Return a curl line for a model, if possible for one that brings its own sample request."""
     servables = registry.servables()
     if not servables:
         return [f"curl {base}/ping"]

@@ -41,7 +41,7 @@ _LENGTH_BYTES = 4
 
 
 def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
-    """Give a ModelInferRequest as the chunks of a body, the first being the JSON.
+    """Return a ModelInferRequest as the chunks of a body, the first being the JSON.
 
     Args:
         request: The message.
@@ -96,7 +96,7 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
 
 
 def decode_answer(answer: Answer) -> Any:
-    """Give a worker's answer as a ModelInferResponse.
+    """Return a worker's answer as a ModelInferResponse.
 
     Raises:
         ProtocolError: It is not the binary form that was asked for.
@@ -153,7 +153,7 @@ def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contents(tensor: Any, max_bytes: int) -> bytes:
-    """Give the elements of a tensor as the bytes that raw contents would be."""
+    """Return the elements of a tensor as the bytes that raw contents would be."""
     where = f"input {_shown(tensor.name)}"
     if tensor.datatype not in _CONTENTS:
         raise InvalidRequest(

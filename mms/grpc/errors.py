@@ -90,7 +90,7 @@ _MAX_TEXT_CHARS = 800
 
 
 def code_of(error: MMSError) -> grpc.StatusCode:
-    """Give the status code of an error."""
+    """Return the status code of an error."""
     if isinstance(error, RejectedByService):
         default = Code.INVALID_ARGUMENT if error.status < 500 else Code.INTERNAL
         return _CODES_BY_STATUS.get(error.status, default)
@@ -98,12 +98,12 @@ def code_of(error: MMSError) -> grpc.StatusCode:
 
 
 def status_of(error: MMSError) -> int:
-    """Give the HTTP status that an error is counted as."""
+    """Return the HTTP status that an error is counted as."""
     return error.status if isinstance(error, RejectedByService) else HTTP_STATUSES[code_of(error)]
 
 
 def text_of(error: MMSError, debug: bool) -> str:
-    """Give what a client is told.
+    """Return what a client is told.
 
     Args:
         error: What went wrong.
@@ -118,7 +118,7 @@ def text_of(error: MMSError, debug: bool) -> str:
 
 
 def metadata_of(error: MMSError) -> list[tuple[str, str]]:
-    """Give the trailing metadata: when to try again, for people and for gRPC's own retries."""
+    """Return the trailing metadata: when to try again, for people and for gRPC's own retries."""
     if not isinstance(error, Unavailable):
         return []
     return [

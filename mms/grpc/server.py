@@ -242,7 +242,7 @@ class InferenceService:
         return decode_answer(answer)
 
     def _choose(self, call: Call) -> tuple[Servable, Servable | None]:
-        """Give the version that answers a call, and the one that gets a copy of it, if any."""
+        """Return the version that answers a call, and the one that gets a copy of it, if any."""
         request = call.request
         model = self._state.registry.find(request.model_name, self._state.is_started)
         if request.model_version:
@@ -281,7 +281,7 @@ class GrpcServer:
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; give the port, which matters for 0.
+        """Listen; return the port, which matters for 0.
 
         Raises:
             OSError: The address cannot be listened on.
@@ -295,7 +295,7 @@ class GrpcServer:
         return int(bound)
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept no more calls, and give those accepted that long to finish."""
+        """Accept no more calls, and return those accepted that long to finish."""
         await self._server.stop(timeout_s)
 
 

@@ -57,7 +57,7 @@ async def api_description(request: web.Request) -> web.Response:
 
 
 def predict_operation(name: str, signature: Signature | None) -> dict[str, Any]:
-    """Give the Swagger 2 operation of a model's ``/{model}/predict``."""
+    """Return the Swagger 2 operation of a model's ``/{model}/predict``."""
     if signature is None:
         # A 1.x handler, which takes whatever comes.
         return {

@@ -51,7 +51,7 @@ class ModelDescription:
     sample: Sample | None = None
 
     def sample_value(self) -> Any:
-        """Give the sample request if it is JSON and short, else None. Reads its file."""
+        """Return the sample request if it is JSON and short, else None. Reads its file."""
         if self.sample is None or self.sample.content_type != JSON_TYPE:
             return None
         path = self.folder / self.sample.file
@@ -74,7 +74,7 @@ def _is_shallow(value: Any, levels: int) -> bool:
 
 
 def models_of(registry: Registry) -> list[ModelDescription]:
-    """Give every version of every model, each model's default version first."""
+    """Return every version of every model, each model's default version first."""
     found = []
     for model in registry.models():
         servables = list(model.versions.values())
@@ -94,7 +94,7 @@ def models_of(registry: Registry) -> list[ModelDescription]:
 
 
 def input_schemas(signature: Signature, sample: Any) -> dict[str, Document]:
-    """Give the JSON schema of each input of a model that takes JSON.
+    """Return the JSON schema of each input of a model that takes JSON.
 
     A service decides what it makes of its input, and the shape of the signature may be that of
     the tensor that it makes. So where the archive's sample does not fit the shape, the schema is
@@ -109,7 +109,7 @@ def input_schemas(signature: Signature, sample: Any) -> dict[str, Document]:
 
 
 def sample_inputs(names: Sequence[str], sample: Any) -> dict[str, Any]:
-    """Give a sample's value for each input; none if it has not one for each."""
+    """Return a sample's value for each input; none if it has not one for each."""
     if sample is None:
         return {}
     if isinstance(sample, dict) and any(name in sample for name in names):
@@ -129,7 +129,7 @@ def _input_schema(spec: TensorSpec, value: Any) -> Document:
 
 
 def _array_schema(shape: Sequence[int]) -> Document:
-    """Give nested arrays. The sizes of all axes but the batch are fixed, unless they are 0."""
+    """Return nested arrays. The sizes of all axes but the batch are fixed, unless they are 0."""
     if len(shape) == 1 or len(shape) > _MAX_AXES:
         # A list of whatever the service takes: with one axis there is nothing said about it.
         return {"type": "array", "items": ANY}
@@ -161,7 +161,7 @@ def _fits_rest(value: Any, shape: Sequence[int]) -> bool:
 
 
 def _schema_like(value: Any, depth: int = 0) -> Document:
-    """Give a schema by an example: its types, and nothing that another value need not have."""
+    """Return a schema by an example: its types, and nothing that another value need not have."""
     if isinstance(value, bool):
         return {"type": "boolean"}
     if isinstance(value, (int, float)):
@@ -182,7 +182,7 @@ def _schema_like(value: Any, depth: int = 0) -> Document:
 
 
 def request_body(model: ModelDescription) -> Document:
-    """Give the request body that a model takes, in every form of it. Reads the sample file."""
+    """Return the request body that a model takes, in every form of it. Reads the sample file."""
     signature = model.signature
     if signature is None:
         return {
@@ -196,7 +196,7 @@ def request_body(model: ModelDescription) -> Document:
 
 
 def free_content() -> Document:
-    """Give the content of a body of which nothing is known."""
+    """Return the content of a body of which nothing is known."""
     return {
         JSON_TYPE: {"schema": ANY},
         _FORM: {"schema": {"type": "object", "additionalProperties": True}},

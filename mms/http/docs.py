@@ -65,7 +65,7 @@ async def docs(_: web.Request) -> web.Response:
 
 @cache
 def _page() -> tuple[bytes, str]:
-    """Give the page and the policy under which nothing but its own script and style runs."""
+    """Return the page and the policy under which nothing but its own script and style runs."""
     page = resources.files(__package__).joinpath(_PAGE).read_bytes()
     sources = {
         tag: " ".join(

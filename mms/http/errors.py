@@ -71,7 +71,7 @@ _MAX_MESSAGE_CHARS = 2048
 
 
 def status_of(error: MMSError) -> int:
-    """Give the HTTP status of an error."""
+    """Return the HTTP status of an error."""
     if isinstance(error, RejectedByService):
         return error.status
     return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
@@ -85,7 +85,7 @@ def is_v2(path: str) -> bool:
 def error_response(
     error: MMSError, request_id: str, debug: bool, in_v2: bool = False
 ) -> web.Response:
-    """Give the answer to a request that failed.
+    """Return the answer to a request that failed.
 
     Args:
         error: What went wrong.
@@ -123,7 +123,7 @@ def response(
     details: dict[str, str] | None = None,
     in_v2: bool = False,
 ) -> web.Response:
-    """Give an error answer; at its top stands what clients of MMS 1.x look for."""
+    """Return an error answer; at its top stands what clients of MMS 1.x look for."""
     return web.Response(
         status=status,
         body=error_body(status, type_, code, message, request_id, details, in_v2),

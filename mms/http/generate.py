@@ -102,7 +102,7 @@ class ClientGenerator:
 
 
 def find_generator(settings: ServerSettings) -> ClientGenerator | None:
-    """Give what makes the client that the settings ask for, if they do.
+    """Return what makes the client that the settings ask for, if they do.
 
     Raises:
         ConfigError: No generator for the language is installed, or the folder cannot be made.
@@ -135,7 +135,7 @@ def _installed(language: str) -> tuple[str, str]:
 
 
 async def _run(command: list[str]) -> tuple[ExitStatus | str, str]:
-    """Run a command and give how it ended, and the end of what it has printed."""
+    """Run a command and return how it ended, and the end of what it has printed."""
     with tempfile.TemporaryFile() as output:
         try:
             # Not as asyncio's own: those can lose their ends to who reaps the workers' orphans.
@@ -172,7 +172,7 @@ def _spawn(command: list[str], output: int) -> int:
 
 
 def python_client(models: Sequence[ModelDescription], url: str) -> str:
-    """Give the source of a module with a class ``Client``: one method for each model.
+    """Return the source of a module with a class ``Client``: one method for each model.
 
     Args:
         models: What is served; their default versions get the methods. Sample files are read.
@@ -195,14 +195,14 @@ def python_client(models: Sequence[ModelDescription], url: str) -> str:
 
 
 def _base_source() -> str:
-    """Give `mms.http.python_client` without its docstring, which is for readers of this package."""
+    """Return `mms.http.python_client` without its docstring, which is for our own readers."""
     source = resources.files(__package__).joinpath("python_client.py").read_text(encoding="utf-8")
     docstring_end = ast.parse(source).body[0].end_lineno or 0
     return "\n".join(source.splitlines()[docstring_end:]).strip("\n") + "\n"
 
 
 def _method(names: Names, model: ModelDescription) -> str:
-    """Give one method. Of what the archive says, nothing gets into the source but as a literal."""
+    """Return one method. What the archive says gets into the source as literals only."""
     name = names.take(f"model_{model.name}" if model.name[0].isdecimal() else model.name)
     signature = model.signature
     if signature is None:
@@ -229,7 +229,7 @@ def _method(names: Names, model: ModelDescription) -> str:
 
 
 def _types(model: ModelDescription) -> dict[str, str]:
-    """Give the annotation of each input."""
+    """Return the annotation of each input."""
     signature = model.signature
     if signature is None:
         return {}

@@ -93,7 +93,7 @@ async def predict_with(
 
 
 def find_model(context: Context, name: str) -> Model:
-    """Give a model for a request.
+    """Return a model for a request.
 
     Raises:
         ModelNotFound: No model has this name.

@@ -231,7 +231,7 @@ async def options(request: web.Request) -> web.Response:
 
 
 def page_of_models(request: web.Request, describe: Callable[[Model], Any]) -> dict[str, Any]:
-    """Give the page of the list of models that a request asks for.
+    """Return the page of the list of models that a request asks for.
 
     Args:
         request: Its `limit` and `next_page_token` say how many, and from which on.
@@ -260,7 +260,7 @@ def _model_row(model: Model) -> dict[str, Any]:
 
 
 def describe_servable(servable: Servable) -> dict[str, Any]:
-    """Give what the management API shows of one version of a model."""
+    """Return what the management API shows of one version of a model."""
     settings, limits = servable.settings, servable.limits
     signature = servable.archive.signature
     quantization = servable.archive.manifest.serving.quantization
@@ -320,7 +320,7 @@ def _batching(servable: Servable) -> dict[str, Any]:
 
 
 def locate(url: str, model_store: str, policy: Policy) -> str:
-    """Give the location that a `url` names: of an archive inside the model store, or permitted.
+    """Return the location that a `url` names: of an archive inside the model store, or permitted.
 
     Raises:
         Forbidden: It is neither.
@@ -378,7 +378,7 @@ def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
 
 
 async def _parameters(request: web.Request) -> dict[str, Any]:
-    """Give the parameters of a call: from the query, a form, or a JSON object."""
+    """Return the parameters of a call: from the query, a form, or a JSON object."""
     parameters: dict[str, Any] = dict(request.query)
     chunks, size = await read_body(request, _MAX_BODY_BYTES, 30.0)
     if not size:

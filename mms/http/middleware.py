@@ -158,7 +158,7 @@ def _log_error(error: MMSError, status: int) -> None:
 def _http_error(
     error: web.HTTPException, request: web.Request, request_id: str
 ) -> web.StreamResponse:
-    """Give aiohttp's own errors our shape; its redirects and such stay what they are."""
+    """Put aiohttp's own errors into our shape; its redirects and such stay what they are."""
     if error.status < 400:
         error.headers["X-Request-Id"] = request_id
         raise error

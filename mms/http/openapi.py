@@ -109,7 +109,7 @@ class Route:
 
 
 def routes_of(app: web.Application) -> list[Route]:
-    """Give the application's routes, in order."""
+    """Return the application's routes, in order."""
     return [
         Route(
             route.method,
@@ -123,7 +123,7 @@ def routes_of(app: web.Application) -> list[Route]:
 
 
 def first_line(documented: Any) -> str:
-    """Give the first line of a docstring, in Markdown."""
+    """Return the first line of a docstring, in Markdown."""
     return (documented.__doc__ or "").strip().split("\n", 1)[0].replace("``", "`")
 
 
@@ -199,13 +199,13 @@ def management_document(routes: Sequence[Route]) -> Document:
 
 
 class Names:
-    """Gives each text a name that is an identifier, never the same one twice."""
+    """Maps texts to names that are identifiers, never the same one twice."""
 
     def __init__(self, taken: Sequence[str] = ()) -> None:
         self._taken = set(taken)
 
     def take(self, text: str) -> str:
-        """Give a name made of the text, with a number behind it if that one is taken."""
+        """Return a name made of the text, with a number behind it if that one is taken."""
         base = re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
         base = f"_{base}" if base[0].isdecimal() else base
         name, number = base, 1
@@ -316,7 +316,7 @@ def _document(title: str, server: str) -> Document:
 
 
 def _inference_document(server: str) -> Document:
-    """Give a document that has, besides, what operations that ask a model refer to."""
+    """Return a document that has, besides, what operations that ask a model refer to."""
     document = _document("mxnet-model-server", server)
     components = document["components"]
     components["headers"]["retry_after"] = {
@@ -386,7 +386,7 @@ def _body_key(index: int, model: ModelDescription) -> str:
 
 
 def _path_of(route: Route, model: ModelDescription) -> str:
-    """Give the path with which a route asks a version, "" if it cannot."""
+    """Return the path with which a route asks a version, "" if it cannot."""
     path = route.path.replace(f"{{{route.model_variable}}}", model.name)
     if "{version}" in path:
         return path.replace("{version}", model.version)

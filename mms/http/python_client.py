@@ -119,7 +119,7 @@ class BaseClient:
         headers: Mapping[str, str],
         timeout_s: float | None,
     ) -> tuple[str, bytes]:
-        """Give an answer's content type and body.
+        """Return an answer's content type and body.
 
         Raises:
             ServerError: The server answered with an error.
@@ -157,14 +157,14 @@ def _server_error(status: int, headers: email.message.Message, body: bytes) -> S
 
 
 def _plain(value: Any) -> Any:
-    """Give the lists and numbers in an array of NumPy and its like."""
+    """Return the lists and numbers in an array of NumPy and its like."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
 
 
 def _parts(images: Mapping[str, Image], boundary: str) -> Iterator[bytes]:
-    """Give the pieces of a multipart form with one file per input."""
+    """Return the pieces of a multipart form with one file per input."""
     for name, image in images.items():
         # As browsers quote it (WHATWG): these three cannot stand in a header as they are.
         shown = name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

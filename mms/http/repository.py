@@ -187,7 +187,7 @@ def _entry(servable: Servable) -> dict[str, str]:
 
 
 async def _unloaded_entries(app: web.Application) -> list[dict[str, str]]:
-    """Give what was unloaded, and what lies in the model store, loaded or not."""
+    """Return what was unloaded, and what lies in the model store, loaded or not."""
     unloaded = app[_UNLOADED]
     entries = [
         {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
@@ -204,7 +204,7 @@ async def _unloaded_entries(app: web.Application) -> list[dict[str, str]]:
 
 
 def _names_in(store: str) -> list[str]:
-    """Give the names by which the archives of the model store can be loaded."""
+    """Return the names by which the archives of the model store can be loaded."""
     names = set()
     try:
         for path in Path(store).iterdir():
@@ -219,7 +219,7 @@ def _names_in(store: str) -> list[str]:
 
 
 def _file_name(name: str, store: str) -> str:
-    """Give the file or folder of the model store that has a model's name.
+    """Return the file or folder of the model store that has a model's name.
 
     Raises:
         ModelNotFound: There is none.
@@ -256,7 +256,7 @@ def _refuse_unknown(parameters: dict[str, Any]) -> None:
 
 
 async def _document(request: web.Request) -> dict[str, Any]:
-    """Give the JSON object of a body; without one, an empty object."""
+    """Return the JSON object of a body; without one, an empty object."""
     chunks, size = await read_body(request, _MAX_BODY_BYTES, _BODY_TIMEOUT_S)
     if not size:
         return {}

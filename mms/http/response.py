@@ -164,7 +164,7 @@ def own_body(body: Buffer) -> Buffer:
 def json_response(
     document: bytes, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Give a response for an encoded JSON document."""
+    """Return a response for an encoded JSON document."""
     return web.Response(
         status=status, body=document, content_type="application/json", headers=headers
     )

@@ -161,7 +161,7 @@ def _only_model(context: Context) -> str:
 
 
 def _archive_in(location: str) -> str:
-    """Give what to load of a location: in the folder that SageMaker unpacks into, the archive."""
+    """Return what to load of a location: in the folder that SageMaker unpacks into, the archive."""
     given = parse_location(location)
     found = find_archives(given.path) if given.path and given.path.is_dir() else []
     if len(found) != 1:

@@ -80,7 +80,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
 
 
 def _version(request: web.Request) -> Servable:
-    """Give the version asked for, or the default one.
+    """Return the version asked for, or the default one.
 
     Raises:
         ModelNotFound: There is no such model or version.

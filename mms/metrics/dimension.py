@@ -18,7 +18,7 @@ class Dimension:
         self.value = value
 
     def to_dict(self) -> OrderedDict[str, object]:
-        """Give name and value."""
+        """Return name and value."""
         return OrderedDict(name=self.name, value=self.value)
 
     def __str__(self) -> str:

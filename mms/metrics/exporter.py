@@ -70,7 +70,7 @@ class Histogram:
             self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Give (upper bound, values up to it) as Prometheus counts them."""
+        """Return (upper bound, values up to it) as Prometheus counts them."""
         rows = []
         count = 0
         for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
@@ -148,7 +148,7 @@ class Source(Protocol):
     """Where the exporter gets its numbers."""
 
     def snapshots(self) -> Iterable[ServableSnapshot]:
-        """Give the state of each servable."""
+        """Return the state of each servable."""
 
 
 class Exporter:
@@ -193,7 +193,7 @@ class Exporter:
         return self._text
 
     def collect(self) -> Iterator[Metric]:
-        """prometheus_client: give every metric family."""
+        """prometheus_client: yield every metric family."""
         snapshots = list(self._source.snapshots())
         yield from self._request_metrics(snapshots)
         yield from _histograms(snapshots)

@@ -52,7 +52,7 @@ class Metric:
         return f"{text},{self.request_id}" if self.request_id else text
 
     def to_dict(self) -> OrderedDict[str, Any]:
-        """Give everything by the names that MMS 1.x used."""
+        """Return everything by the names that MMS 1.x used."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return OrderedDict(
             MetricName=self.name,

@@ -56,14 +56,14 @@ class ReportedMetrics:
             self._counts[series] = self._counts.get(series, 0) + 1
 
     def samples(self) -> Iterator[tuple[str, str, dict[str, str], float, int]]:
-        """Give (type, name, labels, value, number of reports) of each series."""
+        """Return (type, name, labels, value, number of reports) of each series."""
         for series, value in self._values.items():
             type_, name, labels = series
             yield type_, name, dict(labels), value, self._counts[series]
 
 
 def families(reported: Iterable[tuple[str, str, ReportedMetrics]]) -> Iterator[Metric]:
-    """Give a family for each name that any (model, version) has reported."""
+    """Return a family for each name that any (model, version) has reported."""
     found: dict[tuple[str, str], Metric] = {}
     for model, version, metrics in reported:
         for type_, name, dimensions, value, count in metrics.samples():
@@ -105,6 +105,6 @@ def _read(entry: Any) -> tuple[_Series | None, float]:
 
 
 def _name(text: str) -> str:
-    """Give a name as Prometheus writes it: ``TokensPerRequest`` is ``tokens_per_request``."""
+    """Return a name as Prometheus writes it: ``TokensPerRequest`` is ``tokens_per_request``."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text[:_MAX_TEXT])
     return re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_").lower() or "metric"

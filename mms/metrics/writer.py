@@ -261,7 +261,7 @@ class Machine:
             self._samples.setdefault((name, unit), Samples()).add(value)
 
     def take(self) -> list[Reading]:
-        """Give the means, and begin again."""
+        """Return the means, and begin again."""
         samples, self._samples = self._samples, {}
         return [
             Reading(name, unit, found.total / found.count, samples=found)
@@ -341,7 +341,7 @@ class Counts:
             self._seen.setdefault(metrics, _Totals())
 
     def take(self) -> list[Reading]:
-        """Give what was added, by model, and begin again."""
+        """Return what was added, by model, and begin again."""
         self.look()
         known = set(self._source())
         models: dict[str, _Totals] = {}
@@ -470,7 +470,7 @@ def _kind(error: Exception) -> str:
 def make_writer(
     settings: ServerSettings, source: Source, server: ServerMetrics
 ) -> MetricsWriter | None:
-    """Give the writer that the settings ask for, if they do.
+    """Return the writer that the settings ask for, if they do.
 
     Args:
         settings: The server's.

@@ -56,7 +56,7 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def _to_arrays(data: list[Any], signature: dict[str, Any], ctx: Any) -> list[Any]:
-    """Give each input as a float32 NDArray of its shape.
+    """Return each input as a float32 NDArray of its shape.
 
     Raises:
         InvalidRequest: An input is ragged, or holds something that is no number.
@@ -97,7 +97,7 @@ class _ArchiveService(SingleNodeService):
                 self.labels = [line.strip() for line in file]
 
     def ping(self) -> str:
-        """Give MXNet's version."""
+        """Return MXNet's version."""
         return str(mx.__version__)
 
     @property
@@ -106,7 +106,7 @@ class _ArchiveService(SingleNodeService):
         return self._signature
 
     def _quantized_net(self) -> QuantizedNet:
-        """Give the archive's int8 network."""
+        """Return the archive's int8 network."""
         return QuantizedNet(
             os.path.join(self._model_dir, str(self._symbol_filename)),
             os.path.join(self._model_dir, str(self.param_filename)),
@@ -146,7 +146,7 @@ class MXNetBaseService(_ArchiveService):
         )
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
-        """Give each input, a nested list or an array, as a float32 NDArray of its shape."""
+        """Return each input, a nested list or an array, as a float32 NDArray of its shape."""
         return _to_arrays(data, self.signature, self.ctx)
 
     def _inference(self, data: list[Any]) -> list[Any]:
@@ -163,7 +163,7 @@ class MXNetBaseService(_ArchiveService):
         return outputs
 
     def _postprocess(self, data: list[Any]) -> list[str]:
-        """Give each output as the text of its nested list, as v0.4 did."""
+        """Return each output as the text of its nested list, as v0.4 did."""
         return [str(array.asnumpy().tolist()) for array in data]
 
 
@@ -202,7 +202,7 @@ class GluonImperativeBaseService(_ArchiveService):
             net.hybridize(static_alloc=True)
 
     def _preprocess(self, data: list[Any]) -> Any:
-        """Give each input as a float32 NDArray."""
+        """Return each input as a float32 NDArray."""
         return _to_arrays(data, self.signature, self.ctx)
 
     def _inference(self, data: Any) -> Any:
@@ -323,7 +323,7 @@ class SymbolModel:
         self._outputs = self(*arrays)
 
     def get_outputs(self, *_: Any, **__: Any) -> list[Any]:
-        """Give the outputs of the last `forward`."""
+        """Return the outputs of the last `forward`."""
         return self._outputs
 
     @property
@@ -337,7 +337,7 @@ class SymbolModel:
         return list(self.symbol.list_outputs())
 
     def get_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Give (arguments, auxiliary states), NDArrays by name, as Module.get_params does."""
+        """Return (arguments, auxiliary states), NDArrays by name, as Module.get_params does."""
         auxiliary = set(self.symbol.list_auxiliary_states())
         values = {name: p.data() for name, p in self.block.collect_params().items()}
         return (
@@ -346,7 +346,7 @@ class SymbolModel:
         )
 
     def _labels(self, inputs: Sequence[Any]) -> list[Any]:
-        """Give zeros for inputs that only training reads."""
+        """Return zeros for inputs that only training reads."""
         if not self._label_names:
             return []
         known = {name: array.shape for name, array in zip(self._data_names, inputs, strict=True)}

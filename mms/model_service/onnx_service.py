@@ -96,7 +96,7 @@ class OnnxBaseService(SingleNodeService):
         self._plan(signature, model["Signature"])
 
     def ping(self) -> str:
-        """Give onnxruntime's version."""
+        """Return onnxruntime's version."""
         return self._graph.runtime
 
     @property
@@ -151,7 +151,7 @@ class OnnxBaseService(SingleNodeService):
         return is_other or cls.inference is not SingleNodeService.inference
 
     def _preprocess(self, data: list[Any]) -> Any:
-        """Give each input, a nested list or an array, as an array of the graph's type.
+        """Return each input, a nested list or an array, as an array of the graph's type.
 
         Raises:
             InvalidRequest: An input is ragged, or holds what the graph's type cannot.
@@ -186,7 +186,7 @@ class OnnxBaseService(SingleNodeService):
         return [_as_rows(output) for output in self.session.run(self.output_names, feed)]
 
     def _postprocess(self, data: Any) -> Any:
-        """Give each output as what JSON can hold, the keys of maps as texts."""
+        """Return each output as what JSON can hold, the keys of maps as texts."""
         return [_answer(output) for output in data]
 
 
@@ -231,20 +231,20 @@ class OnnxVisionService(OnnxBaseService):
 
 
 def _worker_threads() -> int:
-    """Give the compute threads that the server grants this worker; 0 outside of one."""
+    """Return the compute threads that the server grants this worker; 0 outside of one."""
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdecimal() else 0
 
 
 def _in_order(values: Sequence[GraphValue], names: Sequence[str]) -> list[GraphValue]:
-    """Give the values of these names, in their order; all values if a name is none of theirs."""
+    """Return the values of these names, in their order; all values if a name is none of theirs."""
     by_name = {value.name: value for value in values}
     known = all(name in by_name for name in names)
     return [by_name[name] for name in names] if known else list(values)
 
 
 def _to_array(value: Any, target: GraphValue, shape: Sequence[int]) -> Array:
-    """Give an input as an array of the graph's type.
+    """Return an input as an array of the graph's type.
 
     Raises:
         InvalidRequest: It is ragged, or holds what that type cannot.
@@ -311,7 +311,7 @@ def _check_shape(array: Any, value: GraphValue, expected: Sequence[int]) -> None
 
 
 def _as_rows(output: Any) -> Any:
-    """Give a sequence of maps as an array, which can be split among the requests of a batch."""
+    """Return a sequence of maps as an array, which can be split among the requests of a batch."""
     if not isinstance(output, list) or not all(isinstance(row, dict) for row in output):
         return output
     rows = np.empty(len(output), dtype=np.object_)
@@ -328,7 +328,7 @@ def _answer(output: Any) -> Any:
 
 
 def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) -> Array:
-    """Give an encoded image as an array of a batch of one, of the graph's type."""
+    """Return an encoded image as an array of a batch of one, of the graph's type."""
     from PIL import Image
 
     if layout is None:

@@ -83,7 +83,7 @@ def quantize(folder: Path, data: Path, prefix: Path) -> Report:
 
 
 def _network(service: Any) -> tuple[Any, list[str] | None]:
-    """Give the block that a service runs, and the names of its inputs if it has any yet."""
+    """Return the block that a service runs, and the names of its inputs if it has any yet."""
     net = getattr(service, "net", None)
     if isinstance(net, mx.gluon.HybridBlock):
         return net, None
@@ -123,7 +123,7 @@ class _Recorder:
         self._calls.append(([i.asnumpy() for i in kept], [o.asnumpy() for o in parts]))
 
     def inputs(self) -> list[Any]:
-        """Give each input, joined along the batch axis.
+        """Return each input, joined along the batch axis.
 
         Raises:
             ExportError: The network was never run, or its inputs differ in more than the batch.
@@ -131,7 +131,7 @@ class _Recorder:
         return self._joined(0)
 
     def outputs(self) -> list[Any]:
-        """Give each output, joined along the batch axis."""
+        """Return each output, joined along the batch axis."""
         return self._joined(1)
 
     def _joined(self, side: int) -> list[Any]:
@@ -147,7 +147,7 @@ class _Recorder:
 
 
 def _requests(path: Path, signature: Signature) -> Iterator[Request | list[Any]]:
-    """Give the calibration data as requests, or as lists of arrays that stand for them.
+    """Return the calibration data as requests, or as lists of arrays that stand for them.
 
     Raises:
         ExportError: It is of no kind that is known, or empty.
@@ -201,7 +201,7 @@ def _request(body: bytes, content_type: str) -> Request:
 
 
 def _quantized(recorder: _Recorder, inputs: list[Any], prefix: Path) -> QuantizedNet:
-    """Write the int8 network and give it, loaded again as a worker would."""
+    """Write the int8 network and return it, loaded again as a worker would."""
     from mxnet.contrib.quantization import quantize_net_v2
 
     wide = _widened(recorder, prefix)
@@ -229,7 +229,7 @@ def _quantized(recorder: _Recorder, inputs: list[Any], prefix: Path) -> Quantize
 
 
 def _widened(recorder: _Recorder, prefix: Path) -> Any:
-    """Give the network for inference only, with images in place of one-dimensional signals."""
+    """Return the network for inference only, with images in place of one-dimensional signals."""
     net = recorder.net
     scratch = prefix.with_name(f"{prefix.name}-fp32")
     if not net._active:

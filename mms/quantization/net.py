@@ -78,7 +78,7 @@ class QuantizedNet:
         return block(*inputs)
 
     def collect_params(self) -> Any:
-        """Give the parameters, as a block does."""
+        """Return the parameters, as a block does."""
         return self._first.collect_params()
 
 

@@ -134,7 +134,7 @@ class _Widening:
         self._nodes.append(node)
 
     def _input(self, entry: list[int], as_image: bool) -> list[int]:
-        """Give an input in the new graph, with an axis added or taken away where needed."""
+        """Return an input in the new graph, with an axis added or taken away where needed."""
         old, output, *rest = entry
         if self._is_image[old] == as_image:
             return [self._number[old], output, *rest]

@@ -124,7 +124,7 @@ class Hold:
         self.size = size
 
     def release(self) -> None:
-        """Give everything back; a second time does nothing."""
+        """Release everything; a second time does nothing."""
         self._budget.held -= self.size
         self.size = 0
 

@@ -180,18 +180,18 @@ class Dispatcher:
         return False
 
     def worker_ready(self, worker: int) -> None:
-        """Take note that a worker can take a batch."""
+        """Record that a worker can take a batch."""
         self._idle.append(worker)
 
     def forsaken_worker(self, job: Job) -> int | None:
-        """Give the worker that runs a request whose whole batch nobody waits for any more."""
+        """Return the worker that runs a request whose whole batch nobody waits for any more."""
         for worker, batch in self._in_flight.items():
             if job in batch.jobs:
                 return worker if all(other.is_abandoned() for other in batch.jobs) else None
         return None
 
     def withdraw(self, worker: int) -> bool:
-        """Give a worker no more batches; whether it is idle and may be stopped at once."""
+        """Send a worker no more batches, and return whether it is idle and can be stopped."""
         if worker in self._idle:
             self._idle.remove(worker)
             return True
@@ -201,12 +201,12 @@ class Dispatcher:
         return True
 
     def oldest_wait_s(self, now: float) -> float:
-        """Give how long the longest waiting request has waited, 0 if none does."""
+        """Return how long the longest waiting request has waited, 0 if none does."""
         heads = [queue[0].enqueued_at for queue in self._queues() if queue]
         return now - min(heads) if heads else 0.0
 
     def dispatch(self, now: float) -> list[Batch]:
-        """Give the batches to send now, one per worker at most."""
+        """Return the batches to send now, one per worker at most."""
         batches = []
         while self._idle and self.depth:
             if self._waits_for_company(now):
@@ -285,7 +285,7 @@ class Dispatcher:
             batch.is_doomed = True
 
     def expire(self, now: float) -> list[int]:
-        """Fail what is past its deadline; give the workers whose batch runs too long."""
+        """Fail what is past its deadline; return the workers whose batch runs too long."""
         for queue in self._queues():
             expired = [job for job in queue if job.deadline <= now]
             for job in expired:
@@ -298,7 +298,7 @@ class Dispatcher:
         return [worker for worker, batch in self._in_flight.items() if self._hung_at(batch) <= now]
 
     def wake_at(self) -> float:
-        """Give the next time at which `expire` or `dispatch` has something to do."""
+        """Return the next time at which `expire` or `dispatch` has something to do."""
         waiting = [job.deadline for queue in self._queues() for job in queue]
         running = [
             job.deadline

@@ -41,7 +41,7 @@ def fetch_options(
     progress: Progress | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> FetchOptions:
-    """Give how the settings say that archives are fetched and kept.
+    """Return how the settings say that archives are fetched and kept.
 
     Raises:
         ConfigError: No folder to keep them in is set, and the user has no home.
@@ -69,7 +69,7 @@ def _cache_folder(cache_dir: str, environment: Mapping[str, str]) -> Path:
 
 
 def stamp(location: str) -> Any:
-    """Give what changes when a location's file or folder changes; None if it is not here."""
+    """Return what changes when a location's file or folder changes; None if it is not here."""
     path = parse_location(location).path
     return file_stamp(str(path)) if path else None
 
@@ -100,7 +100,7 @@ class Fetching:
         )
 
     async def fetch(self, location: str, *, is_trusted: bool) -> Path:
-        """Give the file or folder at a location.
+        """Return the file or folder at a location.
 
         Args:
             location: Path or URL.

@@ -67,7 +67,7 @@ class IllegalMove(Exception):
 
 
 def move_servable(current: ServableState, following: ServableState) -> ServableState:
-    """Give `following` if it may follow `current`.
+    """Return `following` if it may follow `current`.
 
     Raises:
         IllegalMove: It may not.
@@ -78,7 +78,7 @@ def move_servable(current: ServableState, following: ServableState) -> ServableS
 
 
 def move_worker(current: WorkerState, following: WorkerState) -> WorkerState:
-    """Give `following` if it may follow `current`.
+    """Return `following` if it may follow `current`.
 
     Raises:
         IllegalMove: It may not.
@@ -122,7 +122,7 @@ class RestartPolicy:
         return self._failures
 
     def batch_finished(self) -> None:
-        """Take note that a worker works."""
+        """Record that a worker works."""
         self._failures = 0
 
     def worker_died(
@@ -160,5 +160,5 @@ class RestartPolicy:
 
 
 def backoff_s(failures: int) -> float:
-    """Give the wait after so many failures in a row (0 counts as 1), seconds."""
+    """Return the wait after so many failures in a row (0 counts as 1), seconds."""
     return min(BACKOFF_FIRST_S * 2.0 ** max(failures - 1, 0), BACKOFF_MAX_S)

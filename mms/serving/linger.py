@@ -27,7 +27,7 @@ class Linger:
         self._share = 1.0
 
     def answered(self, count: int, now: float, window_s: float) -> None:
-        """Take note that a batch was answered.
+        """Record that a batch was answered.
 
         Args:
             count: Its requests.
@@ -44,7 +44,7 @@ class Linger:
         self.until = now + window_s
 
     def arrived(self, now: float) -> None:
-        """Take note of a request."""
+        """Record a request."""
         if now < self.until:
             self._returned += 1
 

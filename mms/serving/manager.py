@@ -123,7 +123,7 @@ class ModelManager:
         return bool(self._config.models)
 
     def registration(self, servable: Servable) -> Registration:
-        """Give what a servable was registered with."""
+        """Return what a servable was registered with."""
         return self._registrations[servable.name, servable.version]
 
     async def start(self) -> None:
@@ -629,7 +629,7 @@ class ModelManager:
 
 
 def _lasting(location: str) -> str:
-    """Give a location so that it holds in whatever folder the server is started next."""
+    """Return a location so that it holds in whatever folder the server is started next."""
     return location if "://" in location else os.path.abspath(location)
 
 

@@ -9,7 +9,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes(pid: int) -> int:
-    """Give the resident memory of a process, 0 if it is gone."""
+    """Return the resident memory of a process, 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
@@ -28,7 +28,7 @@ def private_bytes(pid: int) -> int:
 
 
 def shared_bytes(pids: Iterable[int]) -> int:
-    """Give the memory of processes together; what they share counts once.
+    """Return the memory of processes together; what they share counts once.
 
     The proportional set size (proc(5), smaps_rollup) sums to just that.
     """

@@ -24,7 +24,7 @@ class Placement:
         self._workers: dict[int, list[int]] = {}
 
     def acquire(self, gpus: Sequence[int], need_bytes: int) -> int:
-        """Give the GPU for one more worker, and book it.
+        """Return the GPU for one more worker, and book it.
 
         With a stated need, the one where it leaves the least room (best fit); otherwise the one
         with the fewest workers, the first of several.
@@ -62,7 +62,7 @@ class Placement:
 
 
 def read_gpu_memory() -> dict[int, int]:
-    """Give the total bytes of each GPU by number; none if the driver's tool is not there."""
+    """Return the total bytes of each GPU by number; none if the driver's tool is not there."""
     try:
         output = subprocess.run(
             _QUERY, check=True, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S

@@ -60,7 +60,7 @@ class PoolEvents(Protocol):
         """A worker that should live is being replaced."""
 
     def withdraw(self, worker: WorkerProcess) -> bool:
-        """Give a worker no more batches; whether it is idle.
+        """Send a worker no more batches, and return whether it is idle.
 
         If it is not, the owner calls `dismiss` when its batch is done.
         """
@@ -125,7 +125,7 @@ class Pool:
         return list(self._workers.values())
 
     def worker(self, id_: int) -> WorkerProcess:
-        """Give a worker alive by its id.
+        """Return a worker alive by its id.
 
         Raises:
             KeyError: It is not alive.
@@ -252,7 +252,7 @@ class Pool:
         self._dying.clear()
 
     def batch_finished(self, worker: WorkerProcess, requests: int) -> None:
-        """Take note of a finished batch, so that the worker counts as a working one."""
+        """Record a finished batch, so that the worker counts as a working one."""
         worker.batches += 1
         worker.requests += requests
         self._policy.batch_finished()
@@ -410,7 +410,7 @@ class Pool:
         self._events.on_worker_ready(worker)
 
     async def _fork_worker(self) -> WorkerProcess | None:
-        """Give a forked worker; None if a fresh process must be used instead."""
+        """Return a forked worker; None if a fresh process must be used instead."""
         async with self._loader_lock:
             if self._loader is None:
                 process = await self._launch(may_fork=True)
@@ -444,7 +444,7 @@ class Pool:
                 return None
 
     async def _fork(self, loader: WorkerProcess) -> WorkerProcess:
-        """Give a worker forked from the loader, ready; on failure nothing of it is left.
+        """Return a worker forked from the loader, ready; on failure nothing of it is left.
 
         Raises:
             MMSError: It could not be forked, died, or took too long.
@@ -511,7 +511,7 @@ class Pool:
         return worker
 
     def _environment(self, gpu: int | None) -> Mapping[str, str]:
-        """Give a worker's environment, in which it sees its own GPU only."""
+        """Return a worker's environment, in which it sees its own GPU only."""
         if gpu is None:
             return self._settings.environment
         visible = self._settings.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -521,7 +521,7 @@ class Pool:
 
 
 def _restart_reason(worker: WorkerProcess, signal_number: int | None) -> str:
-    """Give the metric label for why a worker is replaced: a small fixed set."""
+    """Return the metric label for why a worker is replaced: a small fixed set."""
     if worker.kill_reason:
         return worker.kill_reason if worker.kill_reason in _KILL_REASONS else "protocol"
     return "killed" if signal_number == 9 else "crash"

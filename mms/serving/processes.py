@@ -184,7 +184,7 @@ def reap_orphans() -> None:
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Give two connected stream sockets with large buffers."""
+    """Return two connected stream sockets with large buffers."""
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -229,7 +229,7 @@ def spawn(environment: Mapping[str, str], model: str) -> tuple[Child, socket.soc
 def worker_environment(
     base: Mapping[str, str], threads: int, is_hidden: Callable[[str], bool]
 ) -> dict[str, str]:
-    """Give the environment of a worker.
+    """Return the environment of a worker.
 
     Args:
         base: The server's own.

@@ -44,7 +44,7 @@ class Model:
         self.traffic = Traffic()
 
     def choose(self, sticky: str | None) -> Servable:
-        """Give the version for a request that names none.
+        """Return the version for a request that names none.
 
         Args:
             sticky: Value of the sticky header, if the request has one.
@@ -81,7 +81,7 @@ class Model:
         self.traffic = traffic
 
     def version(self, version: str) -> Servable:
-        """Give a version.
+        """Return a version.
 
         Raises:
             VersionNotFound: There is no such version.
@@ -140,7 +140,7 @@ class Registry:
             model.default = list(model.versions)[-1]
 
     def model(self, name: str) -> Model:
-        """Give a model.
+        """Return a model.
 
         Raises:
             ModelNotFound: No model has this name.
@@ -152,7 +152,7 @@ class Registry:
         return model
 
     def find(self, name: str, is_started: bool) -> Model:
-        """Give a model for a request.
+        """Return a model for a request.
 
         Args:
             name: Name that the client used.
@@ -168,7 +168,7 @@ class Registry:
         return self.model(name)
 
     def get(self, name: str, version: str | None = None) -> Servable:
-        """Give the version asked for, or the default one.
+        """Return the version asked for, or the default one.
 
         Raises:
             ModelNotFound: No model has this name.
@@ -178,15 +178,15 @@ class Registry:
         return model.versions[model.default] if version is None else model.version(version)
 
     def models(self) -> Iterator[Model]:
-        """Give the models by name."""
+        """Return the models by name."""
         return iter([self._models[name] for name in sorted(self._models)])
 
     def servables(self) -> list[Servable]:
-        """Give every version of every model."""
+        """Return every version of every model."""
         return [servable for model in self.models() for servable in model.versions.values()]
 
     def snapshots(self) -> Iterable[ServableSnapshot]:
-        """metrics.Source: give the state of each servable."""
+        """metrics.Source: return the state of each servable."""
         return [servable.snapshot() for servable in self.servables()]
 
 

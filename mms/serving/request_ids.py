@@ -17,7 +17,7 @@ class RequestIds:
         self._numbers = itertools.count(1)
 
     def of(self, *sent: str | None) -> str:
-        """Give the first of what the client sent that can be an id, or a new one."""
+        """Return the first of what the client sent that can be an id, or a new one."""
         for text in sent:
             if text is not None and _REQUEST_ID.fullmatch(text):
                 return text

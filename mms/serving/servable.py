@@ -128,7 +128,7 @@ class Servable:
         return self._pool
 
     def memory_bytes(self) -> int:
-        """Give the memory of its processes; what workers share with their loader counts once."""
+        """Return the memory of its processes; what workers share with their loader counts once."""
         pids = [worker.child.pid for worker in self.workers]
         if self._pool.loader:
             pids.append(self._pool.loader.child.pid)
@@ -232,7 +232,7 @@ class Servable:
         self._retired.remove(pool)
 
     def _renew_pool(self) -> Pool:
-        """Begin with a new pool and an empty queue; give the old pool, which is to be stopped."""
+        """Begin with a new pool and an empty queue; return the old pool, which is to be stopped."""
         self._dispatcher.fail_all(self._unavailable())
         self._dispatcher = Dispatcher(self._dispatcher.limits)
         old, self._pool = self._pool, self._make_pool()
@@ -397,7 +397,7 @@ class Servable:
         timeout_s: float | None = None,
         is_urgent: bool = False,
     ) -> Answer:
-        """Give the model's answer to one request.
+        """Return the model's answer to one request.
 
         Args:
             meta: The encoded RequestMeta.
@@ -445,7 +445,7 @@ class Servable:
             del future, job
 
     def snapshot(self) -> ServableSnapshot:
-        """Give what the metrics show of this moment."""
+        """Return what the metrics show of this moment."""
         workers = Counter(worker.state.value for worker in self._pool.workers)
         workers[WorkerState.STARTING.value] += self._pool.starting
         return ServableSnapshot(
@@ -519,7 +519,7 @@ class Servable:
         self._schedule_pump()
 
     def withdraw(self, worker: WorkerProcess) -> bool:
-        """PoolEvents: give a worker no more batches; whether it is idle."""
+        """PoolEvents: send a worker no more batches, and return whether it is idle."""
         return self._dispatcher.withdraw(worker.id)
 
     def on_restart(self, reason: str) -> None:

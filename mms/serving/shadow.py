@@ -44,7 +44,7 @@ class Shadows:
         chunks: Sequence[Buffer],
         size: int,
     ) -> Answer:
-        """Give the answer of `asking`; the copy runs beside it and is waited for by nobody."""
+        """Return the answer of `asking`; the copy runs beside it and is waited for by nobody."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         hold = Hold(self._budget)
         if len(self._tasks) < _MAX_COPIES and _fits(hold, size):
@@ -107,6 +107,6 @@ def _fits(hold: Hold, size: int) -> bool:
 
 
 def _result(answer: Answer) -> Buffer:
-    """Give an answer's body without the version that it may begin with, which always differs."""
+    """Return an answer's body without the version that it may begin with, which always differs."""
     match = _V2_VERSION.match(answer.body)
     return memoryview(answer.body)[match.end() :] if match else answer.body

@@ -117,7 +117,7 @@ def write_state(path: str, state: State) -> None:
 
 
 def file_stamp(path: str) -> Any:
-    """Give what changes when a file, or any file in a folder, changes; None if it is gone."""
+    """Return what changes when a file, or any file in a folder, changes; None if it is gone."""
     root = Path(path).expanduser()
     try:
         if root.is_file():

@@ -32,7 +32,7 @@ class Autoscaler:
         idle: int,
         starting: int,
     ) -> int:
-        """Give the number of workers there should be.
+        """Return the number of workers there should be.
 
         Args:
             settings: The model's.
@@ -63,7 +63,7 @@ def recycling_reason(
     requests: int,
     spread: int,
 ) -> str:
-    """Give why a worker should be replaced, as a label of a metric; "" if it should not.
+    """Return why a worker should be replaced, as a label of a metric; "" if it should not.
 
     Args:
         settings: The model's.
@@ -94,12 +94,12 @@ class Recovery:
         self._due_at = math.inf
 
     def failed(self, now: float) -> None:
-        """Take note of a failure."""
+        """Record a failure."""
         self._due_at = now + self._wait_s
         self._wait_s = min(self._wait_s * 2, RECOVER_MAX_S)
 
     def recovered(self) -> None:
-        """Take note that the model serves."""
+        """Record that the model serves."""
         self._wait_s, self._due_at = RECOVER_FIRST_S, math.inf
 
     def is_due(self, now: float) -> bool:

@@ -18,7 +18,7 @@ _HANDLER_INPUT = TensorSpec("body", (1,))
 
 
 def server_metadata(settings: ServerSettings) -> dict[str, Any]:
-    """Give the server's name, version and extensions of the protocol."""
+    """Return the server's name, version and extensions of the protocol."""
     extensions = ["binary_tensor_data"]
     if settings.management_port >= 0:
         extensions.append("model_repository")
@@ -26,7 +26,7 @@ def server_metadata(settings: ServerSettings) -> dict[str, Any]:
 
 
 def model_metadata(model: Model, servable: Servable) -> dict[str, Any]:
-    """Give the inputs and outputs of one version of a model.
+    """Return the inputs and outputs of one version of a model.
 
     How the service takes and gives them is known once a worker has loaded it; until then it is
     what the signature suggests.
@@ -54,7 +54,7 @@ def _specs(
 
 
 def _has_tensors(servable: Servable) -> tuple[bool, bool]:
-    """Give whether a model takes tensors, and whether it gives them."""
+    """Return whether a model takes tensors, and whether it gives them."""
     if servable.last_ready is not None:
         return servable.last_ready.takes_tensors, servable.last_ready.gives_tensors
     signature = servable.archive.signature

@@ -61,7 +61,7 @@ class Runner(Protocol):
         """As described above."""
 
     def take_metrics(self) -> list[Any]:
-        """Give what the service has reported since the last call."""
+        """Return what the service has reported since the last call."""
 
     def try_joining(self) -> None:
         """Find out whether requests can be joined, if the batch size asks for it."""
@@ -159,7 +159,7 @@ def _tell_alone(channel: Channel, runner: Runner, known: str) -> str:
 
 
 def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
-    """Fork a worker; give the channel to go on with, which differs on the two sides."""
+    """Fork a worker; return the channel to go on with, which differs on the two sides."""
     descriptor = channel.take_descriptor()
     try:
         pid = fork_worker(spec.server_pid)

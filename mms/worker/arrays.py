@@ -21,7 +21,7 @@ def is_ndarray(value: Any) -> bool:
 
 
 def arrays_of(value: Any) -> list[Any] | None:
-    """Give the arrays that a value is or consists of; None if it is anything else."""
+    """Return the arrays that a value is or consists of; None if it is anything else."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if parts and all(isinstance(part, np.ndarray) or is_ndarray(part) for part in parts):
         return parts
@@ -29,7 +29,7 @@ def arrays_of(value: Any) -> list[Any] | None:
 
 
 def join_key(value: Any) -> Hashable | None:
-    """Give what arrays must have in common to be joined along axis 0; None if they cannot be."""
+    """Return what arrays must have in common to be joined along axis 0; None if they cannot be."""
     arrays = arrays_of(value)
     if arrays is None or any(array.ndim == 0 for array in arrays):
         return None
@@ -70,7 +70,7 @@ def detached(value: Any) -> Any:
 
 
 def rows_of(value: Any) -> int:
-    """Give the length of axis 0 of an array, or of the first of several."""
+    """Return the length of axis 0 of an array, or of the first of several."""
     first = value[0] if isinstance(value, (list, tuple)) else value
     return int(first.shape[0])
 

@@ -63,7 +63,7 @@ class Channel:
         return Frame(type_, count, batch_id, payload)
 
     def take_descriptor(self) -> int:
-        """Give the file descriptor that came with the last frame.
+        """Return the file descriptor that came with the last frame.
 
         Raises:
             ProtocolError: None came.

@@ -36,7 +36,7 @@ _NEEDLESS = ("sklearn", "scipy.stats")
 
 
 def import_mxnet() -> ModuleType:
-    """Give the mxnet module, importing it the first time.
+    """Return the mxnet module, importing it the first time.
 
     Raises:
         EngineMissing: With the command that installs what is missing.
@@ -61,7 +61,7 @@ def import_mxnet() -> ModuleType:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Give the onnxruntime module, importing it the first time.
+    """Return the onnxruntime module, importing it the first time.
 
     Raises:
         EngineMissing: With the command that installs what is missing.
@@ -113,7 +113,7 @@ def restore_numpy_names() -> None:
 
 
 def engine_name() -> str:
-    """Give name and version of what runs the model in this process: whatever is loaded."""
+    """Return name and version of what runs the model in this process: whatever is loaded."""
     for name in ("mxnet", "onnxruntime", "torch", "tensorflow"):
         if name in sys.modules:
             return f"{name} {getattr(sys.modules[name], '__version__', '')}".strip()

@@ -53,7 +53,7 @@ _MAX_MESSAGE_CHARS, _MAX_TRACEBACK_CHARS = 2048, 16 << 10
 
 
 def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
-    """Give the error to answer with for an exception out of a service.
+    """Return the error to answer with for an exception out of a service.
 
     Args:
         error: As raised.
@@ -94,7 +94,7 @@ def release(error: BaseException) -> None:
 
 
 def load_failure(error: BaseException, model_dir: str) -> MMSError:
-    """Give the error to report for an exception while the model was loaded."""
+    """Return the error to report for an exception while the model was loaded."""
     detail = describe(error, "load", model_dir)
     if isinstance(error, MMSError):
         return _cut_error(error, detail)
@@ -130,7 +130,7 @@ def log_failure(failure: MMSError) -> None:
 
 
 def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
-    """Give type, place and traceback of an exception, cut to the user's own frames."""
+    """Return type, place and traceback of an exception, cut to the user's own frames."""
     frames = list(_frames(error.__traceback__))
     own = [frame for frame in frames if _is_own(frame.filename, model_dir)]
     where = ""

@@ -121,7 +121,7 @@ class HandlerRunner:
         """Do nothing: handlers get whole batches, as they always did."""
 
     def take_metrics(self) -> list[Any]:
-        """Give what the handler has reported since the last call, as `ReportedMetrics` reads it."""
+        """Return what the handler has reported since last time, as `ReportedMetrics` reads it."""
         reports, self._reports = self._reports, []
         return reports
 
@@ -177,7 +177,7 @@ class HandlerRunner:
         self._room_bytes -= len(answer.body)
 
     def _encode_v2(self, asked: InferRequest, value: Any, processor: RequestProcessor) -> Answer:
-        """Give an answer in V2; a status and headers set by the handler stay.
+        """Return an answer in V2; a status and headers set by the handler stay.
 
         Raises:
             RejectedByService: The status is one for errors, which have a shape of their own there.
@@ -253,7 +253,7 @@ class HandlerRunner:
             self._reports += store.report()
 
     def _failure(self, error: BaseException) -> MMSError:
-        """Give the error to answer with, in 1.x's words."""
+        """Return the error to answer with, in 1.x's words."""
         failure = from_exception(error, "inference", self._spec.folder)
         if isinstance(failure, OutOfMemory):
             return OutOfMemory(f"Out of resources{limit_hint()}", failure.detail)
@@ -299,12 +299,12 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
 
 
 def _native_threads() -> int:
-    """Give the number of this process's threads, those that Python knows nothing of included."""
+    """Return the number of this process's threads, those that Python knows nothing of included."""
     return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 
 
 def _import(handler: str) -> tuple[ModuleType, str]:
-    """Import a handler's module; give it and the name after the colon."""
+    """Import a handler's module; return it and the name after the colon."""
     text, _, function = handler.partition(":")
     name = text.removesuffix(".py").split("/")[-1]
     try:
@@ -406,7 +406,7 @@ def _decoded(
 
 
 def encode_value(value: Any, processor: RequestProcessor) -> Answer:
-    """Give the answer for one entry of a handler's list.
+    """Return the answer for one entry of a handler's list.
 
     Raises:
         InvalidServiceOutput: It cannot be sent, or its status or headers cannot.

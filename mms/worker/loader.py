@@ -49,7 +49,7 @@ def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
 
 
 def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
-    """Make the service of a v0.4 archive; give it with the archive's signature and manifest.
+    """Make the service of a v0.4 archive; return it with the archive's signature and manifest.
 
     Raises:
         MMSError: The archive's service is not one.
@@ -81,7 +81,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
 
 
 def find_service_class(module: ModuleType, path: str) -> type[Any]:
-    """Give the one service class of a module.
+    """Return the one service class of a module.
 
     Classes defined in the module come before imported ones, and a class that another one derives
     from is no candidate.

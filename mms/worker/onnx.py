@@ -121,7 +121,7 @@ def _check_external_files(path: Path) -> bool:
 
 
 def graph_of(session: Any) -> Graph:
-    """Give what a session's graph takes and gives."""
+    """Return what a session's graph takes and gives."""
     return Graph(
         tuple(_value(argument) for argument in session.get_inputs()),
         tuple(_value(argument) for argument in session.get_outputs()),
@@ -145,7 +145,7 @@ def _providers(ort: Any, gpu: int | None) -> list[Any]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Give the classes of onnxruntime's exceptions, which have no base of their own."""
+    """Return the classes of onnxruntime's exceptions, which have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [value for value in vars(state).values() if isinstance(value, type)]
@@ -153,7 +153,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _explain(message: str) -> str:
-    """Give onnxruntime's reason in one line, and what to do about it."""
+    """Return onnxruntime's reason in one line, and what to do about it."""
     reason = _NOISE.sub("", " ".join(message.split())).strip(" .;")
     lower = reason.lower()
     advice = next((text for phrase, text in _ADVICE.items() if phrase in lower), _DEFAULT_ADVICE)

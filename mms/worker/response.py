@@ -33,7 +33,7 @@ _TEMPORAL = (datetime.date, datetime.time)
 
 
 def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_bytes: int) -> Answer:
-    """Give the answer to one request.
+    """Return the answer to one request.
 
     Args:
         output: What the service's `_postprocess` or `inference` returned.
@@ -55,7 +55,7 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
 
 
 def within(answer: Answer, max_bytes: int) -> Answer:
-    """Give an answer that is short enough.
+    """Return an answer that is short enough.
 
     Raises:
         InvalidServiceOutput: Its body is longer than `max_bytes`.
@@ -165,7 +165,7 @@ def _as_orjson(value: Any) -> Any:
 
 
 def _text(data: bytes) -> str:
-    """Give bytes as the text they hold, or in base64 if they hold none."""
+    """Return bytes as the text they hold, or in base64 if they hold none."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -83,7 +83,7 @@ class InferRequest:
 
 
 def header_length(meta: RequestMeta) -> str | None:
-    """Give the header that says where the JSON ends and the binary tensors begin."""
+    """Return the header that says where the JSON ends and the binary tensors begin."""
     for name, value in meta.headers.items():
         if name.lower() == V2_HEADER_LENGTH.lower():
             return value
@@ -117,7 +117,7 @@ def decode_request(
 
 
 def tensor_of(name: str, array: Array) -> Tensor | None:
-    """Give an array as a tensor; None if the protocol has no type for its elements."""
+    """Return an array as a tensor; None if the protocol has no type for its elements."""
     datatype = _DATA_TYPES.get(array.dtype.str.lstrip("<>|="))
     if datatype is not None:
         return Tensor(name, datatype, array.shape, array)
@@ -131,7 +131,7 @@ def tensor_of(name: str, array: Array) -> Tensor | None:
 def encode_response(
     model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]
 ) -> Answer:
-    """Give the answer to a request.
+    """Return the answer to a request.
 
     Args:
         model: Name of the model.
@@ -179,7 +179,7 @@ class _Elements:
         return len(self._data) - self._at
 
     def take(self, where: str, size: int) -> memoryview:
-        """Give the next bytes.
+        """Return the next bytes.
 
         Raises:
             InvalidRequest: There are not so many.
@@ -534,7 +534,7 @@ def _decode_raw(body: memoryview, spec: TensorSpec | None, limits: RequestLimits
 
 
 def _raw_shape(spec: TensorSpec, length: int, where: str) -> tuple[int, ...]:
-    """Give the shape that so many bytes have: of one free axis the size follows."""
+    """Return the shape that so many bytes have: of one free axis the size follows."""
     free = [axis for axis, size in enumerate(spec.shape) if size == 0]
     shape = list(spec.shape)
     if len(free) > 1 and free[0] == 0:
@@ -564,7 +564,7 @@ def _chosen(request: InferRequest, outputs: Sequence[Tensor]) -> list[tuple[Tens
 
 
 def unknown_output(name: str, known: Sequence[str]) -> InvalidRequest:
-    """Give the error for an output that the model does not have."""
+    """Return the error for an output that the model does not have."""
     return InvalidRequest(
         f"the model has no output {_shown(name)}; its outputs: {quoted_names(known, 60)}"
     )

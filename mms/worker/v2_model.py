@@ -46,7 +46,7 @@ def gives_tensors(service: Any, signature: Signature) -> bool:
 
 
 def raw_input(signature: Signature, has_tensors: bool) -> TensorSpec | None:
-    """Give what a body of elements alone is; None if the model has several inputs."""
+    """Return what a body of elements alone is; None if the model has several inputs."""
     if len(signature.inputs) != 1:
         return None
     spec = signature.inputs[0]
@@ -82,7 +82,7 @@ def service_inputs(
 def handler_inputs(
     request: InferRequest, decode: Callable[[str, str, bytes], Any]
 ) -> dict[str, Any]:
-    """Give what a 1.x handler gets: arrays, and bodies as form fields, by name.
+    """Return what a 1.x handler gets: arrays, and bodies as form fields, by name.
 
     Args:
         request: The request.
@@ -101,7 +101,7 @@ def handler_inputs(
 
 
 def network_outputs(value: Any, names: Sequence[str]) -> list[Tensor] | None:
-    """Give what a network gave as tensors; None if that is something else than arrays.
+    """Return what a network gave as tensors; None if that is something else than arrays.
 
     Args:
         value: What `_inference` returned.
@@ -121,7 +121,7 @@ def network_outputs(value: Any, names: Sequence[str]) -> list[Tensor] | None:
 
 
 def outputs_of(value: Any, names: Sequence[str], body: Callable[[], bytes]) -> list[Tensor]:
-    """Give an answer as tensors: arrays, one per output, or the body that it is otherwise.
+    """Return an answer as tensors: arrays, one per output, or the body that it is otherwise.
 
     Args:
         value: What the service or the handler answered.

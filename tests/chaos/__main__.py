@@ -75,7 +75,7 @@ async def _soak(arena: Arena, faults: list[Fault], minutes: float, seed: int) ->
 
 
 def _endless(faults: list[Fault], seed: int) -> Iterator[Fault]:
-    """Give all faults in random order, again and again."""
+    """Return all faults in random order, again and again."""
     source = random.Random(seed)
     while True:
         yield from source.sample(faults, len(faults))

@@ -86,7 +86,7 @@ class Arena:
             self._is_mounted = False
 
     def _mount_state(self) -> None:
-        """Give the state file a file system of its own, to be filled, where that is allowed."""
+        """Mount a file system for the state file alone, to be filled, where that is allowed."""
         command = ["mount", "-t", "tmpfs", "-o", f"size={_STATE_BYTES}", "tmpfs"]
         with contextlib.suppress(OSError):
             done = subprocess.run([*command, str(self.state_folder)], capture_output=True)
@@ -113,12 +113,12 @@ class Arena:
             filler.unlink()
 
     def archive(self, name: str, **options: Any) -> str:
-        """Write an archive of the chaotic service into the store; give its file name."""
+        """Write an archive of the chaotic service into the store; return its file name."""
         defaults = {"mark": name, "load_s": 0.0, "load_fault": "", "ledger": str(self.ledger)}
         return build_archive(self.store / f"{name}.model", "chaotic", **(defaults | options)).name
 
     def next_mark(self) -> str:
-        """Give a mark that main's archive has not had yet."""
+        """Return a mark that main's archive has not had yet."""
         self.mark = f"mark-{self.random.getrandbits(40):x}"
         return self.mark
 
@@ -176,7 +176,7 @@ class Arena:
         )
 
     def tokens_run(self) -> set[str]:
-        """Give the tokens of all requests that a worker has finished."""
+        """Return the tokens of all requests that a worker has finished."""
         return set(self.ledger.read_text().split()) if self.ledger.exists() else set()
 
     def remove(self) -> None:
@@ -185,7 +185,7 @@ class Arena:
 
 
 def proportional_bytes(pids: list[int]) -> int:
-    """Give the memory of processes; what several share counts once (proc(5), smaps_rollup)."""
+    """Return the memory of processes; what several share counts once (proc(5), smaps_rollup)."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -194,5 +194,5 @@ def proportional_bytes(pids: list[int]) -> int:
 
 
 def open_files(pid: int) -> int:
-    """Give the number of descriptors a process has open."""
+    """Return the number of descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))

@@ -433,7 +433,7 @@ async def _is_ready(arena: Arena, model: str) -> bool:
 
 @contextlib.contextmanager
 def _process_limit(arena: Arena) -> Iterator[Path]:
-    """Put the server's processes into a control group; give the file with its limit.
+    """Put the server's processes into a control group; return the file with its limit.
 
     RLIMIT_NPROC would not bind root.
     """

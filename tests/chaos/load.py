@@ -87,7 +87,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
-        """Send a request and give the answer.
+        """Send a request and return the answer.
 
         Raises:
             OSError, Cut: There was none.
@@ -255,12 +255,12 @@ class Load:
         await asyncio.sleep(0)
 
     def begin(self) -> Tally:
-        """Begin a stretch of time; give the tally of the one that ends, which may grow yet."""
+        """Begin a stretch of time; return the tally of the one that ends, which may grow yet."""
         ended, self.tally = self.tally, Tally()
         return ended
 
     def outstanding(self) -> frozenset[int]:
-        """Give what has been sent and not been settled."""
+        """Return what has been sent and not been settled."""
         return frozenset(self._outstanding)
 
     async def settle(self, requests: frozenset[int]) -> None:
@@ -273,7 +273,7 @@ class Load:
         await until(lambda: self.tally.answered >= goal, what=f"{answers} more answers")
 
     def next_answer(self, accept: Callable[[Answer], bool]) -> asyncio.Future[Answer]:
-        """Give the first answer from now on that is accepted."""
+        """Return the first answer from now on that is accepted."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def listen(answer: Answer) -> None:

@@ -105,7 +105,7 @@ class ServerProcess:
         return process.returncode
 
     async def stop(self) -> int:
-        """Stop gracefully, and give the exit status."""
+        """Stop gracefully, and return the exit status."""
         self.send(signal.SIGTERM)
         return await self.exit_status()
 
@@ -120,17 +120,17 @@ class ServerProcess:
             self._process.wait()
 
     def log(self, everything: bool = False) -> str:
-        """Give what this process has printed, or all of them."""
+        """Return what this process has printed, or all of them."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return text if everything else text[self._read_from :]
 
     def bugs(self) -> list[str]:
-        """Give the lines of the log that only a bug writes."""
+        """Return the lines of the log that only a bug writes."""
         lines = self.log(everything=True).splitlines()
         return [line for line in lines if _BUGS.search(line)]
 
     def children(self) -> list[psutil.Process]:
-        """Give its processes, those not reaped yet included."""
+        """Return its processes, those not reaped yet included."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.pid).children(recursive=True)
         return []
@@ -159,7 +159,7 @@ class ServerProcess:
         return [worker["pid"] for worker in (await self.describe(model))["workers"]]
 
     async def loader_pids(self) -> list[int]:
-        """Give the processes that are no workers."""
+        """Return the processes that are no workers."""
         workers = {pid for model in await self.models() for pid in await self.worker_pids(model)}
         return [child.pid for child in self.children() if child.pid not in workers]
 

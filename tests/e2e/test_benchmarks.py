@@ -37,7 +37,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Give the file with a result, and the report."""
+    """Return the file with a result, and the report."""
     path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
     done = run("bench", *QUICK, "--output", str(path))
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ ANY_MANAGEMENT_PORT = {"MMS_MANAGEMENT_PORT": "0"}
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    """Wait until a condition holds, and give what it gave."""
+    """Wait until a condition holds, and return what it gave."""
     deadline = time.monotonic() + LIMIT_S
     pause = threading.Event()
     while not (value := condition()):
@@ -87,7 +87,7 @@ Serve = Callable[..., Command]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Give a function that runs the server; it is killed afterwards if it still runs."""
+    """Return a function that runs the server; it is killed afterwards if it still runs."""
     commands: list[Command] = []
 
     def run(*args: str, environment: dict[str, str] | None = None) -> Command:

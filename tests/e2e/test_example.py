@@ -19,7 +19,7 @@ ARCHIVE = ROOT / "build" / "character_cnn.model"
 
 
 def readme_requests() -> list[tuple[list[str], Any]]:
-    """Give each curl command of the README's first section, and the answer it promises."""
+    """Return each curl command of the README's first section, and the answer it promises."""
     text = (ROOT / "README.md").read_text().split("## Your own model")[0]
     found = re.findall(r"^(curl (?:.*\\\n)*.*)\n# (.+)$", text, re.MULTILINE)
     return [

@@ -41,7 +41,7 @@ class Example:
         self.folder = folder
 
     def commands(self, program: str) -> list[list[str]]:
-        """Give the README's commands of one program, each as its arguments."""
+        """Return the README's commands of one program, each as its arguments."""
         found = [shlex.split(line) for line in shell_lines(EXAMPLES / self.name / "README.md")]
         return [
             [re.sub(r"\bbuild\b", str(self.folder), argument) for argument in command[1:]]
@@ -78,14 +78,14 @@ class Served:
         self.url = command.url()
 
     def ask(self, *arguments: str) -> tuple[int, Any]:
-        """Run curl with arguments in which the README's URL stands; give status and answer."""
+        """Run curl with arguments in which the README's URL stands; return status and answer."""
         asked = [argument.replace(URL, self.url) for argument in arguments]
         output = run("curl", "--silent", "--show-error", "--write-out", "\n%{http_code}", *asked)
         body, status = output.rsplit("\n", 1)
         return int(status), json.loads(body)
 
     def readme_answers(self) -> list[Any]:
-        """Run each curl command of the README that asks this server; give the answers."""
+        """Run each curl command of the README that asks this server; return the answers."""
         answers = []
         for arguments in self.example.commands("curl"):
             if any(URL in argument for argument in arguments):
@@ -103,11 +103,11 @@ class Shell:
         (folder / "examples").symlink_to(EXAMPLES)
 
     def run(self, command: str, url: str = URL) -> str:
-        """Run a command and give what it printed."""
+        """Run a command and return what it printed."""
         return run(*shlex.split(command.replace(URL, url)), folder=self.folder)
 
     def prepare(self, readme: Path) -> dict[str, str]:
-        """Run what comes before the server; give what each command printed."""
+        """Run what comes before the server; return what each command printed."""
         before = [line for line in shell_lines(readme) if not line.startswith((_SERVER, "curl"))]
         return {command: self.run(command) for command in before}
 
@@ -129,14 +129,14 @@ def is_same_picture(one: Path, other: Path) -> bool:
 
 
 def shell_lines(document: Path) -> list[str]:
-    """Give the lines of a document's ``sh`` blocks, continued ones joined, comments left out."""
+    """Return the lines of a document's ``sh`` blocks, continued ones joined, comments left out."""
     blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
     text = "".join(blocks).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def run(program: str, *arguments: str, folder: Path = ROOT) -> str:
-    """Run a command in a folder, the repository's root by default; give what it prints."""
+    """Run a command in a folder, the repository's root by default; return what it prints."""
     command = [*_COMMANDS.get(program, [program]), *arguments]
     # One thread: two tests at a time share the cores, and threads that wait for each other spin.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -30,7 +30,7 @@ def printed(shell: Shell) -> str:
 
 @pytest.fixture(scope="module")
 def sample(printed: str) -> int:
-    """Give the digit that the sample requests are."""
+    """Return the digit that the sample requests are."""
     found = re.search(r"the samples beside it are a (\d)", printed)
     assert found is not None
     return int(found[1])
@@ -67,7 +67,7 @@ def test_the_readmes_requests_are_answered_as_it_says(
 
 
 async def post(server: RunningServer, data: Any, headers: dict[str, str]) -> tuple[int, str, str]:
-    """Give status, text and the size of the batch."""
+    """Return status, text and the size of the batch."""
     url = f"{server.url}/predictions/digits"
     async with server.session.post(url, data=data, headers=headers) as reply:
         return reply.status, await reply.text(), reply.headers["X-Batch-Size"]

@@ -38,7 +38,7 @@ def server(shell: Shell, printed: dict[str, str]) -> Iterator[Command]:
 
 @pytest.fixture(scope="module")
 def sample(printed: dict[str, str]) -> int:
-    """Give the digit that the sample requests are."""
+    """Return the digit that the sample requests are."""
     found = re.search(r"the sample request is a (\d)", "".join(printed.values()))
     assert found is not None
     return int(found[1])

@@ -105,7 +105,7 @@ def repository() -> Iterator[Repository]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Give a folder to export, as the README makes it."""
+    """Return a folder to export, as the README makes it."""
     folder = tmp_path / "alexnet_pretrained"
     folder.mkdir()
     for name in ("gluon_pretrained_alexnet.py", "signature.json"):

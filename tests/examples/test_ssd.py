@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def truth() -> list[tuple[str, list[float]]]:
-    """Give class and box in pixels of each shape in the sample picture."""
+    """Return class and box in pixels of each shape in the sample picture."""
     script = f"import sys; sys.path.insert(0, {str(FOLDER)!r}){_TRUTH}"
     sizes = (WIDTH, HEIGHT, WIDTH, HEIGHT)
     return [
@@ -48,7 +48,7 @@ def truth() -> list[tuple[str, list[float]]]:
 
 
 def overlap(one: list[float], other: list[float]) -> float:
-    """Give two boxes' intersection over union."""
+    """Return two boxes' intersection over union."""
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(across, 0.0) * max(down, 0.0)

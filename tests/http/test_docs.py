@@ -87,7 +87,7 @@ def resolved(document: Any, node: Any) -> Any:
 
 
 def bodies(document: Any) -> Iterator[tuple[str, str, Any]]:
-    """Give (path, content type, media) of every request body that asks a model."""
+    """Return (path, content type, media) of every request body that asks a model."""
     for path, methods in document["paths"].items():
         # That one wants a name where there are several models.
         if "post" in methods and "{" not in path and path != "/invocations":
@@ -102,7 +102,7 @@ def json_body(document: Any, path: str) -> Any:
 
 
 def items(document: Any, path: str) -> Any:
-    """Give the schema of an entry of a sole input."""
+    """Return the schema of an entry of a sole input."""
     return json_body(document, path)["schema"]["anyOf"][0]["items"]
 
 
@@ -296,7 +296,7 @@ class TestDescriptionsOfMms1:
 
 
 async def page(server: RunningServer) -> tuple[str, str]:
-    """Give the page's text and the policy it comes with."""
+    """Return the page's text and the policy it comes with."""
     async with server.session.get(f"{server.url}/docs") as response:
         assert response.status == 200
         assert response.content_type == "text/html"

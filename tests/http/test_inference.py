@@ -66,7 +66,7 @@ async def post(
     data: Any = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, Any]:
-    """Post a body as it is and give status and parsed answer."""
+    """Post a body as it is and return status and parsed answer."""
     if isinstance(data, bytes) and len(data) > 1 << 19:
         data = io.BytesIO(data)  # aiohttp warns of large bodies in one piece
     async with server.session.post(server.url + path, data=data, headers=headers) as response:
@@ -74,7 +74,7 @@ async def post(
 
 
 async def raw(server: RunningServer, data: bytes) -> bytes:
-    """Send bytes on a connection of their own, and give what comes until the server closes it."""
+    """Send bytes on a connection of their own, and return what comes until the server closes it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
     try:
         writer.write(data)

@@ -87,7 +87,7 @@ def plain(colour: Any, mode: str = "RGB", size: tuple[int, int] = (30, 20)) -> b
 
 
 def bomb() -> bytes:
-    """Give a small PNG whose header promises 10^10 pixels."""
+    """Return a small PNG whose header promises 10^10 pixels."""
     image = plain(0, "1", (1, 1))
     header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + image[24:29]
     return image[:12] + header + zlib.crc32(header).to_bytes(4, "big") + image[33:]
@@ -96,7 +96,7 @@ def bomb() -> bytes:
 def archive(
     folder: Path, name: str, model: onnx.ModelProto, *labels: str, **options: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Export a model; give what `start_server` takes, one thread included: it can be forked."""
+    """Export a model; return what `start_server` takes, one thread included: it can be forked."""
     source = write_model(folder / name, model, labels=labels, **options)
     return export_model(name, source, None, folder).path, {"threads": 1}
 

@@ -14,7 +14,7 @@ from tests.models import make_archive
 
 
 def written(folder: Path, name: str) -> dict[str, float]:
-    """Give the sums of a metric's values by model."""
+    """Return the sums of a metric's values by model."""
     path = folder / f"mms_{name}.csv"
     sums: dict[str, float] = {}
     if path.exists():

@@ -74,7 +74,7 @@ class Traces:
         self._files = self.unpacked()
 
     def unpacked(self) -> set[str]:
-        """Give the names of the unpacked archives in the work folder."""
+        """Return the names of the unpacked archives in the work folder."""
         return {name for name in os.listdir(self._server.server.workspace) if name != "lock"}
 
     async def clean(self) -> None:
@@ -101,7 +101,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def read(path: Path) -> Any:
-    """Give the JSON document in a file."""
+    """Return the JSON document in a file."""
     return json.loads(path.read_bytes())
 
 
@@ -124,7 +124,7 @@ async def register(
 
 
 async def waiting(folder: Path, count: int = 1) -> list[int]:
-    """Wait until so many requests sit in a service's ``wait``, and give the workers' pids."""
+    """Wait until so many requests sit in a service's ``wait``, and return the workers' pids."""
 
     def pids() -> list[int]:
         return [int(name) for name in os.listdir(folder) if name.isdecimal()]

@@ -59,7 +59,7 @@ async def server_with_token(shared_with_token: RunningServer) -> AsyncIterator[R
 
 
 async def routes(server: RunningServer) -> list[tuple[str, str]]:
-    """Give every verb and path that the router itself knows, and some that it does not."""
+    """Return every verb and path that the router itself knows, and some that it does not."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     _, document = await server.manage("OPTIONS", "/", headers=headers)
     known = [
@@ -87,7 +87,7 @@ async def refused(server: RunningServer, headers: dict[str, str], status: int) -
 
 
 async def raw(server: RunningServer, head: bytes) -> bytes:
-    """Send a request's bytes to the management port and give the answer's."""
+    """Send a request's bytes to the management port and return the answer's."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.server.management_port)
     writer.write(head + b"Connection: close\r\n\r\n")
     answer = await reader.read()

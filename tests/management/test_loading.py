@@ -53,7 +53,7 @@ async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Give `running_servers` for one test, in the loop of this module's tests."""
+    """Return `running_servers` for one test, in the loop of this module's tests."""
     async with running_servers(tmp_path) as start:
         yield start
 
@@ -72,7 +72,7 @@ def notes(tmp_path: Path) -> Path:
 
 
 def processes(servable: Servable) -> list[int]:
-    """Give the pids of a model's workers and loader."""
+    """Return the pids of a model's workers and loader."""
     loader = servable.pool.loader
     return [w.child.pid for w in (*servable.workers, *([loader] if loader else []))]
 

@@ -106,7 +106,7 @@ async def post(
 
 
 async def digest(server: RunningServer, name: str) -> Any:
-    """Give the sha256 of a registered model's archive."""
+    """Return the sha256 of a registered model's archive."""
     status, document = await server.manage("GET", f"/models/{name}")
     assert status == 200
     return document["archive"]["digest"]

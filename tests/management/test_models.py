@@ -597,7 +597,7 @@ class TestLiveChanges:
         assert await self.most_joined(server) == 1
 
     async def most_joined(self, server: RunningServer) -> int:
-        """Send 32 requests at once and give how many shared a forward pass at most."""
+        """Send 32 requests at once and return how many shared a forward pass at most."""
         before = len(server.forwards("rows"))
         asking = (server.ask("rows", [[float(n), 0.0, 0.0]]) for n in range(32))
         answers = await asyncio.gather(*asking)

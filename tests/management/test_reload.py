@@ -31,13 +31,13 @@ async def loop_of_the_module() -> None:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Give `running_servers` for one test, in the loop of this module's tests."""
+    """Return `running_servers` for one test, in the loop of this module's tests."""
     async with running_servers(tmp_path) as start:
         yield start
 
 
 def packed(folder: Path, text: str, load: str = "") -> Path:
-    """Give an archive file whose service answers a text."""
+    """Return an archive file whose service answers a text."""
     folder.mkdir()
     says(folder / "source", text, load)
     (folder / "source" / "MANIFEST.json").unlink()
@@ -174,7 +174,7 @@ class TestSighup:
         file.write_text(json.dumps(document))
 
     async def reload(self, server: RunningServer, caplog: pytest.LogCaptureFixture) -> str:
-        """Have the configuration read again and give what was logged at the end."""
+        """Have the configuration read again and return what was logged at the end."""
         caplog.clear()
         caplog.set_level("INFO")
         server.server.request_reload()

@@ -69,7 +69,7 @@ def store(shared: RunningServer) -> Path:
 
 
 async def index(server: RunningServer, **document: Any) -> dict[str, dict[str, str]]:
-    """Give the index by name; of several versions the last."""
+    """Return the index by name; of several versions the last."""
     status, entries = await server.manage("POST", "/v2/repository/index", document)
     assert status == 200
     return {entry["name"]: entry for entry in entries}
@@ -86,7 +86,7 @@ async def unload(server: RunningServer, name: str) -> tuple[int, Any]:
 
 
 async def answer(server: RunningServer, name: str) -> tuple[str, int]:
-    """Give what a model says, and the pid of the worker that said it."""
+    """Return what a model says, and the pid of the worker that said it."""
     status, document = await server.ask(name, None)
     assert status == 200, document
     text, pid = document

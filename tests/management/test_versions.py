@@ -61,7 +61,7 @@ async def more(answers: Counter[Any]) -> None:
 
 
 async def outcomes(server: RunningServer) -> Counter[str]:
-    """Give how the copies for version 2 have ended so far."""
+    """Return how the copies for version 2 have ended so far."""
     found = server.server.metrics.shadows
     return Counter({outcome: n for (name, _, outcome), n in found.items() if name == "m"})
 

@@ -22,13 +22,13 @@ MAX_RESPONSE_BYTES = 1 << 20
 
 
 def line_of(text: str) -> int:
-    """Give the number of the line of faulty.py that holds a text."""
+    """Return the number of the line of faulty.py that holds a text."""
     lines = (SERVICES / "faulty.py").read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
 def only_worker(server: RunningServer, name: str = "faulty") -> int:
-    """Give the pid of a model's only worker."""
+    """Return the pid of a model's only worker."""
     (worker,) = server.servable(name).workers
     return worker.child.pid
 

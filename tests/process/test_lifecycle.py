@@ -22,7 +22,7 @@ BASE = """
 
 
 async def load_error(start: StartServer, archive: Path, **settings: Any) -> MMSError:
-    """Start a server with a model that does not load, and give the error."""
+    """Start a server with a model that does not load, and return the error."""
     with pytest.raises(MMSError) as caught:
         await start(broken=(archive, settings))
     assert str(caught.value).startswith(f"model 'broken' ({archive}): ")
@@ -253,6 +253,6 @@ class TestProcesses:
 
 
 def private_bytes(pid: int) -> int:
-    """Give the memory that a process shares with no other."""
+    """Return the memory that a process shares with no other."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return 1024 * sum(int(kilobytes) for kilobytes in re.findall(r"Private_\w+:\s+(\d+)", text))

@@ -211,7 +211,7 @@ _USE = """
 class TestV27:
     @pytest.fixture
     def use(self, tmp_path: Path) -> Callable[[str, str], str]:
-        """Give a function that uses an archive in a tiny file system of its own."""
+        """Return a function that uses an archive in a tiny file system of its own."""
         can_mount = subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True)
         if can_mount.returncode:
             pytest.skip("needs user namespaces to mount a small file system")

@@ -409,7 +409,7 @@ ODD_HEADERS = [
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Give what was logged as an error or with a traceback."""
+    """Return what was logged as an error or with a traceback."""
     return [
         record.getMessage()
         for record in caplog.records

@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def point_to(folder: Path, location: str) -> str:
-    """Have the model take its weights from elsewhere; give its path."""
+    """Have the model take its weights from elsewhere; return its path."""
     path = folder / "net.onnx"
     model = onnx.load_model(path, load_external_data=False)
     found = [

@@ -128,7 +128,7 @@ async def show(server: RunningServer, model: str, data: bytes) -> tuple[int, Any
 
 
 async def shown(server: RunningServer, data: bytes) -> Any:
-    """Give the pixels that a service saw, or the message of the 400."""
+    """Return the pixels that a service saw, or the message of the 400."""
     status, answer = await show(server, "shown", data)
     if status == 200:
         (shape, encoded) = answer

@@ -39,7 +39,7 @@ SYMBOL_SERVICE = GLUON_SERVICE.replace("GluonImperativeBaseService", "MXNetBaseS
 
 
 def members(**others: bytes) -> dict[str, bytes]:
-    """Give the files of a sound archive, and others; ``service.py`` is written ``service_py``."""
+    """Return the files of a sound archive, and others; ``service.py`` is written ``service_py``."""
     return {
         "MANIFEST.json": json.dumps(MANIFEST).encode(),
         "signature.json": json.dumps(SIGNATURE).encode(),
@@ -65,7 +65,7 @@ def write_zip(
 
 
 def entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
-    """Give a zip entry whose name is written as it is, with a Unix mode."""
+    """Return a zip entry whose name is written as it is, with a Unix mode."""
     info = zipfile.ZipInfo("placeholder")
     info.filename = name
     info.external_attr = mode << 16
@@ -83,7 +83,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Give every path below a folder with its sha256, its link's target, or ""."""
+    """Return every path below a folder with its sha256, its link's target, or ""."""
     found = {}
     for root, folders, files in os.walk(folder):
         for name in [*folders, *files]:

@@ -345,7 +345,7 @@ class TestLinger:
 
 
 def answered(count: int) -> Dispatcher:
-    """Give a dispatcher with one worker, which has answered so many at once, 1.0 being now."""
+    """Return a dispatcher with one worker, which has answered so many at once, 1.0 being now."""
     dispatcher, _ = queue_of(count, Limits(batch_size=8, linger_s=0.01))
     dispatcher.worker_ready(1)
     dispatcher.dispatch(0.0)

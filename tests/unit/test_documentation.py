@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import re
@@ -69,3 +70,20 @@ def test_every_make_target_that_the_documentation_names_exists() -> None:
     for document in [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"`make ([a-z-]+)`", document.read_text()):
             assert target in targets, f"{document}: make {target}"
+
+
+_AVOIDED = ("Give ", "Take note", "Gives ")
+
+
+def test_no_docstring_narrates_what_it_gives() -> None:
+    # Return, record, resolve, decode: the verbs of the field, in the imperative.
+    found = [
+        f"{path}: {docstring.splitlines()[0]}"
+        for path in sorted((ROOT / "mms").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        and (docstring := ast.get_docstring(node) or "")
+        and docstring.startswith(_AVOIDED)
+        and not docstring.startswith(("Give up", "Give back"))
+    ]
+    assert found == []

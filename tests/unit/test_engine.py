@@ -49,7 +49,7 @@ except EngineMissing as error:
 
 
 def fail_with(folder: Path, text: str) -> str:
-    """Give what is said where MXNet's own libraries raise this."""
+    """Return what is said where MXNet's own libraries raise this."""
     (folder / "mxnet").mkdir()
     (folder / "mxnet" / "__init__.py").write_text(f"raise OSError({text!r})")
     done = run(IMPORT, folder)

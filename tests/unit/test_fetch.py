@@ -76,7 +76,7 @@ def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(options: FetchOptions) -> set[str]:
-    """Give the files in the cache, locks left out."""
+    """Return the files in the cache, locks left out."""
     return {
         str(path.relative_to(options.cache))
         for path in options.cache.rglob("*")
@@ -89,7 +89,7 @@ def parts(options: FetchOptions) -> list[Path]:
 
 
 def fails(url: str, options: FetchOptions, said: str, policy: Policy | None = None) -> str:
-    """Check that a fetch fails for a reason and leaves nothing, and give the error's text."""
+    """Check that a fetch fails for a reason and leaves nothing, and return the error's text."""
     with pytest.raises(DownloadFailed, match=said) as caught:
         fetch(url, options, policy)
     assert kept(options) == set()

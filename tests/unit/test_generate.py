@@ -38,7 +38,7 @@ def model(name: str, *inputs: str, kind: str = "application/json") -> ModelDescr
 
 class TestPythonClient:
     def methods(self, source: str) -> dict[str, ast.FunctionDef]:
-        """Give the methods of the class Client."""
+        """Return the methods of the class Client."""
         classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
         assert classes[-1].name == "Client"
         return {node.name: node for node in classes[-1].body if isinstance(node, ast.FunctionDef)}
@@ -130,7 +130,7 @@ def install(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the only folder where commands are found."""
+    """Return the only folder where commands are found."""
     folder = tmp_path / "bin"
     monkeypatch.setenv("PATH", str(folder))
     return folder

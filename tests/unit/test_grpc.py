@@ -125,7 +125,7 @@ class TestCodes:
 
 
 def body_of(request: Any, max_bytes: int = 1 << 20) -> InferRequest:
-    """Give what a worker reads of a message."""
+    """Return what a worker reads of a message."""
     chunks, size = encode_request(request, max_bytes)
     body = b"".join(chunks)
     assert len(body) == size <= max_bytes
@@ -298,7 +298,7 @@ def test_the_messages_are_those_that_clients_of_the_protocol_know() -> None:
 
 
 def _fields(messages: Any, prefix: str = "") -> dict[str, tuple[Any, ...]]:
-    """Give number, type and label of each field by its full name."""
+    """Return number, type and label of each field by its full name."""
     found: dict[str, tuple[Any, ...]] = {}
     for message in messages:
         name = f"{prefix}{message.name}"

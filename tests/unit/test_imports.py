@@ -25,7 +25,7 @@ TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path
 
 
 def imports(module: str) -> set[str]:
-    """Give the absolute names that a module imports, wherever in it the statement stands."""
+    """Return the absolute names that a module imports, wherever in it the statement stands."""
     found = set()
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):

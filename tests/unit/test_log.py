@@ -23,7 +23,7 @@ from mms.log import RECORD_MARK, JsonFormatter, TextFormatter, configure_logging
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """Give the root logger; what the test leaves on it is removed, pytest's own handlers stay."""
+    """Return the root logger; what the test leaves on it is removed, pytest's own handlers stay."""
     logger = logging.getLogger()
     level = logger.level
     yield logger

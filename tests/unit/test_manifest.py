@@ -94,7 +94,7 @@ def test_a_sound_manifest_with_one_value_replaced_raises_only_manifest_errors(
 
 
 def change(**values: Any) -> dict[str, Any]:
-    """Give the sound manifest with keys of its Model replaced; ``Model_Name`` is Model-Name."""
+    """Return the sound manifest with keys of its Model replaced; ``Model_Name`` is Model-Name."""
     model = {key.replace("_", "-"): value for key, value in values.items()}
     return {**MANIFEST, "Model": {**MANIFEST["Model"], **model}}
 

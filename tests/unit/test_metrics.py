@@ -87,7 +87,7 @@ def test_a_scrape_shows_what_was_counted() -> None:
 
 
 def _sorted(line: str) -> str:
-    """Give a sample with its labels in order of their names."""
+    """Return a sample with its labels in order of their names."""
     match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
     if match is None:
         return line

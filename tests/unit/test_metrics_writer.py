@@ -290,7 +290,7 @@ class TestWriter:
 
 @pytest.fixture(scope="module")
 def aws() -> Iterator[str]:
-    """Give the URL of a server that behaves like AWS."""
+    """Return the URL of a server that behaves like AWS."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -300,7 +300,7 @@ def aws() -> Iterator[str]:
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Give credentials, and none of this machine's own."""
+    """Return credentials, and none of this machine's own."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -312,7 +312,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
 
 class TestCloudWatch:
     def statistics(self, client: Any, name: str, model: str = "") -> dict[str, Any]:
-        """Give what CloudWatch knows of a metric."""
+        """Return what CloudWatch knows of a metric."""
         dimensions = [{"Name": "host", "Value": socket.gethostname()}]
         if model:
             dimensions.append({"Name": "model_name", "Value": model})

@@ -216,7 +216,7 @@ def with_manifest(document: Any) -> dict[str, bytes]:
 
 
 def mar(model: dict[str, str], **manifest: str) -> dict[str, bytes]:
-    """Give the files of a 1.x archive without its handler."""
+    """Return the files of a 1.x archive without its handler."""
     return {"MAR-INF/MANIFEST.json": json.dumps({"model": model, **manifest}).encode()}
 
 

@@ -38,7 +38,7 @@ def decode(body: bytes, content_type: str, *names: str, images: bool = False) ->
 
 
 def multipart(parts: dict[str, bytes], filename: str = "") -> tuple[bytes, str]:
-    """Give a multipart body and its content type, built by hand."""
+    """Return a multipart body and its content type, built by hand."""
     boundary = "----boundary7MA4YWxk"
     body = b""
     for name, content in parts.items():

@@ -62,7 +62,7 @@ def test_bytes_that_are_no_state_are_a_config_error(tmp_path: Path, data: bytes)
 
 @st.composite
 def almost_states(draw: st.DrawFn) -> Any:
-    """Give documents that are a state but for one value."""
+    """Return documents that are a state but for one value."""
     document: dict[str, Any] = {
         "models": [draw(Models)],
         "traffic": {"m": draw(Splits)},

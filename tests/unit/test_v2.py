@@ -49,7 +49,7 @@ def request(*inputs: dict[str, Any], **others: Any) -> bytes:
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """Give an input that is valid but for the changes; None removes a key."""
+    """Return an input that is valid but for the changes; None removes a key."""
     entry = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2], **changes}
     return {key: value for key, value in entry.items() if value is not None}
 
@@ -468,7 +468,7 @@ several = st.lists(names, min_size=1, max_size=3, unique=True).flatmap(
 
 
 def as_binary(sent: tuple[Tensor, ...]) -> tuple[bytes, bytes]:
-    """Give an answer of tensors as the request that its client might send on."""
+    """Return an answer of tensors as the request that its client might send on."""
     asked = InferRequest("id", (), None, True)
     document, elements = parts(encode_response("m", "1", asked, sent))
     return orjson.dumps({"id": "id", "inputs": document["outputs"]}), elements

@@ -145,7 +145,7 @@ def write_store(folder: Path) -> Path:
 
 
 def make_models(folder: Path) -> dict[str, Any]:
-    """Give one model of each kind, by name, with their settings."""
+    """Return one model of each kind, by name, with their settings."""
     write_networks(folder)
     image = signature([0, 3, 6, 8], "image/jpeg")
     picture = signature([0, 3, 6, 8], "image/jpeg", "image/png")
@@ -169,7 +169,7 @@ def make_models(folder: Path) -> dict[str, Any]:
 
 
 def tensor(name: str, datatype: str, shape: list[int], data: Any) -> dict[str, Any]:
-    """Give an input with its elements in JSON."""
+    """Return an input with its elements in JSON."""
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
@@ -178,7 +178,7 @@ def body_of(*inputs: dict[str, Any], **others: Any) -> bytes:
 
 
 def with_binary(document: dict[str, Any], *elements: bytes) -> tuple[bytes, dict[str, str]]:
-    """Give a body with binary tensors, one per input, and the headers to send it with."""
+    """Return a body with binary tensors, one per input, and the headers to send it with."""
     inputs = [
         {**entry, "parameters": {"binary_data_size": len(data)}}
         for entry, data in zip(document["inputs"], elements, strict=True)

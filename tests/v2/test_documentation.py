@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTAL
 
 
 async def output_of(language: str, program: str, folder: Path) -> list[str]:
-    """Run a program and give the lines it printed."""
+    """Run a program and return the lines it printed."""
     command = ["bash", "-ec"] if language == "sh" else [sys.executable, "-c"]
     process = await asyncio.create_subprocess_exec(
         *command, program, cwd=folder, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)

@@ -47,7 +47,7 @@ async def stub(server: RunningServer) -> AsyncIterator[Any]:
 
 
 def asking(model: str, *tensors: tuple[str, str, list[int], Any], **fields: Any) -> Any:
-    """Give a request; a tensor's elements are raw bytes, or a list for the field of its type."""
+    """Return a request; a tensor's elements are raw bytes, or a list for the field of its type."""
     request = pb.ModelInferRequest(model_name=model, **fields)
     for name, datatype, shape, elements in tensors:
         tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -72,7 +72,7 @@ def texts(model: str, name: str, *elements: str, **fields: Any) -> Any:
 
 
 def texts_of(response: Any) -> list[str]:
-    """Give the elements of the sole output, which is of BYTES."""
+    """Return the elements of the sole output, which is of BYTES."""
     (output,), (data,) = response.outputs, response.raw_output_contents
     assert output.datatype == "BYTES"
     found = []
@@ -84,7 +84,7 @@ def texts_of(response: Any) -> list[str]:
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
-    """Give code, text and trailing metadata of a call that fails."""
+    """Return code, text and trailing metadata of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value
@@ -384,7 +384,7 @@ class TestErrors:
 
 
 def waits(notes: Path) -> Any:
-    """Give a request that runs until `let_go`."""
+    """Return a request that runs until `let_go`."""
     return texts("types", "data", json.dumps(["wait", str(notes)]))
 
 

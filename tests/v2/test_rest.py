@@ -32,7 +32,7 @@ ANSWERS = [[1.0, 15.0], [4.0, 21.0]]
 async def post(
     server: RunningServer, model: str, body: bytes, headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
-    """Ask a model and give status and answer; of a binary one (document, elements)."""
+    """Ask a model and return status and answer; of a binary one (document, elements)."""
     url = f"{server.url}/v2/models/{model}/infer"
     async with server.session.post(url, data=io.BytesIO(body), headers=headers) as response:
         content = await response.read()
@@ -46,7 +46,7 @@ async def post(
 async def refused(
     server: RunningServer, model: str, body: bytes, headers: dict[str, str] | None = None
 ) -> str:
-    """Give the text of a 400."""
+    """Return the text of a 400."""
     status, answer = await post(server, model, body, headers)
     assert status == 400
     assert list(answer) == ["error"]
@@ -453,7 +453,7 @@ class TestBatches:
 
 
 def waits(notes: Path) -> bytes:
-    """Give a request that runs until `let_go`."""
+    """Return a request that runs until `let_go`."""
     return body_of(tensor("data", "BYTES", [1], [json.dumps(["wait", str(notes)])]))
 
 

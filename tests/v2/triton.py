@@ -18,7 +18,7 @@ from tests.conftest import LIMIT_S
 
 
 async def ask(kind: str, address: str, image: bytes) -> dict[str, Any]:
-    """Run `main` in a process and give what it printed."""
+    """Run `main` in a process and return what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -18,7 +18,7 @@ _ROWS[[ord(letter) for letter in ALPHABET]] = np.arange(_BLANK)
 
 
 def encode(reviews: list[tuple[str, str]]) -> np.ndarray:
-    """Give (title, text) pairs as one-hot characters, shape (N, 69, 1014) float32."""
+    """Return (title, text) pairs as one-hot characters, shape (N, 69, 1014) float32."""
     encoded = np.zeros((len(reviews), _BLANK, FEATURE_LEN), dtype=np.float32)
     for document, (title, text) in zip(encoded, reviews, strict=True):
         letters = f"{title}|{text}".lower()[:FEATURE_LEN].encode("utf-32-le", "surrogatepass")
@@ -29,5 +29,5 @@ def encode(reviews: list[tuple[str, str]]) -> np.ndarray:
 
 
 def read_labels(assets: str | Path) -> list[str]:
-    """Give the names of the categories."""
+    """Return the names of the categories."""
     return (Path(assets) / "synset.txt").read_text().split()

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def _network(classes: int) -> nn.Sequential:
-    """Give Crepe without its dropout layers, which do nothing in inference."""
+    """Return Crepe without its dropout layers, which do nothing in inference."""
     return nn.Sequential(
         *(nn.Conv1d(69, 256, 7), nn.ReLU(), nn.MaxPool1d(3)),
         *(nn.Conv1d(256, 256, 7), nn.ReLU(), nn.MaxPool1d(3)),

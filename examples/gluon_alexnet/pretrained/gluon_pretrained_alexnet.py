@@ -32,12 +32,12 @@ class PretrainedAlexNetService(GluonVisionService):
         super().__init__(model_name, model_dir, manifest, net, gpu)
 
     def _postprocess(self, data: Any) -> list[dict[str, Any]]:
-        """Give the answer for the request's one picture, from probabilities (1, 1000)."""
+        """Return the answer for the request's one picture, from probabilities (1, 1000)."""
         answer: list[dict[str, Any]] = super()._postprocess(data)[0]
         return answer
 
 
 def weights_folder(model_dir: Path) -> Path:
-    """Give the archive's own folder of weights, or the model zoo's: ``$MXNET_HOME/models``."""
+    """Return the archive's own folder of weights, or the model zoo's: ``$MXNET_HOME/models``."""
     own = model_dir / WEIGHTS_FOLDER
     return own if own.is_dir() else Path(mx.base.data_dir(), "models")

@@ -116,7 +116,7 @@ def fixed_crop(
 
 
 def color_normalize(src: Any, mean: Any, std: Any = None) -> Any:
-    """Give ``(src - mean) / std`` as float32.
+    """Return ``(src - mean) / std`` as float32.
 
     Shapes: (H, W, 3) -> (H, W, 3) float32; `mean` and `std` are NDArrays of (3,) float32.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def top_probability(data: Any, labels: Sequence[str], top: int = 5) -> list[dict[str, Any]]:
-    """Give the most probable classes of the first row, best first.
+    """Return the most probable classes of the first row, best first.
 
     Args:
         data: NDArray or array of (N, classes), or (N, classes, 1, ...), float. Only row 0 is
