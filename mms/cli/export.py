@@ -128,10 +128,11 @@ def command(
                 return _quantize(original, calibration_data, min_agreement, target)
 
         if check:
-            export = _make_checked(make, _target(export_path, model_name, force))
+            export, answer = _make_checked(make, _target(export_path, model_name, force))
+            _describe(export)
+            click.echo(f"check: the archive loads{answer}")
         else:
-            export = make(export_path, force)
-        _describe(export)
+            _describe(make(export_path, force))
     except MMSError as error:
         if error.detail and error.detail.traceback:
             click.echo(f"{error.detail.traceback}\n", err=True)
@@ -155,17 +156,20 @@ def _target(export_path: Path, model_name: str, force: bool) -> Path:
     return target
 
 
-def _make_checked(make: Callable[[Path, bool], Export], target: Path) -> Export:
+def _make_checked(make: Callable[[Path, bool], Export], target: Path) -> tuple[Export, str]:
     """Make an archive beside its target, and put it there once it has passed the check.
+
+    Returns:
+        The export, and what came of its sample request.
 
     Raises:
         MMSError: It cannot be made or does not pass; the target is then as it was before.
     """
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=target.parent) as staging:
         export = make(Path(staging), False)
-        _check(export)
+        answer = _check(export)
         os.replace(export.path, target)
-    return replace(export, path=target)
+    return replace(export, path=target), answer
 
 
 def _parse_serving(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -236,17 +240,20 @@ def _quantize(
     return export_quantized(archive, files, quantization, target, force=True)
 
 
-def _check(export: Export) -> None:
-    """Load the archive as the server would, and run its sample."""
+def _check(export: Export) -> str:
+    """Load the archive as the server would, and run its sample.
+
+    Returns:
+        What came of the sample, to be said after "the archive loads".
+    """
     configure_logging("WARNING")
     # What the service prints is what its author looks for.
     logging.getLogger("mms.output").setLevel(logging.INFO)
-    with tempfile.TemporaryDirectory(prefix="mxnet-model-export-") as folder:
+    with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX) as folder:
         answer = asyncio.run(_ask(export, Path(folder)))
     if answer is None:
-        click.echo("check: the archive loads; it has no sample request (sample.json) to run")
-    else:
-        click.echo(f"check: the archive loads and answers its sample: {answer}")
+        return "; it has no sample request (sample.json) to run"
+    return f" and answers its sample: {answer}"
 
 
 async def _ask(export: Export, folder: Path) -> str | None:

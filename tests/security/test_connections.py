@@ -370,7 +370,10 @@ GARBAGE = {
     "negative length": (http(b"", "Content-Length: -1"), 400),
     "folded header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n", 400),
     "long header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
-    "long header name": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a" * 20_000 + b": b\r\n\r\n", 431),
+    "long header name": (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a" * 20_000 + b": b\r\n\r\n",
+        431,
+    ),
     "many headers": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 5000 + b"\r\n", 431),
     "long line": (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
 }
