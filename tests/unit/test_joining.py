@@ -96,7 +96,7 @@ CHANGES: dict[str, Callable[[Thing], Any]] = {
     "self.names": lambda thing: thing.names.add("b"),
     "self.recent": lambda thing: thing.recent.append(2),
     "self.raw": lambda thing: thing.raw.__setitem__(0, 1),
-    "self.array": lambda thing: thing.array.__setitem__(0, 1.0),
+    "self.array": lambda thing: thing.array.fill(1.0),
     "self.other": lambda thing: setattr(thing.other, "value", 2),
     "Thing.shared": lambda thing: Thing.shared.update(key=1),
     "an attribute of the original service": lambda thing: setattr(thing, "scale", 2.0),
@@ -307,7 +307,7 @@ class TestIsolated:
         [
             (lambda: os._exit(1), "it killed its process"),
             (lambda: str(1 / 0), "it killed its process"),
-            (lambda: time.sleep(600) or "", "it did not end within 0.2 seconds"),
+            (lambda: [time.sleep(600), ""][1], "it did not end within 0.2 seconds"),
         ],
         ids=["exit", "raise", "hang"],
     )
