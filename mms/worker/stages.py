@@ -5,7 +5,6 @@ Whatever goes wrong with a request becomes its answer.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,8 +37,6 @@ from mms.worker.v2_model import (
     takes_tensors,
 )
 
-logger = logging.getLogger("mms.worker")
-
 
 class Job:
     """One request on its way through the stages.
@@ -67,6 +64,9 @@ class Job:
         """Return the answer of a request that has taken all stages."""
         assert self.answer is not None  # noqa: S101 - every way through them ends in one
         return self.answer
+
+
+_Steps = tuple[tuple[Stage, Callable[[Job], None]], ...]
 
 
 class Stages:
@@ -100,6 +100,18 @@ class Stages:
         self.is_quiet = False
         self._room_bytes = MAX_ANSWERS_BYTES
         self._started = 0.0
+        self._decoding: _Steps = ((Stage.DECODE, self._decode),)
+        self._preprocessing: _Steps = ((Stage.PREPROCESS, self._preprocess),)
+        self._answering: _Steps = (
+            (Stage.POSTPROCESS, self._postprocess),
+            (Stage.ENCODE, self._encode),
+        )
+        self._finishing: _Steps = ((Stage.INFERENCE, self._inference), *self._answering)
+        if self.has_any:
+            self._all: _Steps = (*self._decoding, *self._preprocessing, *self._finishing)
+        else:
+            whole = (Stage.INFERENCE, self._whole_inference)
+            self._all = (*self._decoding, whole, (Stage.ENCODE, self._encode))
 
     def begin(self) -> None:
         """Begin with a new frame."""
@@ -108,33 +120,26 @@ class Stages:
         self._started = time.perf_counter()
 
     def run(self, job: Job) -> None:
-        """Take a request through all stages."""
-        self.decode(job)
-        if self.has_any:
-            self.preprocess(job)
-            self.finish(job)
-        else:
-            self._guard(job, Stage.INFERENCE, self._whole_inference)
-            self._guard(job, Stage.ENCODE, self._encode)
+        """Take a request through all stages, unless it is too late for them."""
+        self._drop_if_late(job)
+        self._take(job, self._all)
 
     def decode(self, job: Job) -> None:
         """Decode a request's inputs, unless it is too late for them."""
         self._drop_if_late(job)
-        self._guard(job, Stage.DECODE, self._decode)
+        self._take(job, self._decoding)
 
     def preprocess(self, job: Job) -> None:
         """Take a decoded request through `_preprocess`."""
-        self._guard(job, Stage.PREPROCESS, self._preprocess)
+        self._take(job, self._preprocessing)
 
     def finish(self, job: Job) -> None:
         """Take a preprocessed request through the other stages."""
-        self._guard(job, Stage.INFERENCE, self._inference)
-        self.answer(job)
+        self._take(job, self._finishing)
 
     def answer(self, job: Job) -> None:
         """Take a request, whose value is what the network gave, through the last stages."""
-        self._guard(job, Stage.POSTPROCESS, self._postprocess)
-        self._guard(job, Stage.ENCODE, self._encode)
+        self._take(job, self._answering)
 
     def _drop_if_late(self, job: Job) -> None:
         """Spare the model a request that has been answered 504 while it waited in this frame."""
@@ -142,21 +147,25 @@ class Stages:
         if job.answer is None and waited_ms > job.request.ms_left:
             job.answer = DeadlineExceeded("the request waited in the worker past its deadline")
 
-    def _guard(self, job: Job, stage: Stage, step: Callable[[Job], None]) -> None:
-        """Run one step of one job; an exception becomes its answer."""
+    def _take(self, job: Job, steps: _Steps) -> None:
+        """Take a request through some steps; an exception becomes its answer."""
         if job.answer is not None:
             return
         log.request_id.set(job.request.meta.request_id)
-        started = time.perf_counter()
+        seconds, started = self.seconds, time.perf_counter()
+        stage = steps[0][0]
         try:
-            step(job)
+            for stage, step in steps:
+                step(job)
+                ended = time.perf_counter()
+                seconds[stage] += ended - started
+                started = ended
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code raises anything
+            seconds[stage] += time.perf_counter() - started
             failure = from_exception(error, stage.name.lower(), self._spec.folder)
             job.answer = self._blame_image(failure, job, stage)
             if not self.is_quiet:
                 log_failure(job.answer)
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
 
     def _decode(self, job: Job) -> None:
         meta = job.request.meta
