@@ -52,6 +52,10 @@ _TOO_LARGE = 413
 #: What a client causes by sending rubbish or by leaving.
 _CLIENT_ERRORS = (HttpProcessingError, web.RequestPayloadError, OSError)
 
+#: Several calls per request go by these; a `super()` each would cost more than they do.
+_data_received = web.RequestHandler.data_received
+_resume_transport_reading = web.RequestHandler._resume_transport_reading
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -115,13 +119,14 @@ class Connection(web.RequestHandler):
         """asyncio: bytes have come; or none, and the parser is to go on with what it has."""
         if data and self._backlog:
             self._backlog.append(data)
-        elif len(data) > _PIECE_BYTES and self._is_crumbly(data):
+            return
+        if len(data) > _PIECE_BYTES and self._is_crumbly(data):
             pieces = range(0, len(data), _PIECE_BYTES)
             self._backlog.extend(data[at : at + _PIECE_BYTES] for at in pieces)
             self._pause_transport_reading()
             self._loop.call_soon(self._parse_next)
-        else:
-            self._parse(data)
+            return
+        self._parse(data)
 
     def _is_crumbly(self, data: bytes) -> bool:
         """Whether data may be many tiny chunks, or requests: costly to parse for its length."""
@@ -144,11 +149,11 @@ class Connection(web.RequestHandler):
     def _resume_transport_reading(self) -> None:
         """aiohttp: read on; not before what has been read is parsed."""
         if not self._backlog:
-            super()._resume_transport_reading()
+            _resume_transport_reading(self)
 
     def _parse(self, data: bytes) -> None:
         try:
-            super().data_received(data)
+            _data_received(self, data)
         except MemoryError:
             self._out_of_memory()
             return
