@@ -163,13 +163,26 @@ def _make_checked(make: Callable[[Path, bool], Export], target: Path) -> tuple[E
         The export, and what came of its sample request.
 
     Raises:
-        MMSError: It cannot be made or does not pass; the target is then as it was before.
+        MMSError: It cannot be made, and the target is as it was before; or it does not pass, and
+            there is no archive at the target: one that was to be replaced is kept beside it, so
+            that a script which goes on does not serve it as the new one.
     """
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=target.parent) as staging:
         export = make(Path(staging), False)
-        answer = _check(export)
+        try:
+            answer = _check(export)
+        except BaseException:
+            _set_aside(target)
+            raise
         os.replace(export.path, target)
     return replace(export, path=target), answer
+
+
+def _set_aside(target: Path) -> None:
+    if target.exists():
+        kept = target.with_name(f"{target.name}.previous")
+        os.replace(target, kept)
+        click.echo(f"the archive that was to be replaced is kept as {kept}", err=True)
 
 
 def _parse_serving(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -248,13 +248,19 @@ class TestCheck:
         assert said in done.stderr.splitlines()[-1]
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    def test_a_failed_check_leaves_the_archive_that_was_there(self, tmp_path: Path) -> None:
+    def test_a_failed_check_keeps_what_was_to_be_replaced_under_another_name(
+        self, tmp_path: Path
+    ) -> None:
         good = self.source("def _postprocess(self, data):", "    return data")
         assert self.run(tmp_path, good).returncode == 0
         before = (tmp_path / "m.model").read_bytes()
         bad = self.source("def _postprocess(self, data):", "    pass")
-        assert self.run(tmp_path, bad, "[[1]]", "--force").returncode != 0
-        assert (tmp_path / "m.model").read_bytes() == before
+        done = self.run(tmp_path, bad, "[[1]]", "--force")
+        assert done.returncode != 0
+        # Nobody takes the old one for the new one, and nothing is lost.
+        assert not (tmp_path / "m.model").exists()
+        assert (tmp_path / "m.model.previous").read_bytes() == before
+        assert "m.model.previous" in done.stderr
 
     def test_an_existing_archive_is_refused_before_anything_runs(self, tmp_path: Path) -> None:
         (tmp_path / "m.model").write_bytes(b"mine")
