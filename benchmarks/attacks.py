@@ -36,32 +36,7 @@ from benchmarks.table import number, render
 #: Bytes per second that an attacker sends at most: a poor line.
 _BANDWIDTH = 1 << 20
 _GOOD = Level(connections=4)
-_SERVICE = """
-import ctypes
-import time
-from mms.model_service.mxnet_vision_service import MXNetVisionService
-
-class Service(MXNetVisionService):
-    def __init__(self, *args, **kwargs):
-        pass
-    @property
-    def signature(self):
-        return {"inputs": [{"data_name": "data", "data_shape": [1, 3, 64, 64]}]}
-    def _preprocess(self, data):
-        if isinstance(data[0], bytes):
-            return super()._preprocess(data)
-        if data[0] == ["die"]:
-            ctypes.string_at(0)
-        if data[0] and data[0][0] == "spin":
-            end = time.monotonic() + data[0][1]
-            while time.monotonic() < end:
-                pass
-        return data
-    def _inference(self, data):
-        return data
-    def _postprocess(self, data):
-        return "x" * 8_000_000 if data[0] == ["large"] else len(data)
-"""
+_SERVICES = Path(__file__).parent / "services"
 
 
 def _request(
@@ -176,11 +151,8 @@ def _archives(folder: Path) -> list[str]:
     for name, kind in kinds.items():
         model = folder / name
         model.mkdir()
-        if name == "good":
-            service = Path(__file__).parent / "services" / "noop.py"
-            (model / "service.py").write_text(service.read_text())
-        else:
-            (model / "service.py").write_text(_SERVICE)
+        service = _SERVICES / ("noop.py" if name == "good" else "attacked.py")
+        (model / "service.py").write_text(service.read_text())
         tensor = [
             {"data_name": "data", "data_shape": [1, 3, 64, 64] if name == "pictures" else [0]}
         ]
