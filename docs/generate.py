@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from mms.config import ENV_PREFIX, Config, ModelSettings, ServerSettings
-from mms.errors import StartupError, subclasses
+from mms.errors import MMSError, StartupError, subclasses
 from mms.http.app import make_app
 from mms.http.context import Context
 from mms.http.errors import status_of
@@ -235,7 +235,8 @@ def _first_line(route: web.AbstractRoute) -> str:
 def _errors() -> str:
     rows = []
     for cls in subclasses():
-        if not issubclass(cls, StartupError):
+        # A worker makes one more, out of ours and MXNet's.
+        if cls.__module__ == MMSError.__module__ and not issubclass(cls, StartupError):
             error = cls("", 0) if cls.__name__ == "RejectedByService" else cls("")  # type: ignore[call-arg, arg-type]
             status = "the service's own" if cls.__name__ == "RejectedByService" else None
             rows.append((f"`{cls.code}`", str(status or status_of(error)), _doc(cls)))

@@ -254,23 +254,25 @@ class ModelManager:
         """
         async with self._lock(servable.name):
             current = self._registry.get(servable.name, servable.version)
-            if current is not servable:
-                # Another one has taken its place while this waited.
-                return current
-            registration = self.registration(servable)
-            registration.stamp = stamp(registration.path)
-            fresh = await self._open(servable.name, servable.version, registration)
-            fresh.metrics = servable.metrics
-            try:
-                # One that sleeps is not woken up by this.
-                if servable.state is not ServableState.UNLOADED:
-                    await self._load(fresh)
-            except BaseException:
-                await self._unload(fresh, 0.0)
-                raise
-            self._registry.add(fresh)
-            self._tasks.start(self._unload(servable, _DRAIN_S))
-            return fresh
+            # Another one may have taken its place while this waited.
+            return current if current is not servable else await self._swap(servable)
+
+    async def _swap(self, servable: Servable) -> Servable:
+        """Load a version again as it is registered now, and swap them; its name is locked."""
+        registration = self.registration(servable)
+        registration.stamp = stamp(registration.path)
+        fresh = await self._open(servable.name, servable.version, registration)
+        fresh.metrics = servable.metrics
+        try:
+            # One that sleeps is not woken up by this.
+            if servable.state is not ServableState.UNLOADED:
+                await self._load(fresh)
+        except BaseException:
+            await self._unload(fresh, 0.0)
+            raise
+        self._registry.add(fresh)
+        self._tasks.start(self._unload(servable, _DRAIN_S))
+        return fresh
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Forget a model, or one version of it; what it has accepted is still answered.
@@ -371,25 +373,28 @@ class ModelManager:
             if model is None:
                 done.append(await _said(name, "unregistered", self.unregister(name, version)))
             elif (model.path, model.settings) != (registration.path, registration.settings):
-                changing = self._change(registration, model, self._registry.get(name, version))
+                changing = self._change(model, version)
                 done.append(await _said(name, "loaded with its new settings", changing))
         for model in wanted.values():
             done.append(await _said(model.name, "registered", self._register_late(model)))
         return done
 
-    async def _change(
-        self, registration: Registration, model: ModelConfig, servable: Servable
-    ) -> None:
+    async def _change(self, model: ModelConfig, version: str) -> None:
         """Load a start-up model with other settings; if that fails, it keeps those it has."""
-        old = dataclasses.replace(registration)
-        registration.path, registration.settings = model.path, model.settings
-        registration.origins = self._config.origins
-        try:
-            await self.replace(servable)
-        except BaseException:
-            registration.path, registration.settings = old.path, old.settings
-            registration.origins = old.origins
-            raise
+        # Locked as a whole: a reload of its files, under way at the same moment, is waited for, and
+        # neither takes the other's work for its own.
+        async with self._lock(model.name):
+            servable = self._registry.get(model.name, version)
+            registration = self.registration(servable)
+            old = dataclasses.replace(registration)
+            registration.path, registration.settings = model.path, model.settings
+            registration.origins = self._config.origins
+            try:
+                await self._swap(servable)
+            except BaseException:
+                registration.path, registration.settings = old.path, old.settings
+                registration.origins = old.origins
+                raise
 
     async def _register_late(self, model: ModelConfig) -> None:
         """Register a start-up model after the start: readiness waits for it once it is loaded."""

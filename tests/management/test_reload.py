@@ -444,3 +444,25 @@ class TestStart:
         servable = server.servable("m")
         await server.server.stop()
         assert servable.workers == []
+
+
+async def test_new_settings_are_not_lost_to_a_reload_of_the_files_at_the_same_moment(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    folder = says(tmp_path / "m", "first")
+    server = await start_server(m=folder)
+    manager = server.server.manager
+    assert manager is not None
+    flags = {"port": 0, "management_port": -1, "workers": 1, "queue_size": 77}
+    config = build_config([("m", str(folder))], flags, {})
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    load = f"open({str(begun)!r}, 'w').close(); " + WAITS_FOR.format(path=str(go))
+    says(folder, "second", load.replace("; ", "\n"))
+    reloading = asyncio.create_task(manager.replace(server.servable("m")))
+    await until(begun.exists)
+    # The reload has read its settings and loads on; the new ones come meanwhile.
+    applying = asyncio.create_task(manager.apply(config))
+    await asyncio.sleep(0)
+    go.touch()
+    await asyncio.gather(reloading, applying)
+    assert server.servable("m").limits.queue_size == 77
