@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -267,7 +268,10 @@ class SymbolModel:
                     f"parameter {name!r} of the symbol is missing in {os.path.basename(param_file)}"
                 )
         inputs = self._data_names + self._label_names
-        self.block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
+        with warnings.catch_warnings():
+            # Of input types that the symbol leaves open, as most do; `__call__` gives float32.
+            warnings.simplefilter("ignore", UserWarning)
+            self.block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
         # To the types that the symbol has for inputs of float32, as Module did: a network saved in
         # half or double precision then runs in single.
         self.block.collect_params().load(
