@@ -20,13 +20,13 @@ from mms.http.context import Context
 from mms.http.errors import status_of
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
-from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
-from mms.metrics.writer import Counts, Machine
 from mms.serving.budget import Budget
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
+from mms.telemetry.prometheus import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
+from mms.telemetry.writer import Counts, Machine
 
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"

@@ -31,25 +31,25 @@ from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures
 from mms.http.connection import Runner
 from mms.http.context import Context
-from mms.http.description import models_of
 from mms.http.edge import Edge
-from mms.http.generate import find_generator
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
-from mms.http.openapi import routes_of
-from mms.metrics.exporter import (
+from mms.http.openapi.description import models_of
+from mms.http.openapi.document import routes_of
+from mms.http.openapi.generate import find_generator
+from mms.serving.budget import Budget, default_limit
+from mms.serving.manager import ModelManager
+from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.registry import Registry
+from mms.serving.shadow import Shadows
+from mms.telemetry.prometheus import (
     METRICS_AGE_S,
     Exporter,
     ServableMetrics,
     ServerGauges,
     ServerMetrics,
 )
-from mms.metrics.writer import MetricsWriter, make_writer
-from mms.serving.budget import Budget, default_limit
-from mms.serving.manager import ModelManager
-from mms.serving.processes import become_subreaper, worker_environment
-from mms.serving.registry import Registry
-from mms.serving.shadow import Shadows
+from mms.telemetry.writer import MetricsWriter, make_writer
 
 if TYPE_CHECKING:
     from mms.grpc.server import GrpcServer

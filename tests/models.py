@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, Sample, ServingDefaults
+from mms.export.package import export_model
 
 SERVICES = Path(__file__).parent / "services"
 
@@ -98,7 +98,7 @@ def make_folder(
 #: y = x W' + b on (N, 3) -> (N, 2): the first entry, and ten plus the rest.
 _LINEAR = """
 import sys
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=2, name="fc").save("net-symbol.json")
 weight, bias = mx.nd.array([[1, 0, 0], [0, 1, 1]]), mx.nd.array([0, 10])

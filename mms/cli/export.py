@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 
-from mms.archive.export import Export, export_model, export_quantized
 from mms.archive.manifest import SERVING_KEYS, Quantization
 from mms.archive.reader import open_archive
 from mms.config import ModelSettings, check_keys, usable_cores
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
+from mms.export.package import Export, export_model, export_quantized
 from mms.log import configure_logging
 from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
@@ -221,7 +221,7 @@ def _quantize(
     folder = original.path.parent
     archive = open_archive(original.path, folder)
     prefix = folder / f"{original.manifest.model_name}-int8"
-    command = [sys.executable, "-m", "mms.quantization.calibrate"]
+    command = [sys.executable, "-m", "mms.export.calibrate"]
     click.echo(f"quantizing by {calibration_data} ...", err=True)
     done = subprocess.run(
         [*command, str(archive.folder), str(calibration_data), str(prefix)],

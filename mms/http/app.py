@@ -7,7 +7,8 @@ import ipaddress
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status, v2
+from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
 from mms.http.middleware import make_middleware

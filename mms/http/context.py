@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.metrics.exporter import Exporter, ServerMetrics
 from mms.serving.budget import Budget
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
+from mms.telemetry.prometheus import Exporter, ServerMetrics
 
 
 @dataclass

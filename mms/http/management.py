@@ -26,7 +26,7 @@ from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
-from mms.http.openapi import management_document, routes_of
+from mms.http.openapi.document import management_document, routes_of
 from mms.http.response import json_response
 from mms.protocol import error_document
 from mms.serving.manager import ModelManager
@@ -83,7 +83,7 @@ def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> we
     router.add_delete("/models/{model}/{version}", unregister, name="unregister_version")
     router.add_options("/", options, name="management_options")
     # Here, because it builds on this module.
-    from mms.http import repository
+    from mms.http import oip_repository as repository
 
     repository.add_routes(app)
     return app

@@ -16,9 +16,9 @@ from mms import log
 from mms.errors import BufferFull, MMSError, OutOfMemory, Unavailable
 from mms.http.connection import hold_of
 from mms.http.errors import error_response, is_v2, response
-from mms.metrics.exporter import ServableMetrics, ServerMetrics
 from mms.serving.budget import SMALL_BYTES
 from mms.serving.request_ids import RequestIds
+from mms.telemetry.prometheus import ServableMetrics, ServerMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

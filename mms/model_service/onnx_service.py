@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mms.archive.onnx import (
+from mms.archive.onnx_graph import (
     GraphValue,
     ImageLayout,
     can_batch,
@@ -23,11 +23,11 @@ from mms.archive.onnx import (
     show_shape,
 )
 from mms.archive.signature import Signature, parse_signature
+from mms.engines.images import read_image
+from mms.engines.onnx_session import graph_of, open_session
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 from mms.utils.mxnet.ndarray import top_probability
-from mms.worker.images import read_image
-from mms.worker.onnx import graph_of, open_session
 
 Array = NDArray[Any]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
-from mms.metrics.exporter import ServableSnapshot
 from mms.serving.servable import Servable
+from mms.telemetry.prometheus import ServableSnapshot
 
 DEFAULT_VERSION = "1"
 #: Names in an error message; with 500 models the whole list would be 6 kB of every 404.

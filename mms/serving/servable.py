@@ -28,7 +28,6 @@ from mms.errors import (
     Unavailable,
     WorkerDied,
 )
-from mms.metrics.exporter import ServableMetrics, ServableSnapshot
 from mms.protocol import (
     Answer,
     Buffer,
@@ -39,15 +38,16 @@ from mms.protocol import (
     decode_result,
     encode_batch,
 )
-from mms.serving.dispatcher import Batch, Dispatcher, Limits
-from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
 from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
+from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
+from mms.serving.queue.job import Inference
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
+from mms.telemetry.prometheus import ServableMetrics, ServableSnapshot
 
 logger = logging.getLogger("mms.servable")
 

@@ -98,8 +98,8 @@ def main() -> None:
 
 
 def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
-    from mms.worker import images, mxnet_decoder
-    from mms.worker.engine import engine_name
+    from mms.engines import images, mxnet_decoder
+    from mms.engines.imports import engine_name
     from mms.worker.failure import load_failure
     from mms.worker.loader import load
 

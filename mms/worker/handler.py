@@ -22,6 +22,7 @@ from typing import Any
 from mms import log
 from mms.archive.manifest import MAR_MANIFEST_NAME
 from mms.context import Context, RequestProcessor
+from mms.engines.imports import restore_numpy_names
 from mms.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -46,7 +47,6 @@ from mms.protocol import (
 from mms.quoting import quoted
 from mms.worker.confine import limit_hint
 from mms.worker.content import unpacked
-from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.form import form_parts, in_utf8, is_form, parse_media_type
 from mms.worker.headers import allows_body, checked_headers, checked_reason, checked_status

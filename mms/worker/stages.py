@@ -11,6 +11,7 @@ from typing import Any
 
 from mms import log
 from mms.archive.signature import Signature
+from mms.engines.images import bad_image
 from mms.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -23,7 +24,6 @@ from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request,
 from mms.worker.arrays import arrays_of, is_ndarray
 from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
-from mms.worker.images import bad_image
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
 from mms.worker.slips import refuse_slips

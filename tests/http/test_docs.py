@@ -24,11 +24,11 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 from PIL import Image
 
-from mms.archive.export import export_model
 from mms.config import ModelSettings, ServerSettings
+from mms.export.package import export_model
 from mms.http.app import make_app
 from mms.http.guard import Guard
-from mms.http.openapi import routes_of
+from mms.http.openapi.document import routes_of
 from mms.serving.lifecycle import ServableState
 from tests.conftest import RunningServer, fresh_client, running_servers, until
 from tests.models import make_archive, signature, write_linear

@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from tests.conftest import RunningServer, fresh_client, running_servers, until
 from tests.models import make_archive, signature, write_linear
 

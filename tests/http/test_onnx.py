@@ -15,9 +15,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat
 from mms.errors import MMSError, ModelLoadFailed, SignatureError
+from mms.export.package import export_model
 from tests.conftest import RunningServer, StartServer, fresh_client, running_servers
 from tests.models import signature
 from tests.onnx_models import (

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.archive.export import export_model
 from mms.config import Config, build_config
 from mms.errors import ConfigError, MMSError
+from mms.export.package import export_model
 from mms.serving.lifecycle import ServableState
 from mms.serving.servable import Servable
 from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mms.archive.export import export_model
 from mms.errors import ArchiveError, MMSError, ModelLoadFailed
+from mms.export.package import export_model
 from tests.conftest import RunningServer, StartServer, until
 from tests.models import make_archive, make_folder, write_linear
 

@@ -17,9 +17,9 @@ from mms.cli import serve
 from mms.cli.terminal import printable, shell_word
 from mms.config import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
-from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.fetching import Fetching
 from mms.serving.registry import Registry
+from mms.telemetry.prometheus import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from tests.conftest import StartServer, until
 from tests.fileserver import file_server
 from tests.management.stores import says

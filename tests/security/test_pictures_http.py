@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from mms.archive.export import export_model
-from mms.worker.image_header import FORMATS
+from mms.engines.image_header import FORMATS
+from mms.export.package import export_model
 from tests.conftest import RunningServer, fresh_client, running_servers
 from tests.models import make_folder, make_mar, signature
 from tests.onnx_models import colours, write_model
@@ -42,7 +42,7 @@ _LABELS = "red\ngreen\nblue\n"
 #: Means of the channels, as a Symbol that both kinds of default services run.
 _MEANS = """
 import sys
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 means = mx.sym.mean(mx.sym.var("data"), axis=(2, 3))
 mx.sym.FullyConnected(means, num_hidden=3, no_bias=True, name="fc").save("net-symbol.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mms.serving.dispatcher import MAX_AHEAD
+from mms.serving.queue.dispatcher import MAX_AHEAD
 from tests.conftest import StartServer, until
 from tests.models import make_mar
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from onnx import helper
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import private_bytes, resident_bytes
 from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until

@@ -19,7 +19,7 @@ def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
 
 def test_mxnet_computes_on_this_numpy() -> None:
     done = run(
-        "from mms.worker.engine import import_mxnet\n"
+        "from mms.engines.imports import import_mxnet\n"
         "mx = import_mxnet()\n"
         "assert import_mxnet() is mx\n"
         "print(mx.__version__, (mx.nd.ones((2, 3)) * 2).sum().asscalar())"
@@ -30,7 +30,7 @@ def test_mxnet_computes_on_this_numpy() -> None:
 def test_names_that_numpy_dropped_are_put_back_and_others_stay() -> None:
     done = run(
         "import numpy as np\n"
-        "from mms.worker.engine import restore_numpy_names\n"
+        "from mms.engines.imports import restore_numpy_names\n"
         "np.float = 'mine'\n"
         "restore_numpy_names()\n"
         "print(np.bool is bool, np.object is object, np.float)"
@@ -40,7 +40,7 @@ def test_names_that_numpy_dropped_are_put_back_and_others_stay() -> None:
 
 IMPORT = """
 from mms.errors import EngineMissing
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 try:
     import_mxnet()
 except EngineMissing as error:
@@ -74,7 +74,7 @@ def test_the_missing_system_library_is_named_with_the_command_that_installs_it(
 IMPORT_ONNXRUNTIME = """
 import os, sys
 from mms.errors import EngineMissing
-from mms.worker.engine import import_onnxruntime
+from mms.engines.imports import import_onnxruntime
 try:
     import_onnxruntime()
 except EngineMissing as error:

@@ -19,9 +19,9 @@ import pytest
 from mms.archive.signature import Signature, TensorSpec
 from mms.config import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
-from mms.http.description import ModelDescription
-from mms.http.generate import ClientGenerator, find_generator, python_client
-from mms.http.openapi import Route
+from mms.http.openapi.description import ModelDescription
+from mms.http.openapi.document import Route
+from mms.http.openapi.generate import ClientGenerator, find_generator, python_client
 from mms.serving.processes import reap_orphans
 from tests.conftest import StartServer, until
 

@@ -46,7 +46,7 @@ def ours(module: str) -> set[str]:
     return {name for name in imports(module) if is_below(name, "mms")}
 
 
-ENGINE_ROOMS = ("mms.worker", "mms.model_service", "mms.quantization", "mms.utils")
+ENGINE_ROOMS = ("mms.worker", "mms.model_service", "mms.engines", "mms.export", "mms.utils")
 
 
 def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
@@ -67,11 +67,11 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
         ("mms.version", set()),
         ("mms.serving.lifecycle", set()),
         ("mms.protocol", {"mms.errors"}),
-        ("mms.serving.linger", set()),
-        ("mms.serving.poison", {"mms.errors"}),
+        ("mms.serving.queue.linger", set()),
+        ("mms.serving.queue.poison", {"mms.errors"}),
         (
-            "mms.serving.dispatcher",
-            {"mms.errors", "mms.serving.linger", "mms.serving.poison"},
+            "mms.serving.queue.dispatcher",
+            {"mms.errors", "mms.serving.queue.linger", "mms.serving.queue.poison"},
         ),
         ("mms.quoting", set()),
         ("mms.archive.signature", {"mms.errors", "mms.quoting"}),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms.metrics.exporter import (
+from mms.telemetry.prometheus import (
     BATCH_BUCKETS,
     DURATION_BUCKETS,
     SIZE_BUCKETS,

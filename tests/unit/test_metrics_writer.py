@@ -19,8 +19,9 @@ from moto.server import ThreadedMotoServer
 
 from mms.config import ServerSettings, build_config
 from mms.errors import ConfigError
-from mms.metrics.exporter import ServableMetrics, ServerMetrics
-from mms.metrics.writer import (
+from mms.protocol import Stage
+from mms.telemetry.prometheus import ServableMetrics, ServerMetrics
+from mms.telemetry.writer import (
     CloudWatchDestination,
     Counts,
     CsvDestination,
@@ -31,7 +32,6 @@ from mms.metrics.writer import (
     Samples,
     make_writer,
 )
-from mms.protocol import Stage
 from tests.conftest import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)
@@ -188,7 +188,7 @@ class TestCsv:
         program = """
             import datetime, sys
             from pathlib import Path
-            from mms.metrics.writer import CsvDestination, Reading
+            from mms.telemetry.writer import CsvDestination, Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             for number in range(200):
@@ -206,7 +206,7 @@ class TestCsv:
         program = """
             import datetime, resource, sys
             from pathlib import Path
-            from mms.metrics.writer import CsvDestination, Reading
+            from mms.telemetry.writer import CsvDestination, Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             destination.write([Reading("A", "Count", 1, "fits")], now, 1)

@@ -8,9 +8,9 @@ import pytest
 
 from mms.errors import WorkerDied
 from mms.protocol import RequestMeta
-from mms.serving.dispatcher import Dispatcher, Limits
-from mms.serving.job import Inference
-from mms.serving.poison import (
+from mms.serving.queue.dispatcher import Dispatcher, Limits
+from mms.serving.queue.job import Inference
+from mms.serving.queue.poison import (
     CULPRIT_DEATHS,
     MAX_HASHED_BYTES,
     MAX_REMEMBERED,

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
-from mms.http.python_client import BaseClient, Image, ServerError
+from mms.http.openapi.python_client import BaseClient, Image, ServerError
 from mms.protocol import Request, RequestMeta
 from mms.worker.request import decode_inputs
 

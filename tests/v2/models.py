@@ -11,14 +11,14 @@ from typing import Any
 
 import orjson
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from mms.protocol import V2_HEADER_LENGTH
 from tests.models import make_archive, make_folder, signature
 
 #: Two networks. The first: y = x W' + b on (N, 3) -> (N, 2), the first entry, and ten plus the
 #: rest. The second takes two (N, 3) and gives their sum, and where the first is larger.
 _NETWORKS = """
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=2, name="fc").save("linear/net-symbol.json")
 weight, bias = mx.nd.array([[1, 0, 0], [0, 1, 1]]), mx.nd.array([0, 10])

@@ -1,4 +1,4 @@
-"""Open ONNX models with onnxruntime. ``python -m mms.worker.onnx FILE`` describes one as JSON.
+"""Open ONNX models with onnxruntime; ``python -m mms.engines.onnx_session FILE`` describes one.
 
 The service opens its model here, in the worker; the exporter runs this module as a process.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from mms.archive.onnx import Graph, GraphValue, graph_document
-from mms.archive.onnx_file import find_locations
+from mms.archive.onnx_external import find_locations
+from mms.archive.onnx_graph import Graph, GraphValue, graph_document
+from mms.engines.imports import import_onnxruntime
 from mms.errors import EngineMissing, ExportError, ModelLoadFailed
-from mms.worker.engine import import_onnxruntime
 from mms.worker.failure import is_out_of_memory
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

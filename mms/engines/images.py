@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mms.errors import UndecodableImage
-from mms.protocol import RequestLimits
-from mms.worker.image_header import (
+from mms.engines.image_header import (
     MeteredFile,
     open_image,
     pillow_errors,
     set_pillow_limit,
 )
-from mms.worker.import_hook import after_import
+from mms.engines.import_hook import after_import
+from mms.errors import UndecodableImage
+from mms.protocol import RequestLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

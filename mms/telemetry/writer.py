@@ -26,8 +26,8 @@ import psutil
 
 from mms.config import ServerSettings
 from mms.errors import ConfigError
-from mms.metrics.exporter import Histogram, ServableMetrics, ServerMetrics
 from mms.protocol import Stage
+from mms.telemetry.prometheus import Histogram, ServableMetrics, ServerMetrics
 
 logger = logging.getLogger("mms.metrics")
 

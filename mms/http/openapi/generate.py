@@ -25,9 +25,9 @@ import orjson
 from mms.config import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
 from mms.files import write_atomically
-from mms.http.description import ModelDescription, input_schemas
-from mms.http.openapi import Names, Route, api_document
-from mms.http.python_client import BaseClient
+from mms.http.openapi.description import ModelDescription, input_schemas
+from mms.http.openapi.document import Names, Route, api_document
+from mms.http.openapi.python_client import BaseClient
 from mms.serving.processes import Child, ExitStatus
 from mms.version import __version__
 
@@ -195,7 +195,7 @@ def python_client(models: Sequence[ModelDescription], url: str) -> str:
 
 
 def _base_source() -> str:
-    """Return `mms.http.python_client` without its docstring, which is for our own readers."""
+    """Return the source of `python_client` without its docstring, which is for our own readers."""
     source = resources.files(__package__).joinpath("python_client.py").read_text(encoding="utf-8")
     docstring_end = ast.parse(source).body[0].end_lineno or 0
     return "\n".join(source.splitlines()[docstring_end:]).strip("\n") + "\n"

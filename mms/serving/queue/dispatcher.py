@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
-from mms.serving.linger import Linger
-from mms.serving.poison import CULPRIT_DEATHS, PoisonTable
+from mms.serving.queue.linger import Linger
+from mms.serving.queue.poison import CULPRIT_DEATHS, PoisonTable
 
 #: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
 #: frame (about 20 µs on both sides), short against anything a client notices.

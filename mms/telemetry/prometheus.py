@@ -23,8 +23,8 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from mms.metrics.reported import ReportedMetrics, families
 from mms.protocol import Stage
+from mms.telemetry.service_metrics import ReportedMetrics, families
 from mms.version import __version__
 
 #: From an answer without a model to a large network on a slow machine (seconds).

@@ -1,7 +1,7 @@
 """What an ONNX graph takes and gives, and whether a signature fits it. Pure.
 
-The graph is described by `mms.worker.onnx`, which asks onnxruntime; the exporter and the service
-compare it with signature.json here, in the same words.
+The graph is described by `mms.engines.onnx_session`, which asks onnxruntime; the exporter and the
+service compare it with signature.json here, in the same words.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ from mms.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from mms.http.description import (
+from mms.http.errors import STATUSES
+from mms.http.inference import PRIORITY_HEADER, TIMEOUT_HEADER
+from mms.http.openapi.description import (
     ANY,
     BINARY,
     BYTES_TYPE,
@@ -37,8 +39,6 @@ from mms.http.description import (
     free_content,
     request_body,
 )
-from mms.http.errors import STATUSES
-from mms.http.inference import PRIORITY_HEADER, TIMEOUT_HEADER
 from mms.version import __version__
 
 #: What MMS 1.x spoke, but for a patch release; client generators read it best.

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mms.engines import images
+from mms.engines.import_hook import after_import
 from mms.errors import UndecodableImage
-from mms.worker import images
-from mms.worker.import_hook import after_import
 
 #: The module that makes the functions public. When it has been run, those below exist; those that
 #: take them from here are imported later.

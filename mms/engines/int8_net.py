@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from mms.engines.imports import import_mxnet
 from mms.errors import ModelLoadFailed
-from mms.worker.engine import import_mxnet
 
 mx = import_mxnet()
 

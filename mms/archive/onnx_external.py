@@ -1,8 +1,8 @@
 """Look into a ``.onnx`` file: which files hold its weights, and what its graph takes and gives.
 
 Neither onnx nor onnxruntime is imported here. The former question is answered by following the
-few fields of the file that matter; the latter by a process of its own, `mms.worker.onnx`, in
-which onnxruntime opens the model: a damaged file may crash it.
+few fields of the file that matter; the latter by a process of its own,
+`mms.engines.onnx_session`, in which onnxruntime opens the model: a damaged file may crash it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import orjson
 
-from mms.archive.onnx import Graph, parse_graph
+from mms.archive.onnx_graph import Graph, parse_graph
 from mms.errors import EngineMissing, ExportError
 
 Buffer = bytes | mmap.mmap
@@ -113,7 +113,7 @@ def read_graph(path: Path) -> Graph:
     # 3.10 does not know the variable, and looks into the root folder instead.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "mms.worker.onnx", os.path.abspath(path)],
+        [sys.executable, "-m", "mms.engines.onnx_session", os.path.abspath(path)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment,

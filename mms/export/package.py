@@ -29,7 +29,8 @@ from mms.archive.manifest import (
     is_model_name,
     parse_serving,
 )
-from mms.archive.onnx import (
+from mms.archive.onnx_external import external_members, read_graph
+from mms.archive.onnx_graph import (
     Graph,
     check_images,
     check_inputs,
@@ -37,12 +38,11 @@ from mms.archive.onnx import (
     check_outputs,
     make_signature,
 )
-from mms.archive.onnx_file import external_members, read_graph
 from mms.archive.reader import Archive
-from mms.archive.service_file import has_imported_base, own_methods, service_classes
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, SignatureError
+from mms.export.service_file import has_imported_base, own_methods, service_classes
 from mms.version import __version__
 
 SIGNATURE_NAME = "signature.json"

@@ -1,7 +1,7 @@
 """Routes of the Open Inference Protocol V2 on the inference port: health, metadata, infer.
 
 Bodies of requests are read in the worker; the routes that load and unload models are in
-`mms.http.repository`, on the management port.
+`mms.http.oip_repository`, on the management port.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mms.http.context import CONTEXT
 from mms.http.inference import find_model, predict_with
 from mms.http.response import json_response
 from mms.protocol import V2_ROUTE
-from mms.serving import v2
+from mms.serving import oip as v2
 from mms.serving.servable import Servable
 
 _MODEL = "/v2/models/{model}"

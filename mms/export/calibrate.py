@@ -1,4 +1,4 @@
-"""Quantize the network of an archive: ``python -m mms.quantization.calibrate FOLDER DATA PREFIX``.
+"""Quantize the network of an archive: ``python -m mms.export.calibrate FOLDER DATA PREFIX``.
 
 Started by ``mxnet-model-export`` in a process of its own. Runs the archive's service on the
 calibration data, takes down what reaches the network, quantizes the network by that, and compares
@@ -24,11 +24,11 @@ import numpy as np
 import orjson
 
 from mms.archive.signature import Signature
+from mms.engines.imports import import_mxnet
+from mms.engines.int8_net import QuantizedNet
+from mms.engines.widen import for_inference, widen
 from mms.errors import ExportError, MMSError
 from mms.protocol import LoadSpec, Request, RequestMeta
-from mms.quantization.net import QuantizedNet
-from mms.quantization.rewrite import for_inference, widen
-from mms.worker.engine import import_mxnet
 from mms.worker.failure import load_failure
 from mms.worker.loader import make_service
 from mms.worker.request import decode_inputs
