@@ -25,8 +25,10 @@ from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
-from mms.telemetry.prometheus import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
-from mms.telemetry.writer import Counts, Machine
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.telemetry.machine import Machine
+from mms.telemetry.prometheus import Exporter, ServableSnapshot
+from mms.telemetry.readings import Counts
 
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"

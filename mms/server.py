@@ -42,13 +42,8 @@ from mms.serving.manager import ModelManager
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
-from mms.telemetry.prometheus import (
-    METRICS_AGE_S,
-    Exporter,
-    ServableMetrics,
-    ServerGauges,
-    ServerMetrics,
-)
+from mms.telemetry.counters import ServableMetrics, ServerGauges, ServerMetrics
+from mms.telemetry.prometheus import METRICS_AGE_S, Exporter
 from mms.telemetry.writer import MetricsWriter, make_writer
 
 if TYPE_CHECKING:

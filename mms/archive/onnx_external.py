@@ -1,23 +1,16 @@
-"""Look into a ``.onnx`` file: which files hold its weights, and what its graph takes and gives.
+"""Which files hold the weights of a ``.onnx`` file, found without importing onnx.
 
-Neither onnx nor onnxruntime is imported here. The former question is answered by following the
-few fields of the file that matter; the latter by a process of its own,
-`mms.engines.onnx_session`, in which onnxruntime opens the model: a damaged file may crash it.
+Only the few fields of the file that matter are followed.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import orjson
-
-from mms.archive.onnx_graph import Graph, parse_graph
-from mms.errors import EngineMissing, ExportError
+from mms.errors import ExportError
 
 Buffer = bytes | mmap.mmap
 
@@ -100,39 +93,6 @@ def find_locations(path: Path) -> list[str]:
                 return sorted(set(_locations(data)))
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_graph(path: Path) -> Graph:
-    """Return what a model's graph takes and gives, having opened it with onnxruntime.
-
-    Raises:
-        ExportError: onnxruntime cannot run it: in one line why, and what to do.
-        EngineMissing: There is no onnxruntime.
-    """
-    # The folder the command runs in must not shadow modules: it may well hold an onnx.py. Python
-    # 3.10 does not know the variable, and looks into the root folder instead.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "mms.engines.onnx_session", os.path.abspath(path)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment,
-        cwd=os.sep,
-        check=False,
-    )
-    try:
-        document = orjson.loads(done.stdout)
-    except orjson.JSONDecodeError:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["(no message)"]
-        raise ExportError(
-            f"{path}: onnxruntime died while it opened the model (status {done.returncode}): "
-            f"{lines[-1]}; export the model again, or upgrade onnxruntime"
-        ) from None
-    if "missing" in document:
-        raise EngineMissing(document["missing"])
-    if "error" in document:
-        raise ExportError(f"{path}: {document['error']}")
-    return parse_graph(document)
 
 
 def _locations(data: Buffer) -> Iterator[str]:

@@ -15,9 +15,9 @@ import orjson
 
 from mms.archive.onnx_external import find_locations
 from mms.archive.onnx_graph import Graph, GraphValue, graph_document
+from mms.engines.error_text import is_out_of_memory
 from mms.engines.imports import import_onnxruntime
 from mms.errors import EngineMissing, ExportError, ModelLoadFailed
-from mms.worker.failure import is_out_of_memory
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: onnxruntime's number for errors; its warnings are about matters that only the exporter of a

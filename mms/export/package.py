@@ -29,7 +29,7 @@ from mms.archive.manifest import (
     is_model_name,
     parse_serving,
 )
-from mms.archive.onnx_external import external_members, read_graph
+from mms.archive.onnx_external import external_members
 from mms.archive.onnx_graph import (
     Graph,
     check_images,
@@ -42,6 +42,7 @@ from mms.archive.reader import Archive
 from mms.archive.signature import Signature, parse_signature
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, SignatureError
+from mms.export.onnx_file import read_graph
 from mms.export.service_file import has_imported_base, own_methods, service_classes
 from mms.version import __version__
 

@@ -28,7 +28,7 @@ from mms.serving.registry import Registry
 from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
 from mms.serving.shadow import Shadows
-from mms.telemetry.prometheus import ServableMetrics, ServerMetrics
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
 
 logger = logging.getLogger("mms.grpc")
 access_logger = logging.getLogger("mms.access")

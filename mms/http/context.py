@@ -11,7 +11,8 @@ from mms.serving.budget import Budget
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
-from mms.telemetry.prometheus import Exporter, ServerMetrics
+from mms.telemetry.counters import ServerMetrics
+from mms.telemetry.prometheus import Exporter
 
 
 @dataclass

@@ -21,7 +21,7 @@ from mms.http.limiter import LineLimiter
 from mms.http.response import ClosingResponse, closing_response
 from mms.serving.budget import Budget
 from mms.serving.request_ids import RequestIds
-from mms.telemetry.prometheus import ServerMetrics
+from mms.telemetry.counters import ServerMetrics
 
 logger = logging.getLogger("mms.http")
 

@@ -18,7 +18,7 @@ from mms.http.connection import hold_of
 from mms.http.errors import error_response, is_v2, response
 from mms.serving.budget import SMALL_BYTES
 from mms.serving.request_ids import RequestIds
-from mms.telemetry.prometheus import ServableMetrics, ServerMetrics
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

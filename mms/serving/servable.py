@@ -47,7 +47,8 @@ from mms.serving.queue.job import Inference
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
-from mms.telemetry.prometheus import ServableMetrics, ServableSnapshot
+from mms.telemetry.counters import ServableMetrics
+from mms.telemetry.prometheus import ServableSnapshot
 
 logger = logging.getLogger("mms.servable")
 

@@ -19,7 +19,8 @@ from mms.config import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
 from mms.serving.fetching import Fetching
 from mms.serving.registry import Registry
-from mms.telemetry.prometheus import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.telemetry.prometheus import Exporter, ServableSnapshot
 from tests.conftest import StartServer, until
 from tests.fileserver import file_server
 from tests.management.stores import says
