@@ -22,10 +22,10 @@ from mms.archive.reader import open_archive
 from mms.config import ModelSettings, check_keys, usable_cores
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.log import configure_logging
-from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
+from mms.wire.messages import RequestMeta
 
 #: Hidden, since it stands beside archives for a moment.
 _STAGING_PREFIX = ".mxnet-model-export-"

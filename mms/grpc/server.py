@@ -22,13 +22,14 @@ from mms.grpc import inference_pb2_grpc
 from mms.grpc.codec import decode_answer, encode_request
 from mms.grpc.errors import code_of, metadata_of, status_of, text_of
 from mms.metrics.exporter import ServableMetrics, ServerMetrics
-from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, Buffer, RequestMeta
 from mms.serving import v2
 from mms.serving.budget import Budget, Hold
 from mms.serving.registry import Registry
 from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
 from mms.serving.shadow import Shadows
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 
 logger = logging.getLogger("mms.grpc")
 access_logger = logging.getLogger("mms.access")

@@ -11,9 +11,9 @@ from mms.http.connection import hold_of
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import CALL
 from mms.http.response import answer_response
-from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 from mms.serving.registry import Model
 from mms.serving.servable import Servable
+from mms.wire.messages import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 
 # Looked up for every request; as `istr` they need not be made lower-case each time.
 TIMEOUT_HEADER = istr("X-Request-Timeout-Ms")

@@ -14,9 +14,9 @@ from aiohttp import web
 from mms.http.context import CONTEXT
 from mms.http.inference import find_model, predict_with
 from mms.http.response import json_response
-from mms.protocol import V2_ROUTE
 from mms.serving import v2
 from mms.serving.servable import Servable
+from mms.wire.messages import V2_ROUTE
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"

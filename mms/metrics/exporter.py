@@ -24,8 +24,8 @@ from prometheus_client.metrics_core import (
 )
 
 from mms.metrics.reported import ReportedMetrics, families
-from mms.protocol import Stage
 from mms.version import __version__
+from mms.wire.messages import Stage
 
 #: From an answer without a model to a large network on a slow machine (seconds).
 DURATION_BUCKETS = (

@@ -27,7 +27,7 @@ import psutil
 from mms.config import ServerSettings
 from mms.errors import ConfigError
 from mms.metrics.exporter import Histogram, ServableMetrics, ServerMetrics
-from mms.protocol import Stage
+from mms.wire.messages import Stage
 
 logger = logging.getLogger("mms.metrics")
 

@@ -25,9 +25,9 @@ import orjson
 
 from mms.archive.signature import Signature
 from mms.errors import ExportError, MMSError
-from mms.protocol import LoadSpec, Request, RequestMeta
 from mms.quantization.net import QuantizedNet
 from mms.quantization.rewrite import for_inference, widen
+from mms.wire.messages import LoadSpec, Request, RequestMeta
 from mms.worker.engine import import_mxnet
 from mms.worker.failure import load_failure
 from mms.worker.loader import make_service

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import orjson
 
 from mms.errors import MMSError
-from mms.protocol import Answer, Buffer, RequestMeta
+from mms.wire.frames import Buffer
+from mms.wire.messages import Answer, RequestMeta
 
 #: Bytes at the start of a body that tell most bodies apart without hashing them.
 _HEAD_BYTES = 64

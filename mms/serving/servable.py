@@ -29,16 +29,6 @@ from mms.errors import (
     WorkerDied,
 )
 from mms.metrics.exporter import ServableMetrics, ServableSnapshot
-from mms.protocol import (
-    Answer,
-    Buffer,
-    Frame,
-    LoadSpec,
-    Ready,
-    RequestLimits,
-    decode_result,
-    encode_batch,
-)
 from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
@@ -48,6 +38,9 @@ from mms.serving.pool import Pool, PoolSettings
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
+from mms.wire.codec import decode_result, encode_batch
+from mms.wire.frames import Buffer, Frame
+from mms.wire.messages import Answer, LoadSpec, Ready, RequestLimits
 
 logger = logging.getLogger("mms.servable")
 

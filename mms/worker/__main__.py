@@ -19,12 +19,7 @@ from typing import Any, Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
-from mms.protocol import (
-    FrameType,
-    LoadSpec,
-    Ready,
-    Request,
-    Result,
+from mms.wire.codec import (
     decode_batch,
     decode_control,
     decode_load,
@@ -32,6 +27,8 @@ from mms.protocol import (
     encode_result,
     error_document,
 )
+from mms.wire.frames import FrameType
+from mms.wire.messages import LoadSpec, Ready, Request, Result
 from mms.worker.channel import Channel
 from mms.worker.confine import confine, confine_loaded
 from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork

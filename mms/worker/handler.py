@@ -33,17 +33,9 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import (
-    MAX_ANSWERS_BYTES,
-    V2_ROUTE,
-    Answer,
-    LoadSpec,
-    Request,
-    RequestLimits,
-    Result,
-    Stage,
-)
 from mms.quoting import quoted
+from mms.wire.frames import MAX_ANSWERS_BYTES
+from mms.wire.messages import V2_ROUTE, Answer, LoadSpec, Request, RequestLimits, Result, Stage
 from mms.worker.confine import limit_hint
 from mms.worker.content import unpacked
 from mms.worker.engine import restore_numpy_names

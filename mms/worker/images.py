@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mms.errors import UndecodableImage
-from mms.protocol import RequestLimits
+from mms.wire.messages import RequestLimits
 from mms.worker.image_header import (
     MeteredFile,
     open_image,

@@ -21,7 +21,7 @@ import orjson
 
 from mms.archive.signature import Signature
 from mms.errors import InvalidServiceOutput
-from mms.protocol import Answer, RequestMeta
+from mms.wire.messages import Answer, RequestMeta
 
 #: The route of v0.4 clients, whose answers are wrapped in {"prediction": ...}.
 LEGACY_ROUTE = "legacy_predict"

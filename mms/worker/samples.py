@@ -14,7 +14,7 @@ import orjson
 
 from mms.archive.manifest import Manifest
 from mms.archive.signature import Signature, TensorSpec
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Request, RequestMeta
 
 _JSON = "application/json"
 #: Sizes to try for axes that the signature leaves free, the batch axis aside: a lone element, a

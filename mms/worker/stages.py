@@ -19,7 +19,8 @@ from mms.errors import (
     UndecodableImage,
 )
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Stage
+from mms.wire.frames import MAX_ANSWERS_BYTES
+from mms.wire.messages import V2_ROUTE, Answer, LoadSpec, Request, Stage
 from mms.worker.arrays import arrays_of, is_ndarray
 from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure

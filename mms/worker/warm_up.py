@@ -13,7 +13,8 @@ from typing import Any
 from mms.archive.manifest import Manifest
 from mms.archive.signature import Signature
 from mms.errors import MMSError, ModelLoadFailed
-from mms.protocol import LoadSpec, Request, error_document, error_from_document
+from mms.wire.codec import error_document, error_from_document
+from mms.wire.messages import LoadSpec, Request
 from mms.worker.failure import reason_of
 from mms.worker.isolated import run_isolated
 from mms.worker.process import may_fork

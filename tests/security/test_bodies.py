@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, MMSError, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Request, RequestLimits, RequestMeta
+from mms.wire.messages import Request, RequestLimits, RequestMeta
 from mms.worker import form
 from mms.worker.handler import decode_parameters
 from mms.worker.json_text import check_elements, has_long_integer, read_json
@@ -56,7 +56,7 @@ class TestV05Forms:
 
     def test_escapes_by_the_million_take_little_memory(self) -> None:
         code = """
-        from mms.protocol import RequestLimits
+        from mms.wire.messages import RequestLimits
         from mms.worker.form import form_parts
         body = memoryview(b"data=" + b"%5B" * 5_000_000)
         limit()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mms.protocol import RequestMeta
 from mms.serving.budget import Hold
+from mms.wire.messages import RequestMeta
 from tests.conftest import RunningServer, fresh_client, running_servers, until
 from tests.models import make_folder
 from tests.security.edge import SERVICE, big, busy, command, connect, http, returns_to_zero

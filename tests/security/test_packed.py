@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mms.errors import InvalidRequest, MMSError, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Request, RequestLimits, RequestMeta
+from mms.wire.messages import Request, RequestLimits, RequestMeta
 from mms.worker.content import MAX_MEMBERS, unpacked
 from tests.security.work import calls_of, run_limited
 
@@ -125,7 +125,7 @@ def test_v02_a_bomb_takes_no_more_memory_than_the_limit(limit: str) -> None:
     code = f"""
     import zlib
     from mms.errors import PayloadTooLarge
-    from mms.protocol import Request, RequestLimits, RequestMeta
+    from mms.wire.messages import Request, RequestLimits, RequestMeta
     from mms.worker.content import unpacked
     engine = zlib.compressobj(wbits=31)
     packed = b"".join(engine.compress(bytes(1 << 20)) for _ in range(1000)) + engine.flush()

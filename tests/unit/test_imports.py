@@ -66,7 +66,13 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
         ("mms.errors", set()),
         ("mms.version", set()),
         ("mms.serving.lifecycle", set()),
-        ("mms.protocol", {"mms.errors"}),
+        ("mms.wire.frames", {"mms.errors"}),
+        ("mms.wire.documents", {"mms.errors", "mms.wire.frames"}),
+        ("mms.wire.messages", {"mms.errors", "mms.wire.documents", "mms.wire.frames"}),
+        (
+            "mms.wire.codec",
+            {"mms.errors", "mms.wire.documents", "mms.wire.frames", "mms.wire.messages"},
+        ),
         ("mms.serving.linger", set()),
         ("mms.serving.poison", {"mms.errors"}),
         (

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InferenceFailed, MMSError
-from mms.protocol import Answer, Request, RequestMeta
+from mms.wire.messages import Answer, Request, RequestMeta
 from mms.worker.agreement import answer_distance, output_distance
 from mms.worker.arrays import detached, fits_batch_axis, split
 from mms.worker.isolated import run_isolated

@@ -31,7 +31,7 @@ from mms.metrics.writer import (
     Samples,
     make_writer,
 )
-from mms.protocol import Stage
+from mms.wire.messages import Stage
 from tests.conftest import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)

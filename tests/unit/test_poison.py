@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from mms.errors import WorkerDied
-from mms.protocol import RequestMeta
 from mms.serving.dispatcher import Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.poison import (
@@ -17,6 +16,7 @@ from mms.serving.poison import (
     REMEMBERED_S,
     PoisonTable,
 )
+from mms.wire.messages import RequestMeta
 from tests.unit.jobs import FakeJob
 
 

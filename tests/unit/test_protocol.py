@@ -20,24 +20,11 @@ from mms.errors import (
     ProtocolError,
     RejectedByService,
 )
-from mms.protocol import (
+from mms.wire.codec import (
     ANSWER_ITEM,
-    HEADER,
-    MAX_COUNT,
-    MAX_MS_LEFT,
-    MAX_PAYLOAD_BYTES,
     REQUEST_ITEM,
     STAGE_TIMES,
-    Answer,
     AnswerKind,
-    Buffer,
-    Frame,
-    FrameDecoder,
-    FrameType,
-    LoadSpec,
-    Ready,
-    RequestMeta,
-    Result,
     decode_batch,
     decode_control,
     decode_load,
@@ -48,8 +35,19 @@ from mms.protocol import (
     encode_result,
     error_document,
     error_from_document,
+)
+from mms.wire.frames import (
+    HEADER,
+    MAX_COUNT,
+    MAX_MS_LEFT,
+    MAX_PAYLOAD_BYTES,
+    Buffer,
+    Frame,
+    FrameDecoder,
+    FrameType,
     read_header,
 )
+from mms.wire.messages import Answer, LoadSpec, Ready, RequestMeta, Result
 
 BOUNDED = settings(max_examples=100, deadline=None)
 SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)

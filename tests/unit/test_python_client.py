@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.http.python_client import BaseClient, Image, ServerError
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Request, RequestMeta
 from mms.worker.request import decode_inputs
 
 

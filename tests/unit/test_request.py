@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, MMSError, UnsupportedMedia
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Request, RequestMeta
 from mms.worker.form import parse_media_type
 from mms.worker.request import decode_inputs, parse_literal
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidServiceOutput
-from mms.protocol import Answer, RequestMeta
+from mms.wire.messages import Answer, RequestMeta
 from mms.worker.response import LEGACY_ROUTE, encode_json, encode_output
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
-from mms.protocol import V2_HEADER_LENGTH, Answer, RequestMeta
+from mms.wire.messages import V2_HEADER_LENGTH, Answer, RequestMeta
 from mms.worker.v2 import (
     InferRequest,
     Tensor,
