@@ -29,7 +29,7 @@ from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
 from mms.serving.shadow import Shadows
 from mms.wire.frames import Buffer
-from mms.wire.messages import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
+from mms.wire.messages import V2_HEADER_LENGTH, Dialect, RequestMeta
 
 logger = logging.getLogger("mms.grpc")
 access_logger = logging.getLogger("mms.access")
@@ -309,10 +309,10 @@ async def _refuse(_: Call) -> Any:
 
 def _meta(call: Call, servable: Servable, json_length: int) -> RequestMeta:
     headers = {V2_HEADER_LENGTH: str(json_length)}
-    if servable.archive.manifest.handler:
-        # 1.x handlers see all headers; others do not pay for them.
+    if servable.wants_headers:
+        # Others do not pay for them.
         headers = {**call.metadata, **headers}
-    return RequestMeta(call.id, V2_ROUTE, "application/octet-stream", "", "", headers)
+    return RequestMeta(call.id, Dialect.OIP, "application/octet-stream", "", "", headers)
 
 
 def _log_error(error: MMSError, status: int) -> None:

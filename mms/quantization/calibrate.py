@@ -27,7 +27,7 @@ from mms.archive.signature import Signature
 from mms.errors import ExportError, MMSError
 from mms.quantization.net import QuantizedNet
 from mms.quantization.rewrite import for_inference, widen
-from mms.wire.messages import LoadSpec, Request, RequestMeta
+from mms.wire.messages import Dialect, LoadSpec, Request, RequestMeta
 from mms.worker.engine import import_mxnet
 from mms.worker.failure import load_failure
 from mms.worker.loader import make_service
@@ -196,7 +196,7 @@ def _arrays(path: Path, signature: Signature) -> Iterator[list[Any]]:
 
 
 def _request(body: bytes, content_type: str) -> Request:
-    meta = RequestMeta("calibration", "predictions", content_type, "")
+    meta = RequestMeta("calibration", Dialect.PLAIN, content_type, "")
     return Request(meta, memoryview(body))
 
 

@@ -90,6 +90,6 @@ def _what_matters(encoded: bytes) -> bytes:
     }
     # As a JSON document: no two different requests run together into the same bytes.
     return orjson.dumps(
-        [meta.route, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
+        [meta.dialect, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
         option=orjson.OPT_SORT_KEYS,
     )

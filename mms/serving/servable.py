@@ -79,6 +79,8 @@ class Servable:
         self.name = name
         self.version = version
         self.archive = archive
+        #: Whether its service may look at a request's headers and query: 1.x handlers may.
+        self.wants_headers = bool(archive.manifest.handler)
         self.settings = settings
         self.state = ServableState.UNLOADED
         self._is_gone = False

@@ -10,10 +10,18 @@ from mms.errors import MMSError, ProtocolError
 from mms.wire.documents import dump, load
 from mms.wire.frames import MAX_MS_LEFT, Buffer
 
-#: Route of requests in the Open Inference Protocol V2, however they came.
-V2_ROUTE = "v2_infer"
-#: Header that says after how many bytes of such a body its JSON ends, and binary tensors begin.
+#: Header that says after how many bytes of a body in the Open Inference Protocol V2 its JSON ends,
+#: and binary tensors begin.
 V2_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class Dialect(enum.IntEnum):
+    """How a request is written and its answer expected. Values are part of the wire format."""
+
+    PLAIN = 0  # inputs in, the bare result out
+    V04 = 1  # the result in {"prediction": ...}
+    V1 = 2  # as PLAIN, but the parameters of the query are inputs of 1.x handlers too
+    OIP = 3  # the Open Inference Protocol V2
 
 
 class Stage(enum.IntEnum):
@@ -119,7 +127,7 @@ class RequestMeta:
 
     Attributes:
         request_id: Echoed to the client and put on every log line.
-        route: Name of the route asked, which decides the shape of the answer.
+        dialect: How the body is written, and the answer is to be.
         content_type: Content-Type header as sent, or "".
         accept: Accept header as sent, or "".
         content_encoding: Content-Encoding header as sent, or ""; the body travels packed.
@@ -128,7 +136,7 @@ class RequestMeta:
     """
 
     request_id: str
-    route: str
+    dialect: Dialect
     content_type: str
     accept: str
     content_encoding: str = ""
@@ -137,16 +145,16 @@ class RequestMeta:
 
     def encode(self) -> bytes:
         """Serialise to what `decode` reads."""
-        texts = (
+        values = (
             self.request_id,
-            self.route,
+            self.dialect,
             self.content_type,
             self.accept,
             self.content_encoding,
         )
         if not (self.headers or self.query):
-            return dump(texts)
-        return dump((*texts, self.headers, self.query))
+            return dump(values)
+        return dump((*values, self.headers, self.query))
 
     @classmethod
     def decode(cls, data: Buffer) -> RequestMeta:
@@ -157,18 +165,24 @@ class RequestMeta:
         """
         values = load(data)
         if not isinstance(values, list) or len(values) not in (5, 7):
-            raise ProtocolError("request meta is not a list of five texts, or seven values")
-        if not all(isinstance(text, str) for text in values[:5]):
+            raise ProtocolError("request meta is not a list of five or seven values")
+        request_id, dialect, content_type, accept, encoding = values[:5]
+        texts = (request_id, content_type, accept, encoding)
+        if not all(isinstance(text, str) for text in texts):
             raise ProtocolError("request meta holds something else than texts")
+        try:
+            dialect = Dialect(dialect)
+        except ValueError:
+            raise ProtocolError(f"request meta has the unknown dialect {dialect!r}") from None
         if len(values) == 5:
-            return cls(*values)
-        request_id, route, content_type, accept, encoding, headers, query = values
+            return cls(request_id, dialect, content_type, accept, encoding)
+        headers, query = values[5:]
         if not isinstance(headers, dict) or not isinstance(query, list):
             raise ProtocolError("request meta holds no headers and query")
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in query):
             raise ProtocolError("request meta holds no headers and query")
         pairs = tuple((str(name), str(value)) for name, value in query)
-        return cls(request_id, route, content_type, accept, encoding, headers, pairs)
+        return cls(request_id, dialect, content_type, accept, encoding, headers, pairs)
 
 
 @dataclass(slots=True)

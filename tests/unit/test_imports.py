@@ -119,6 +119,30 @@ def test_imports_follow_the_data(room: str) -> None:
     assert not guilty
 
 
+#: Routes whose requests reach workers.
+ROUTES = {"predictions", "predictions_version", "legacy_predict", "invocations", "v2_infer"}
+
+
+def test_workers_know_dialects_and_no_routes() -> None:
+    guilty = {
+        (module, node.value)
+        for module, tree in TREES.items()
+        if is_below(module, "mms.wire", "mms.worker", "mms.quantization")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in ROUTES
+    }
+    assert not guilty
+
+
+def test_transports_do_not_look_into_manifests_to_see_who_wants_headers() -> None:
+    guilty = {
+        module
+        for module, tree in TREES.items()
+        if is_below(module, "mms.http", "mms.grpc") and "manifest.handler" in ast.unparse(tree)
+    }
+    assert not guilty
+
+
 def dangers(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

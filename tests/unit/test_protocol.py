@@ -47,7 +47,7 @@ from mms.wire.frames import (
     FrameType,
     read_header,
 )
-from mms.wire.messages import Answer, LoadSpec, Ready, RequestMeta, Result
+from mms.wire.messages import Answer, Dialect, LoadSpec, Ready, RequestMeta, Result
 
 BOUNDED = settings(max_examples=100, deadline=None)
 SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)
@@ -59,7 +59,7 @@ bodies = st.binary(max_size=200)
 metas = st.builds(
     RequestMeta,
     texts,
-    texts,
+    st.sampled_from(Dialect),
     texts,
     texts,
     headers=st.dictionaries(texts, texts, max_size=3),
@@ -319,8 +319,21 @@ def test_half_a_surrogate_pair_in_a_message_does_not_stop_the_answers() -> None:
     assert second.headers == {"X-Name": r"\udc80"}
 
 
+def test_metas_that_are_none_are_refused() -> None:
+    for data in (
+        b"[]",
+        b'["id", 9, "", "", ""]',
+        b'["id", 0, "", 1, ""]',
+        b'{"a": "b"}',
+        b"[",
+        b"1",
+    ):
+        with pytest.raises(ProtocolError):
+            RequestMeta.decode(data)
+
+
 def test_header_bytes_that_are_no_text_reach_the_worker_escaped() -> None:
-    meta = RequestMeta("id", "predictions", "text/\udcff", "")
+    meta = RequestMeta("id", Dialect.PLAIN, "text/\udcff", "")
     assert RequestMeta.decode(meta.encode()).content_type == r"text/\udcff"
 
 
