@@ -9,11 +9,12 @@ import enum
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
+import msgspec
+
 from mms.errors import ErrorDetail, MMSError, ProtocolError, RejectedByService, from_wire
-from mms.wire.documents import dump, load
+from mms.wire.documents import Document
 from mms.wire.frames import (
     HEADER,
     MAX_COUNT,
@@ -23,7 +24,7 @@ from mms.wire.frames import (
     Frame,
     FrameType,
 )
-from mms.wire.messages import Answer, LoadSpec, Ready, Request, RequestLimits, RequestMeta, Result
+from mms.wire.messages import Answer, LoadSpec, Ready, Request, RequestMeta, Result
 
 REQUEST_ITEM = struct.Struct("<III")
 ANSWER_ITEM = struct.Struct("<BBHII")
@@ -38,19 +39,51 @@ class AnswerKind(enum.IntEnum):
     ERROR = 2  # the meta holds the error
 
 
+class _Error(msgspec.Struct):
+    code: str
+    message: str
+    stage: str
+    type: str
+    where: str
+    traceback: str
+
+
+_ERRORS: Document[_Error] = Document(_Error, "an error from a worker lacks its fields")
+_CUSTOM: Document[tuple[str, dict[str, str], str]] = Document(
+    tuple[str, dict[str, str], str], "an answer's meta is not content type, headers and reason"
+)
+#: What the frames hold that hold one document.
+_CONTROLS: dict[FrameType, Document[Any]] = {
+    type_: Document(content, f"a {type_.name} frame holds no {name}")
+    for type_, content, name in (
+        (FrameType.LOAD, LoadSpec, "LoadSpec"),
+        (FrameType.FORK, None, "null"),
+        (FrameType.STOP, None, "null"),
+        (FrameType.CONFIGURE, int, "batch size"),
+        (FrameType.READY, Ready, "Ready"),
+        (FrameType.FORKED, int, "process id"),
+        (FrameType.METRICS, Any, "metrics"),
+        (FrameType.ALONE, str, "reason"),
+    )
+} | {FrameType.FAILED: _ERRORS}
+
+
 def encode_control(type_: FrameType, document: Any = None) -> bytes:
     """Build a frame whose payload is one JSON document; dataclasses become objects."""
-    payload = dump(document)
+    payload = _CONTROLS[type_].encode(document)
     return HEADER.pack(len(payload), type_, 0, 0, 0) + payload
 
 
 def decode_control(frame: Frame) -> Any:
-    """Return the JSON document of a control frame.
+    """Return what a control frame holds, which is of the type that its frames hold.
 
     Raises:
-        ProtocolError: The payload is no JSON.
+        ProtocolError: It holds something else, or is no control frame.
     """
-    return load(frame.payload)
+    document = _CONTROLS.get(frame.type)
+    if document is None:
+        raise ProtocolError(f"a {frame.type.name} frame holds no document")
+    return document.decode(frame.payload)
 
 
 def decode_load(frame: Frame) -> LoadSpec:
@@ -59,11 +92,8 @@ def decode_load(frame: Frame) -> LoadSpec:
     Raises:
         ProtocolError: It holds something else.
     """
-    document = _fields(frame, LoadSpec)
-    try:
-        return LoadSpec(**{**document, "limits": RequestLimits(**document["limits"])})
-    except TypeError:
-        raise ProtocolError("a frame that should hold limits holds something else") from None
+    spec: LoadSpec = _CONTROLS[FrameType.LOAD].decode(frame.payload)
+    return spec
 
 
 def decode_ready(frame: Frame) -> Ready:
@@ -72,15 +102,8 @@ def decode_ready(frame: Frame) -> Ready:
     Raises:
         ProtocolError: It holds something else.
     """
-    return Ready(**_fields(frame, Ready))
-
-
-def _fields(frame: Frame, cls: type[Any]) -> dict[str, Any]:
-    document = decode_control(frame)
-    names = {f.name for f in fields(cls)}
-    if not isinstance(document, dict) or set(document) != names:
-        raise ProtocolError(f"a frame that should hold a {cls.__name__} holds something else")
-    return document
+    ready: Ready = _CONTROLS[FrameType.READY].decode(frame.payload)
+    return ready
 
 
 def encode_batch(
@@ -186,8 +209,8 @@ def decode_result(frame: Frame) -> Result:
     return Result(answers, stage_seconds)
 
 
-def error_document(error: MMSError) -> dict[str, Any]:
-    """Return an error as code, message and detail, for an answer's meta or a FAILED frame."""
+def error_document(error: MMSError) -> dict[str, str]:
+    """Return an error as code, message and detail."""
     detail = error.detail or ErrorDetail()
     return {
         "code": error.code,
@@ -199,47 +222,40 @@ def error_document(error: MMSError) -> dict[str, Any]:
     }
 
 
-def error_from_document(document: Any, status: int = 0) -> MMSError:
-    """Rebuild what `error_document` described.
+def encode_error(error: MMSError) -> bytes:
+    """Serialise to what `decode_error` reads."""
+    return _ERRORS.encode(error_document(error))
+
+
+def decode_error(data: Buffer, status: int = 0) -> MMSError:
+    """Rebuild an error from an answer's meta or the payload of a FAILED frame.
+
+    Args:
+        data: What `encode_error` wrote.
+        status: What the service chose, if it rejected the request.
 
     Raises:
-        ProtocolError: It describes no error.
+        ProtocolError: The bytes are something else.
     """
-    if not isinstance(document, dict) or not all(
-        isinstance(document.get(key), str)
-        for key in ("code", "message", "stage", "type", "where", "traceback")
-    ):
-        raise ProtocolError("an error from a worker lacks its fields")
-    detail = ErrorDetail(
-        document["stage"], document["type"], document["where"], document["traceback"]
-    )
-    return from_wire(document["code"], document["message"], detail, status)
+    document = _ERRORS.decode(data)
+    detail = ErrorDetail(document.stage, document.type, document.where, document.traceback)
+    return from_wire(document.code, document.message, detail, status)
 
 
 def _encode_answer(answer: Answer | MMSError) -> tuple[int, int, bytes, Buffer]:
     if isinstance(answer, MMSError):
         status = answer.status if isinstance(answer, RejectedByService) else 0
-        return AnswerKind.ERROR, status, dump(error_document(answer)), b""
+        return AnswerKind.ERROR, status, encode_error(answer), b""
     if answer.is_plain:
         return AnswerKind.JSON, 200, b"", answer.body
-    meta = dump((answer.content_type, answer.headers, answer.reason))
+    meta = _CUSTOM.encode((answer.content_type, answer.headers, answer.reason))
     return AnswerKind.CUSTOM, answer.status, meta, answer.body
 
 
 def _decode_answer(kind: int, status: int, meta: Buffer, body: Buffer) -> Answer | MMSError:
-    document = load(meta)
     if kind == AnswerKind.ERROR:
-        return error_from_document(document, status)
+        return decode_error(meta, status)
     if kind != AnswerKind.CUSTOM:
         raise ProtocolError(f"an answer has the unknown kind {kind}")
-    if not isinstance(document, list) or len(document) != 3:
-        raise ProtocolError("an answer's meta is not content type, headers and reason")
-    content_type, headers, reason = document
-    if (
-        not isinstance(content_type, str)
-        or not isinstance(reason, str)
-        or not isinstance(headers, dict)
-        or not all(isinstance(value, str) for value in headers.values())
-    ):
-        raise ProtocolError("an answer's meta is not content type, headers and reason")
+    content_type, headers, reason = _CUSTOM.decode(meta)
     return Answer(body, content_type, status, headers, reason)

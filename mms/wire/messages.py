@@ -6,8 +6,10 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mms.errors import MMSError, ProtocolError
-from mms.wire.documents import dump, load
+import msgspec
+
+from mms.errors import MMSError
+from mms.wire.documents import Document
 from mms.wire.frames import MAX_MS_LEFT, Buffer
 
 #: Header that says after how many bytes of a body in the Open Inference Protocol V2 its JSON ends,
@@ -119,10 +121,7 @@ class Ready:
     gives_tensors: bool = False
 
 
-# Of these two one is made for each request, here and in the worker. Frozen ones take four times as
-# long to make.
-@dataclass(slots=True)
-class RequestMeta:
+class RequestMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """What a worker must know of a request besides its body.
 
     Attributes:
@@ -140,51 +139,27 @@ class RequestMeta:
     content_type: str
     accept: str
     content_encoding: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
     query: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """Serialise to what `decode` reads."""
-        values = (
-            self.request_id,
-            self.dialect,
-            self.content_type,
-            self.accept,
-            self.content_encoding,
-        )
-        if not (self.headers or self.query):
-            return dump(values)
-        return dump((*values, self.headers, self.query))
+        return _META.encode(self)
 
-    @classmethod
-    def decode(cls, data: Buffer) -> RequestMeta:
+    @staticmethod
+    def decode(data: Buffer) -> RequestMeta:
         """Read what `encode` wrote.
 
         Raises:
             ProtocolError: The bytes are something else.
         """
-        values = load(data)
-        if not isinstance(values, list) or len(values) not in (5, 7):
-            raise ProtocolError("request meta is not a list of five or seven values")
-        request_id, dialect, content_type, accept, encoding = values[:5]
-        texts = (request_id, content_type, accept, encoding)
-        if not all(isinstance(text, str) for text in texts):
-            raise ProtocolError("request meta holds something else than texts")
-        try:
-            dialect = Dialect(dialect)
-        except ValueError:
-            raise ProtocolError(f"request meta has the unknown dialect {dialect!r}") from None
-        if len(values) == 5:
-            return cls(request_id, dialect, content_type, accept, encoding)
-        headers, query = values[5:]
-        if not isinstance(headers, dict) or not isinstance(query, list):
-            raise ProtocolError("request meta holds no headers and query")
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in query):
-            raise ProtocolError("request meta holds no headers and query")
-        pairs = tuple((str(name), str(value)) for name, value in query)
-        return cls(request_id, dialect, content_type, accept, encoding, headers, pairs)
+        return _META.decode(data)
 
 
+_META: Document[RequestMeta] = Document(RequestMeta, "a request's meta holds something else")
+
+
+# One is made for each request. Frozen ones take four times as long to make.
 @dataclass(slots=True)
 class Request:
     """A request as the worker gets it."""

@@ -139,7 +139,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
         elif frame.type is FrameType.CONFIGURE:
-            runner.batch_size = int(decode_control(frame))
+            runner.batch_size = decode_control(frame)
             runner.try_joining()
             alone_reason = _tell_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
