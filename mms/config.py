@@ -22,7 +22,8 @@ import yaml
 from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
-from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
+from mms.wire.frames import MAX_COUNT, MAX_PAYLOAD_BYTES
+from mms.wire.messages import RequestLimits
 
 ENV_PREFIX = "MMS_"
 #: Upper bounds. They are far above any use, and below what would harm: a number of workers that

@@ -22,10 +22,10 @@ from mms.config import ModelSettings, check_keys, usable_cores
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.export.package import Export, export_model, export_quantized
 from mms.log import configure_logging
-from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
+from mms.wire.messages import Dialect, RequestMeta
 
 #: Hidden, since it stands beside archives for a moment.
 _STAGING_PREFIX = ".mxnet-model-export-"
@@ -288,7 +288,7 @@ async def _ask(export: Export, folder: Path) -> str | None:
         if sample is None:
             return None
         body = (archive.folder / sample.file).read_bytes()
-        meta = RequestMeta("check", "predictions", sample.content_type, "")
+        meta = RequestMeta("check", Dialect.PLAIN, sample.content_type, "")
         answer = await servable.infer(meta.encode(), [body], len(body))
     except StartupError:
         raise

@@ -23,7 +23,7 @@ from mms.engines.image_header import (
 )
 from mms.engines.import_hook import after_import
 from mms.errors import UndecodableImage
-from mms.protocol import RequestLimits
+from mms.wire.messages import RequestLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -28,7 +28,7 @@ from mms.engines.imports import import_mxnet
 from mms.engines.int8_net import QuantizedNet
 from mms.engines.widen import for_inference, widen
 from mms.errors import ExportError, MMSError
-from mms.protocol import LoadSpec, Request, RequestMeta
+from mms.wire.messages import Dialect, LoadSpec, Request, RequestMeta
 from mms.worker.failure import load_failure
 from mms.worker.loader import make_service
 from mms.worker.request import decode_inputs
@@ -196,7 +196,7 @@ def _arrays(path: Path, signature: Signature) -> Iterator[list[Any]]:
 
 
 def _request(body: bytes, content_type: str) -> Request:
-    meta = RequestMeta("calibration", "predictions", content_type, "")
+    meta = RequestMeta("calibration", Dialect.PLAIN, content_type, "")
     return Request(meta, memoryview(body))
 
 

@@ -15,8 +15,9 @@ import orjson
 from mms.archive.signature import MAX_DIMENSIONS, MAX_TENSORS
 from mms.errors import InvalidRequest, PayloadTooLarge, ProtocolError
 from mms.grpc import inference_pb2 as pb
-from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer
 from mms.quoting import quoted
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, Answer
 
 #: Elements of BYTES in one tensor, and parameters of one message: each is an object of Python's,
 #: made on the server's side of the workers. Models take one element as a body.

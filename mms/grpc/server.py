@@ -21,7 +21,6 @@ from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.grpc.codec import decode_answer, encode_request
 from mms.grpc.errors import code_of, metadata_of, status_of, text_of
-from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, Buffer, RequestMeta
 from mms.serving import oip as v2
 from mms.serving.budget import Budget, Hold
 from mms.serving.registry import Registry
@@ -29,6 +28,8 @@ from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
 from mms.serving.shadow import Shadows
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, Dialect, RequestMeta
 
 logger = logging.getLogger("mms.grpc")
 access_logger = logging.getLogger("mms.access")
@@ -308,10 +309,10 @@ async def _refuse(_: Call) -> Any:
 
 def _meta(call: Call, servable: Servable, json_length: int) -> RequestMeta:
     headers = {V2_HEADER_LENGTH: str(json_length)}
-    if servable.archive.manifest.handler:
-        # 1.x handlers see all headers; others do not pay for them.
+    if servable.wants_headers:
+        # Others do not pay for them.
         headers = {**call.metadata, **headers}
-    return RequestMeta(call.id, V2_ROUTE, "application/octet-stream", "", "", headers)
+    return RequestMeta(call.id, Dialect.OIP, "application/octet-stream", "", "", headers)
 
 
 def _log_error(error: MMSError, status: int) -> None:

@@ -11,9 +11,9 @@ from mms.http.connection import hold_of
 from mms.http.context import CONTEXT, Context
 from mms.http.middleware import CALL
 from mms.http.response import answer_response
-from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
 from mms.serving.registry import Model
 from mms.serving.servable import Servable
+from mms.wire.messages import V2_HEADER_LENGTH, Dialect, RequestMeta
 
 # Looked up for every request; as `istr` they need not be made lower-case each time.
 TIMEOUT_HEADER = istr("X-Request-Timeout-Ms")
@@ -35,15 +35,21 @@ def add_routes(app: web.Application) -> None:
         resource.add_route("GET", predict)
         # What `curl -T` sends.
         resource.add_route("PUT", predict)
-    # The name tells the worker to wrap the answer as v0.4 did.
-    app.router.add_post("/{model}/predict", predict, name="legacy_predict")
+    app.router.add_post("/{model}/predict", predict_as_v04, name="legacy_predict")
 
 
 async def predict(request: web.Request) -> web.StreamResponse:
-    """Answer with the model's bare result; v0.4's route with ``{"prediction": ...}``."""
+    """Answer with the model's bare result."""
     context, match = request.app[CONTEXT], request.match_info
     model = find_model(context, match["model"])
     return await predict_with(request, context, model, match.get("version"))
+
+
+async def predict_as_v04(request: web.Request) -> web.StreamResponse:
+    """Answer with the model's result in ``{"prediction": ...}``, as 0.4 did."""
+    context = request.app[CONTEXT]
+    model = find_model(context, request.match_info["model"])
+    return await predict_with(request, context, model, dialect=Dialect.V04)
 
 
 async def predict_with(
@@ -51,7 +57,7 @@ async def predict_with(
     context: Context,
     model: Model,
     version: str | None = None,
-    route: str = "",
+    dialect: Dialect = Dialect.PLAIN,
 ) -> web.StreamResponse:
     """Answer a request with a version of a model, by default as its traffic is split.
 
@@ -60,7 +66,7 @@ async def predict_with(
         context: What handlers share.
         model: Who answers.
         version: The version asked for, if any.
-        route: What tells the worker how to read and answer it; by default the route's own name.
+        dialect: How the body is written, and the answer is to be.
 
     Raises:
         MMSError: Whatever kept the model from answering.
@@ -80,7 +86,7 @@ async def predict_with(
         # Replaced or unregistered while the body came: nobody need notice.
         servable = _successor(request, context, servable)
         call.metrics = servable.metrics
-    meta = _encode_meta(request, call.id, route or call.route, encoding, servable)
+    meta = _encode_meta(request, call.id, dialect, encoding, servable)
     is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
     copy_to = model.versions.get(model.traffic.shadow) if version is None else None
     asking = servable.infer(meta, chunks, size, timeout_s, is_urgent)
@@ -115,22 +121,22 @@ def _successor(request: web.Request, context: Context, servable: Servable) -> Se
 
 
 def _encode_meta(
-    request: web.Request, id_: str, route: str, encoding: str, servable: Servable
+    request: web.Request, id_: str, dialect: Dialect, encoding: str, servable: Servable
 ) -> bytes:
     """Return what the worker must know of a request besides its body."""
     headers = request.headers
     meta = RequestMeta(
         id_,
-        route,
+        dialect,
         headers.get(hdrs.CONTENT_TYPE, ""),
         headers.get(hdrs.ACCEPT, ""),
         encoding,
     )
-    if servable.archive.manifest.handler:
-        # 1.x handlers see all headers; others do not pay for them.
-        meta.headers = dict(headers)
+    if servable.wants_headers:
+        # Others do not pay for them. The names are no plain strings, which encode fast.
+        meta.headers = {str(name): headers[name] for name in headers}
         meta.query = tuple(request.query.items())
-    elif route == V2_ROUTE and V2_HEADER_LENGTH in headers:
+    elif dialect is Dialect.OIP and V2_HEADER_LENGTH in headers:
         meta.headers = {V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]}
     return meta.encode()
 

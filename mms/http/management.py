@@ -28,12 +28,12 @@ from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
 from mms.http.openapi.document import management_document, routes_of
 from mms.http.response import json_response
-from mms.protocol import error_document
 from mms.serving.manager import ModelManager
 from mms.serving.memory import resident_bytes
 from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
+from mms.wire.codec import error_document
 
 audit = logging.getLogger("mms.audit")
 logger = logging.getLogger("mms.management")

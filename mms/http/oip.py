@@ -14,9 +14,9 @@ from aiohttp import web
 from mms.http.context import CONTEXT
 from mms.http.inference import find_model, predict_with
 from mms.http.response import json_response
-from mms.protocol import V2_ROUTE
 from mms.serving import oip as v2
 from mms.serving.servable import Servable
+from mms.wire.messages import Dialect
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
@@ -33,7 +33,7 @@ def add_routes(app: web.Application) -> None:
     router.add_get(_VERSION, model, name="v2_model_version")
     router.add_get(f"{_MODEL}/ready", model_ready, name="v2_model_ready")
     router.add_get(f"{_VERSION}/ready", model_ready, name="v2_model_version_ready")
-    router.add_post(f"{_MODEL}/infer", infer, name=V2_ROUTE)
+    router.add_post(f"{_MODEL}/infer", infer, name="v2_infer")
     router.add_post(f"{_VERSION}/infer", infer, name="v2_infer_version")
 
 
@@ -76,7 +76,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
     """V2: ask a model with tensors; answers with tensors."""
     context, match = request.app[CONTEXT], request.match_info
     model = find_model(context, match["model"])
-    return await predict_with(request, context, model, match.get("version"), V2_ROUTE)
+    return await predict_with(request, context, model, match.get("version"), Dialect.OIP)
 
 
 def _version(request: web.Request) -> Servable:

@@ -24,6 +24,7 @@ from mms.http.management import locate, page_of_models
 from mms.http.response import json_response
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Model, listed
+from mms.wire.messages import Dialect
 
 _MAX_BODY_BYTES = 64 << 10
 
@@ -59,14 +60,14 @@ async def invocations(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     name = request.query.get("model_name") or _only_model(context)
-    return await predict_with(request, context, find_model(context, name))
+    return await predict_with(request, context, find_model(context, name), dialect=Dialect.V1)
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
     """Ask a model by its name, as 1.x's multi-model mode had it."""
     context = request.app[CONTEXT]
     model = find_model(context, request.match_info["model"])
-    return await predict_with(request, context, model)
+    return await predict_with(request, context, model, dialect=Dialect.V1)
 
 
 async def load(request: web.Request) -> web.Response:

@@ -28,16 +28,6 @@ from mms.errors import (
     Unavailable,
     WorkerDied,
 )
-from mms.protocol import (
-    Answer,
-    Buffer,
-    Frame,
-    LoadSpec,
-    Ready,
-    RequestLimits,
-    decode_result,
-    encode_batch,
-)
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
 from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
 from mms.serving.placement import Placement
@@ -49,6 +39,9 @@ from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
 from mms.telemetry.counters import ServableMetrics
 from mms.telemetry.prometheus import ServableSnapshot
+from mms.wire.codec import decode_result, encode_batch
+from mms.wire.frames import Buffer, Frame
+from mms.wire.messages import Answer, LoadSpec, Ready, RequestLimits
 
 logger = logging.getLogger("mms.servable")
 
@@ -87,6 +80,8 @@ class Servable:
         self.name = name
         self.version = version
         self.archive = archive
+        #: Whether its service may look at a request's headers and query: 1.x handlers may.
+        self.wants_headers = bool(archive.manifest.handler)
         self.settings = settings
         self.state = ServableState.UNLOADED
         self._is_gone = False

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mms.protocol import Stage
 from mms.telemetry.service_metrics import ReportedMetrics
+from mms.wire.messages import Stage
 
 #: From an answer without a model to a large network on a slow machine (seconds).
 DURATION_BUCKETS = (

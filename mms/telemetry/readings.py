@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mms.protocol import Stage
 from mms.telemetry.counters import Histogram, ServableMetrics, ServerMetrics
+from mms.wire.messages import Stage
 
 Source = Callable[[], Iterable[ServableMetrics]]
 

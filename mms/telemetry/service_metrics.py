@@ -92,7 +92,7 @@ def _read(entry: Any) -> tuple[_Series | None, float]:
                 if key not in _REDUNDANT
             )
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None, 0.0
     base = f"mms_service_{_name(str(name))}"
     if number != number or abs(number) == float("inf") or (is_counter and number < 0):

@@ -19,12 +19,7 @@ from typing import Any, Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
-from mms.protocol import (
-    FrameType,
-    LoadSpec,
-    Ready,
-    Request,
-    Result,
+from mms.wire.codec import (
     decode_batch,
     decode_control,
     decode_load,
@@ -32,6 +27,8 @@ from mms.protocol import (
     encode_result,
     error_document,
 )
+from mms.wire.frames import FrameType
+from mms.wire.messages import LoadSpec, Ready, Request, Result
 from mms.worker.channel import Channel
 from mms.worker.confine import confine, confine_loaded
 from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork
@@ -142,7 +139,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
         elif frame.type is FrameType.CONFIGURE:
-            runner.batch_size = int(decode_control(frame))
+            runner.batch_size = decode_control(frame)
             runner.try_joining()
             alone_reason = _tell_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:

@@ -14,7 +14,7 @@ import orjson
 
 from mms.archive.manifest import Manifest
 from mms.archive.signature import Signature, TensorSpec
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestMeta
 
 _JSON = "application/json"
 #: Sizes to try for axes that the signature leaves free, the batch axis aside: a lone element, a
@@ -53,7 +53,7 @@ def request_pairs(
 
 
 def _request(body: bytes, content_type: str = _JSON) -> Request:
-    return Request(RequestMeta("sample", "predictions", content_type, ""), memoryview(body))
+    return Request(RequestMeta("sample", Dialect.PLAIN, content_type, ""), memoryview(body))
 
 
 def _sizes(signature: Signature) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from mms.archive.signature import DATA_TYPES, MAX_DIMENSIONS, MAX_SIZE, MAX_TENSORS, TensorSpec
 from mms.errors import InvalidRequest
-from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer, RequestLimits, RequestMeta
 from mms.quoting import quoted, quoted_names
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, Answer, RequestLimits, RequestMeta
 from mms.worker.json_text import read_json, too_many_elements
 from mms.worker.request import DEFAULT_LIMITS
 from mms.worker.response import encode_json

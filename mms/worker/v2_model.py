@@ -11,8 +11,8 @@ from typing import Any
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
-from mms.protocol import RequestLimits
 from mms.quoting import quoted, quoted_names
+from mms.wire.messages import RequestLimits
 from mms.worker.arrays import arrays_of
 from mms.worker.request import DEFAULT_LIMITS, image_value, json_value
 from mms.worker.v2 import InferRequest, Tensor, tensor_of, unknown_output

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mms.protocol import RequestMeta
 from mms.serving.budget import Hold
+from mms.wire.messages import Dialect, RequestMeta
 from tests.conftest import RunningServer, fresh_client, running_servers, until
 from tests.models import make_folder
 from tests.security.edge import SERVICE, big, busy, command, connect, http, returns_to_zero
@@ -95,7 +95,7 @@ class TestV09EveryEndGivesBack:
     async def test_a_shadow(self, edge: RunningServer, tmp_path: Path) -> None:
         shadows, edge_ = edge.server.context.shadows, edge.servable("edge")
         outcomes = shadows.outcomes
-        meta = RequestMeta("id", "predictions", "application/json", "").encode()
+        meta = RequestMeta("id", Dialect.PLAIN, "application/json", "").encode()
         body = big(MB)
         asking = edge_.infer(meta, [body], len(body))
         await shadows.answer(asking, edge_, meta, [body], len(body))

@@ -132,10 +132,10 @@ def test_server_and_worker_do_not_import_each_other() -> None:
         ("mms.service", set()),
         ("mms.quoting", set()),
         ("mms.log", {"mms.errors"}),
-        ("mms.protocol", {"mms.errors"}),
+        ("mms.wire", {"mms.errors"}),
         ("mms.metrics", {"mms.errors"}),
         ("mms.archive", {"mms.errors", "mms.files", "mms.quoting", "mms.version"}),
-        ("mms.serving.queue", {"mms.errors", "mms.protocol"}),
+        ("mms.serving.queue", {"mms.errors", "mms.wire"}),
         ("mms.serving.queue.dispatcher", {"mms.errors", "mms.serving.queue"}),
     ],
 )
@@ -144,6 +144,30 @@ def test_the_foundations_import_nothing_above_them(module: str, allowed: set[str
     assert inside
     found = {name for name in inside for name in MODULES[name]}
     assert {name for name in found if not is_below(name, module, *allowed)} == set()
+
+
+#: Routes whose requests reach workers.
+ROUTES = {"predictions", "predictions_version", "legacy_predict", "invocations", "v2_infer"}
+
+
+def test_workers_know_dialects_and_no_routes() -> None:
+    guilty = {
+        (module, node.value)
+        for module, tree in TREES.items()
+        if is_below(module, "mms.wire", "mms.worker", "mms.quantization")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in ROUTES
+    }
+    assert not guilty
+
+
+def test_transports_do_not_look_into_manifests_to_see_who_wants_headers() -> None:
+    guilty = {
+        module
+        for module, tree in TREES.items()
+        if is_below(module, "mms.http", "mms.grpc") and "manifest.handler" in ast.unparse(tree)
+    }
+    assert not guilty
 
 
 def dangers(tree: ast.AST) -> Iterator[str]:

@@ -19,12 +19,12 @@ from moto.server import ThreadedMotoServer
 
 from mms.config import ServerSettings, build_config
 from mms.errors import ConfigError
-from mms.protocol import Stage
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
 from mms.telemetry.destinations import CloudWatchDestination, CsvDestination, LogDestination
 from mms.telemetry.machine import Machine
 from mms.telemetry.readings import Counts, Reading, Samples
 from mms.telemetry.writer import MetricsWriter, make_writer
+from mms.wire.messages import Stage
 from tests.conftest import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.http.openapi.python_client import BaseClient, Image, ServerError
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestMeta
 from mms.worker.request import decode_inputs
 
 
@@ -107,7 +107,7 @@ def test_the_server_reads_back_the_images_that_are_sent(
 ) -> None:
     client._ask_images("m", images, None, None)
     specs = tuple(TensorSpec(name, (0, 3, 2, 2)) for name in images)
-    meta = RequestMeta("id", "predictions", str(recorder.sent["Content-Type"]), "")
+    meta = RequestMeta("id", Dialect.PLAIN, str(recorder.sent["Content-Type"]), "")
     signature = Signature(specs, "image/png", specs, "application/json")
     received = decode_inputs(Request(meta, memoryview(recorder.received)), signature)
     assert received == list(images.values())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
-from mms.protocol import V2_HEADER_LENGTH, Answer, RequestMeta
+from mms.wire.messages import V2_HEADER_LENGTH, Answer, Dialect, RequestMeta
 from mms.worker.v2 import (
     InferRequest,
     Tensor,
@@ -324,8 +324,8 @@ class TestBinary:
 
     def test_the_header_is_found_however_it_is_written(self) -> None:
         headers = {"accept": "x", V2_HEADER_LENGTH.upper(): "17"}
-        assert header_length(RequestMeta("", "", "", "", headers=headers)) == "17"
-        assert header_length(RequestMeta("", "", "", "")) is None
+        assert header_length(RequestMeta("", Dialect.OIP, "", "", headers=headers)) == "17"
+        assert header_length(RequestMeta("", Dialect.OIP, "", "")) is None
 
 
 class TestRaw:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from mms.export.package import export_model
-from mms.protocol import V2_HEADER_LENGTH
+from mms.wire.messages import V2_HEADER_LENGTH
 from tests.models import make_archive, make_folder, signature
 
 #: Two networks. The first: y = x W' + b on (N, 3) -> (N, 2), the first entry, and ten plus the

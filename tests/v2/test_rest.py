@@ -15,8 +15,8 @@ import orjson
 import pytest
 from PIL import Image
 
-from mms.protocol import V2_HEADER_LENGTH
 from mms.version import __version__
+from mms.wire.messages import V2_HEADER_LENGTH
 from tests.conftest import RunningServer, running_servers, until
 from tests.management.stores import let_go, waiting
 from tests.v2 import triton

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import orjson
 
 from mms.errors import MMSError
-from mms.protocol import Answer, Buffer, RequestMeta
+from mms.wire.frames import Buffer
+from mms.wire.messages import Answer, RequestMeta
 
 #: Bytes at the start of a body that tell most bodies apart without hashing them.
 _HEAD_BYTES = 64
@@ -89,6 +90,6 @@ def _what_matters(encoded: bytes) -> bytes:
     }
     # As a JSON document: no two different requests run together into the same bytes.
     return orjson.dumps(
-        [meta.route, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
+        [meta.dialect, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
         option=orjson.OPT_SORT_KEYS,
     )
