@@ -27,9 +27,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     # other machines are served, anybody may ask, and proxies know this server by other names.
     check = guard.check_page if is_loopback(settings.host) else None
     app = web.Application(
-        middlewares=[
-            make_middleware(context.metrics, shows_errors(settings), settings.access_log, check)
-        ],
+        middlewares=[make_middleware(context.dataplane, shows_errors(settings), check)],
         # Bodies are read by us, with our own limit; this one only guards what reads otherwise.
         client_max_size=settings.max_request_bytes,
     )

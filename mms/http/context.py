@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mms.config import ServerSettings
-from mms.serving.budget import Budget
+from mms.serving.dataplane import DataPlane, ServerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
-from mms.serving.shadow import Shadows
-from mms.telemetry.counters import ServerMetrics
 from mms.telemetry.prometheus import Exporter
 
 
@@ -22,26 +20,16 @@ class Context:
     Attributes:
         registry: The models.
         settings: The server's settings.
-        metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
-        shadows: Copies of requests for other versions.
-        budget: Bytes of requests and answers that may be held.
+        dataplane: Answers calls.
         manager: Changes which models there are; None before there is one.
-        is_started: Whether every start-up model has been loaded.
-        is_stopping: Whether the server is about to stop: not ready, but still serving.
-        is_draining: Whether it accepts no more.
     """
 
     registry: Registry
     settings: ServerSettings
-    metrics: ServerMetrics
     exporter: Exporter
-    shadows: Shadows
-    budget: Budget
+    dataplane: DataPlane
     manager: ModelManager | None = None
-    is_started: bool = False
-    is_stopping: bool = False
-    is_draining: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -51,8 +39,7 @@ class Context:
         """
         expects_models = self.manager is not None and self.manager.expects_models
         return (
-            self.is_started
-            and not self.is_stopping
+            self.dataplane.state is ServerState.SERVING
             and not (expects_models and self.registry.is_empty)
             and all(s.is_ready for s in self.registry.servables() if s.is_startup)
         )

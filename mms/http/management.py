@@ -58,11 +58,10 @@ def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> we
         manager: Does the work.
         guard: Checks every request, whatever its route.
     """
-    settings = context.settings
     app = web.Application(
         middlewares=[
-            make_middleware(context.metrics, True, settings.access_log),
-            make_guard_middleware(guard, lambda: context.is_draining),
+            make_middleware(context.dataplane, debug_errors=True),
+            make_guard_middleware(guard, lambda: context.dataplane.is_draining),
         ],
         client_max_size=_MAX_BODY_BYTES,
     )

@@ -12,9 +12,9 @@ import orjson
 from aiohttp import web
 
 from mms.http.context import CONTEXT
-from mms.http.inference import find_model, predict_with
+from mms.http.inference import answer
 from mms.http.response import json_response
-from mms.serving import oip as v2
+from mms.serving import oip
 from mms.serving.servable import Servable
 from mms.wire.messages import Dialect
 
@@ -50,7 +50,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def server(request: web.Request) -> web.Response:
     """V2: the server's name, version and extensions."""
-    return _json(v2.server_metadata(request.app[CONTEXT].settings))
+    return _json(oip.server_metadata(request.app[CONTEXT].settings))
 
 
 async def models(request: web.Request) -> web.Response:
@@ -60,9 +60,8 @@ async def models(request: web.Request) -> web.Response:
 
 async def model(request: web.Request) -> web.Response:
     """V2: a model's platform, versions, inputs and outputs."""
-    context = request.app[CONTEXT]
-    found = find_model(context, request.match_info["model"])
-    return _json(v2.model_metadata(found, _version(request)))
+    found = request.app[CONTEXT].dataplane.find(request.match_info["model"])
+    return _json(oip.model_metadata(found, _version(request)))
 
 
 async def model_ready(request: web.Request) -> web.Response:
@@ -74,9 +73,8 @@ async def model_ready(request: web.Request) -> web.Response:
 
 async def infer(request: web.Request) -> web.StreamResponse:
     """V2: ask a model with tensors; answers with tensors."""
-    context, match = request.app[CONTEXT], request.match_info
-    model = find_model(context, match["model"])
-    return await predict_with(request, context, model, match.get("version"), Dialect.OIP)
+    match = request.match_info
+    return await answer(request, match["model"], match.get("version"), Dialect.OIP)
 
 
 def _version(request: web.Request) -> Servable:
@@ -87,8 +85,7 @@ def _version(request: web.Request) -> Servable:
         ModelNotReady: The server has not read all its archives yet.
     """
     match = request.match_info
-    found = find_model(request.app[CONTEXT], match["model"])
-    return found.version(match.get("version", found.default))
+    return request.app[CONTEXT].dataplane.version(match["model"], match.get("version"))
 
 
 def _json(document: Any, status: int = 200) -> web.Response:

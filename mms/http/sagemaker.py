@@ -19,9 +19,10 @@ from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
-from mms.http.inference import find_model, predict_with
+from mms.http.inference import answer
 from mms.http.management import locate, page_of_models
 from mms.http.response import json_response
+from mms.serving.dataplane import ServerState
 from mms.serving.manager import ModelManager
 from mms.serving.registry import Model, listed
 from mms.wire.messages import Dialect
@@ -60,14 +61,12 @@ async def invocations(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     name = request.query.get("model_name") or _only_model(context)
-    return await predict_with(request, context, find_model(context, name), dialect=Dialect.V1)
+    return await answer(request, name, dialect=Dialect.V1)
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
     """Ask a model by its name, as 1.x's multi-model mode had it."""
-    context = request.app[CONTEXT]
-    model = find_model(context, request.match_info["model"])
-    return await predict_with(request, context, model, dialect=Dialect.V1)
+    return await answer(request, request.match_info["model"], dialect=Dialect.V1)
 
 
 async def load(request: web.Request) -> web.Response:
@@ -156,7 +155,7 @@ def _only_model(context: Context) -> str:
     ]
     if len(names) == 1:
         return names[0]
-    if not context.is_started:
+    if context.dataplane.state is ServerState.STARTING:
         raise ModelNotReady("the server is starting", retry_after_s=1.0)
     raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {listed(names)}")
 
@@ -171,6 +170,6 @@ def _archive_in(location: str) -> str:
 
 
 def _manager(context: Context) -> ModelManager:
-    if context.manager is None or context.is_draining:
+    if context.manager is None or context.dataplane.is_draining:
         raise Draining("the server is starting or stopping", 1.0)
     return context.manager

@@ -417,11 +417,7 @@ class Servable:
         timeout = limit if timeout_s is None else min(timeout_s, limit)
         future: asyncio.Future[Answer] = self._loop.create_future()
         job = Inference(meta, chunks, size, now, now + timeout, future, is_urgent)
-        try:
-            self._dispatcher.submit(job)
-        except MMSError as error:
-            self.metrics.rejected[error.code] += 1
-            raise
+        self._dispatcher.submit(job)
         self.metrics.request_bytes.observe(size)
         self._schedule_pump()
         if job.deadline < self._timer_at:
@@ -430,10 +426,6 @@ class Servable:
             return await future
         except asyncio.CancelledError:
             self._abandon(job)
-            self.metrics.rejected["client_left"] += 1
-            raise
-        except DeadlineExceeded:
-            self.metrics.rejected["deadline"] += 1
             raise
         finally:
             # The future refers to an error, that to this frame, and this frame to the future: in
