@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mms.archive.data_types import TABLE
 from mms.archive.signature import MAX_DIMENSIONS, TensorSpec
 from mms.errors import InvalidRequest
 from mms.quoting import quoted
@@ -24,11 +25,8 @@ Array = npt.NDArray[Any]
 
 #: Little-endian on the wire, whatever the machine.
 _DTYPES = {
-    "BOOL": np.dtype("?"), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
-}  # fmt: skip
+    type_.name: np.dtype(type_.numpy).newbyteorder("<") for type_ in TABLE if type_.numpy != "O"
+}
 _DATA_TYPES = {dtype.str.lstrip("<|"): name for name, dtype in _DTYPES.items()}
 #: What JSON may give for each kind of element.
 _ACCEPTED: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}

@@ -80,7 +80,11 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
             {"mms.errors", "mms.serving.linger", "mms.serving.poison"},
         ),
         ("mms.quoting", set()),
-        ("mms.archive.signature", {"mms.errors", "mms.quoting"}),
+        ("mms.archive.data_types", set()),
+        (
+            "mms.archive.signature",
+            {"mms.archive.data_types", "mms.errors", "mms.quoting"},
+        ),
         ("mms.archive.manifest", {"mms.errors", "mms.quoting"}),
         ("mms.archive.workspace", set()),
         ("mms.archive.location", {"mms.errors"}),
