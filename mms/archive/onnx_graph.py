@@ -13,26 +13,13 @@ from typing import Any
 
 import orjson
 
+from mms.archive.data_types import TABLE
 from mms.archive.signature import JSON_TYPE, Signature, TensorSpec
 from mms.errors import SignatureError
 
 #: The V2 protocol's name of each type of elements that a request can carry.
-_DATA_TYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float": "FP32",
-    "double": "FP64",
-    "string": "BYTES",
-}
-_FLOATS = ("FP16", "FP32", "FP64")
+_DATA_TYPES = {type_.onnx: type_.name for type_ in TABLE}
+_FLOATS = tuple(type_.name for type_ in TABLE if type_.is_float)
 #: What pixels are given as: scaled for the first three, as they are for the last.
 _PIXEL_TYPES = (*_FLOATS, "UINT8")
 _IMAGE_CHANNELS = (1, 3)

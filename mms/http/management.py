@@ -263,12 +263,15 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
     settings, limits = servable.settings, servable.limits
     signature = servable.archive.signature
     quantization = servable.archive.manifest.serving.quantization
+    ready = servable.last_ready
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {
         "modelName": servable.name,
         "modelVersion": servable.version,
         "modelUrl": servable.archive.source,
         "runtime": "python",
+        "engine": ready.engine if ready else None,
+        "service": ready.service if ready else None,
         "state": servable.state.value,
         "ready": servable.is_ready,
         "minWorkers": servable.size,

@@ -101,22 +101,18 @@ class Ready:
     """What a process says once it has loaded its model.
 
     Attributes:
-        pid: Its own.
         can_fork: Whether workers may be forked from it; False too if the service started threads.
         engine: Name and version of what runs the model.
-        service: Name of the service's class.
+        service: Name of the service's class, or of the handler.
         alone_reason: Why requests run one at a time whatever the batch size; "" if they do not.
-        load_seconds: Import, load and warm-up.
         takes_tensors: Whether arrays can be put in as they are, and not only bodies.
         gives_tensors: Whether the network's arrays themselves can be had for an answer.
     """
 
-    pid: int
     can_fork: bool
     engine: str
     service: str
     alone_reason: str
-    load_seconds: float
     takes_tensors: bool = False
     gives_tensors: bool = False
 

@@ -12,7 +12,6 @@ import gc
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -83,9 +82,8 @@ def main() -> None:
     die_with(spec.server_pid)
     confine(spec.memory_limit)
     log.configure_worker_logging(spec.log_level)
-    started = time.perf_counter()
     try:
-        runner, ready = _load(spec, started)
+        runner, ready = _load(spec)
         confine_loaded()
     except MMSError as error:
         channel.send([encode_control(FrameType.FAILED, error_document(error))])
@@ -94,7 +92,7 @@ def main() -> None:
     _serve(channel, runner, spec, ready)
 
 
-def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
+def _load(spec: LoadSpec) -> tuple[Runner, Ready]:
     from mms.engines import images, mxnet_decoder
     from mms.engines.imports import engine_name
     from mms.worker.failure import load_failure
@@ -115,12 +113,10 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
         gc.collect()
         gc.freeze()
     ready = Ready(
-        pid=os.getpid(),
         can_fork=can_fork,
         engine=engine_name(),
         service=service,
         alone_reason=runner.alone_reason,
-        load_seconds=time.perf_counter() - started,
         takes_tensors=runner.takes_tensors,
         gives_tensors=runner.gives_tensors,
     )
@@ -171,7 +167,7 @@ def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
         return channel
     channel.close()
     own = Channel(socket.socket(fileno=descriptor))
-    forked = replace(ready, pid=os.getpid(), can_fork=False)
+    forked = replace(ready, can_fork=False)
     own.send([encode_control(FrameType.READY, forked)])
     return own
 

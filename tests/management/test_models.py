@@ -439,6 +439,7 @@ class TestDescribe:
             "modelVersion": "1",
             "modelUrl": str((store / "rows.model").resolve()),
             "runtime": "python",
+            "service": "Rows",
             "state": "ready",
             "ready": True,
             "minWorkers": 2,
@@ -458,6 +459,7 @@ class TestDescribe:
         assert document["archive"]["format"] == "Gluon-Imperative"
         assert document["archive"]["signature"]["inputs"][0]["data_name"] == "data"
         assert document["loadSeconds"] > 0
+        assert document["engine"].startswith("mxnet 1.")
         assert document["memoryUsage"] > 1 << 20
         workers = document["workers"]
         alive = {worker.child.pid for worker in server.servable("r").workers}

@@ -52,7 +52,7 @@ from mms.wire.messages import Answer, Dialect, LoadSpec, Ready, RequestMeta, Res
 
 BOUNDED = settings(max_examples=100, deadline=None)
 SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)
-READY = Ready(42, True, "mxnet 1.9.1", "Crepe", "", 0.5, True, False)
+READY = Ready(True, "mxnet 1.9.1", "Crepe", "", True, False)
 NO_TIME = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 texts = st.text(max_size=30)

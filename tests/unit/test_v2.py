@@ -16,14 +16,7 @@ from hypothesis import strategies as st
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
 from mms.wire.messages import V2_HEADER_LENGTH, Answer, Dialect, RequestMeta
-from mms.worker.v2 import (
-    InferRequest,
-    Tensor,
-    decode_request,
-    encode_response,
-    header_length,
-    tensor_of,
-)
+from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import (
     HANDLER_INPUT,
     gives_tensors,
@@ -34,6 +27,7 @@ from mms.worker.v2_model import (
     service_inputs,
     takes_tensors,
 )
+from mms.worker.v2_tensors import Tensor, tensor_of
 
 BOUNDED = settings(max_examples=150, deadline=None)
 JSON = "application/json"
