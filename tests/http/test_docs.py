@@ -30,8 +30,9 @@ from mms.http.app import make_app
 from mms.http.guard import Guard
 from mms.http.openapi import routes_of
 from mms.serving.lifecycle import ServableState
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_archive, signature, write_linear
+from tests.kit.archives import make_archive, signature, write_linear
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from mms.errors import ModelLoadFailed
-from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, fresh_client, running_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -20,8 +20,9 @@ import pytest_asyncio
 from PIL import Image
 
 from mms.archive.export import export_model
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_archive, signature, write_linear
+from tests.kit.archives import make_archive, signature, write_linear
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -18,9 +18,8 @@ from PIL import Image
 from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat
 from mms.errors import MMSError, ModelLoadFailed, SignatureError
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers
-from tests.models import signature
-from tests.onnx_models import (
+from tests.kit.archives import signature
+from tests.kit.onnx_models import (
     FLOAT,
     arithmetic,
     brightness,
@@ -33,6 +32,7 @@ from tests.onnx_models import (
     write_external,
     write_model,
 )
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
 from mms.server import Server
 from mms.version import __version__
-from tests.conftest import RunningServer, fresh_client, open_session, running_servers, until
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer, fresh_client, open_session, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

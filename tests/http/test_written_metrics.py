@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mms.errors import AddressInUse
-from tests.conftest import StartServer
-from tests.models import make_archive
+from tests.kit.archives import make_archive
+from tests.kit.server import StartServer
 
 
 def written(folder: Path, name: str) -> dict[str, float]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import RunningServer, until
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer
+from tests.kit.waiting import until
 
 #: Answers a fixed text, whatever it is asked; `pid` and `wait` as the faulty service does.
 _SAYS = """

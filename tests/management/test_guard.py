@@ -12,7 +12,7 @@ import pytest_asyncio
 from mms.config import TOKEN_VARIABLE, Config, ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.server import Server
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.management.stores import make_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,13 +14,8 @@ import pytest_asyncio
 
 from mms.serving.lifecycle import ServableState
 from mms.serving.servable import Servable
-from tests.conftest import (
-    RunningServer,
-    StartServer,
-    fresh_client,
-    running_servers,
-    until,
-)
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import (
     FAILS_WITH,
     WAITS_FOR,

@@ -17,8 +17,9 @@ import pytest_asyncio
 from mms.config import Config, ServerSettings
 from mms.errors import ConfigError
 from mms.server import Server
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.fileserver import FileServer, closed_port, digest_of, file_server, redirect, silence
+from tests.kit.fileserver import FileServer, closed_port, digest_of, file_server, redirect, silence
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import Traces, make_store, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

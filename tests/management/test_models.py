@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from openapi_spec_validator import validate
 
-from tests.conftest import RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import (
     FAILS_WITH,
     WAITS_FOR,

@@ -18,7 +18,8 @@ from mms.config import Config, build_config
 from mms.errors import ConfigError, MMSError
 from mms.serving.lifecycle import ServableState
 from mms.serving.servable import Servable
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import WAITS_FOR, Traces, make_store, move, read, register, says, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

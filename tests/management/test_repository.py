@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S
 from tests.management.stores import Traces
 from tests.v2.models import write_mar
 

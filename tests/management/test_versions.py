@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import Traces, let_go, make_store, register, says, waiting
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

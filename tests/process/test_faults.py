@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import SERVICES, make_archive
+from tests.kit.archives import SERVICES, make_archive
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,8 +12,9 @@ import pytest
 
 from mms.archive.export import export_model
 from mms.errors import ArchiveError, MMSError, ModelLoadFailed
-from tests.conftest import RunningServer, StartServer, until
-from tests.models import make_archive, make_folder, write_linear
+from tests.kit.archives import make_archive, make_folder, write_linear
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 
 BASE = """
     from mms.model_service.model_service import SingleNodeService

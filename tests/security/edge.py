@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import LIMIT_S, RunningServer, StartServer, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import LIMIT_S, until
 
 #: Commands as the first entry of a JSON list; anything else is answered as it came.
 SERVICE = """

@@ -21,7 +21,7 @@ from mms.config import (
     with_archive_defaults,
 )
 from mms.errors import ConfigError
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.management.stores import says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,8 @@ import pytest
 
 from mms.errors import BufferFull, InvalidServiceOutput, PayloadTooLarge
 from mms.serving.budget import SMALL_BYTES, Budget, Hold, default_limit
-from tests.conftest import RunningServer, StartServer, until
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 from tests.security.edge import big, busy, connect, http, returns_to_zero, start_edge
 
 MB = 1 << 20

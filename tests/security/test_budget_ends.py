@@ -10,8 +10,9 @@ import pytest_asyncio
 
 from mms.protocol import RequestMeta
 from mms.serving.budget import Hold
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.security.edge import SERVICE, big, busy, command, connect, http, returns_to_zero
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -20,8 +20,9 @@ from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotF
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.fetching import Fetching
 from mms.serving.registry import Registry
-from tests.conftest import StartServer, until
-from tests.fileserver import file_server
+from tests.kit.fileserver import file_server
+from tests.kit.server import StartServer
+from tests.kit.waiting import until
 from tests.management.stores import says
 
 

@@ -14,14 +14,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.conftest import (
-    RunningServer,
-    StartServer,
-    fresh_client,
-    running_servers,
-    until,
-)
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.security.edge import SERVICE, connect, http
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

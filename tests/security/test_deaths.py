@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 
 from mms.serving.lifecycle import MAX_FAILURES, ServableState
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

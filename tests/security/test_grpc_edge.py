@@ -13,7 +13,7 @@ import uvloop
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.serving.budget import Hold
-from tests.conftest import RunningServer, running_servers
+from tests.kit.server import RunningServer, running_servers
 from tests.security.edge import returns_to_zero, start_edge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

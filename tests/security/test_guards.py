@@ -20,7 +20,8 @@ from mms.errors import ConfigError
 from mms.http.audit import LONGEST_DELAY_S, MOST_ADDRESSES, Failures
 from mms.http.guard import MIN_TOKEN_CHARS
 from mms.server import Server
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S, until
 from tests.management.stores import Traces, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

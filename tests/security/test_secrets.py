@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mms.config import SECRET_VARIABLES
-from tests.conftest import StartServer
+from tests.kit.archives import make_folder
+from tests.kit.server import StartServer
 from tests.management.stores import says
-from tests.models import make_folder
 
 SECRETS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MMS_MANAGEMENT_TOKEN",

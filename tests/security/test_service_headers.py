@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mms.http.response import own_body
-from tests.conftest import LIMIT_S, StartServer, until
+from tests.kit.server import StartServer
+from tests.kit.waiting import LIMIT_S, until
 from tests.security.edge import command, connect, http, returns_to_zero, start_edge
 
 MB = 1 << 20

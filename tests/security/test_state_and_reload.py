@@ -15,7 +15,8 @@ import pytest
 from mms.config import Config, build_config
 from mms.errors import ConfigError
 from mms.serving.state import State, read_state, write_state
-from tests.conftest import RunningServer, StartServer, until
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 from tests.management.stores import says
 
 EMPTY: dict[str, Any] = {"models": [], "traffic": {}}

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import RunningServer, StartServer, until
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 
 #: Of a request in the tests below: if a death goes unnoticed, nothing else ends it in time.
 NEVER_S = 100_000

@@ -15,9 +15,10 @@ from onnx import helper
 from mms.archive.export import export_model
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import private_bytes, resident_bytes
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import make_folder, make_mar
-from tests.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.archives import make_folder, make_mar
+from tests.kit.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

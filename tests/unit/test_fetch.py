@@ -29,7 +29,7 @@ from mms.archive.location import Policy, parse_location, parse_policy
 from mms.archive.reader import read_manifest
 from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
-from tests.fileserver import (
+from tests.kit.fileserver import (
     FileServer,
     Handler,
     closed_port,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mms.grpc.errors import CODES
-from tests.conftest import LIMIT_S, RunningServer
+from tests.kit.server import RunningServer
+from tests.kit.waiting import LIMIT_S
 from tests.management.stores import Traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
