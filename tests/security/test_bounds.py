@@ -119,6 +119,6 @@ async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:
         assert status == 400, (path, document)
         assert len(json.dumps(answer)) < 2_000
     assert dataclasses.asdict(server.servable("m").settings) == before
-    assert (server.servable("m").size, "n" in server.server.registry) == (1, False)
+    assert (server.servable("m").size, "n" in server.names) == (1, False)
     _, answer = await server.manage("PUT", "/models/m", {"min_worker": MAX_WORKERS + 1})
     assert f"min_worker must be a whole number from 0 to {MAX_WORKERS}" in answer["message"]

@@ -248,7 +248,7 @@ class TestV03Bombs:
 
 
 def pids(server: RunningServer, model: str) -> list[int]:
-    return sorted(worker.child.pid for worker in server.servable(model).workers)
+    return sorted(server.servable(model).pids)
 
 
 class TestFormats:
