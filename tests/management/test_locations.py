@@ -62,14 +62,6 @@ async def shared_and_strict(folder: Path) -> AsyncIterator[RunningServer]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        await traces.clean()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
 async def strict(shared_and_strict: RunningServer) -> AsyncIterator[RunningServer]:
     async with fresh_client(shared_and_strict) as server:
         yield server

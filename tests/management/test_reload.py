@@ -28,13 +28,6 @@ async def loop_of_the_module() -> None:
     """Have the loop there before a test's open files are counted, whichever test is the first."""
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Return `running_servers` for one test, in the loop of this module's tests."""
-    async with running_servers(tmp_path) as start:
-        yield start
-
-
 def packed(folder: Path, text: str, load: str = "") -> Path:
     """Return an archive file whose service answers a text."""
     folder.mkdir()
@@ -55,12 +48,10 @@ def replace_file(target: Path, source: Path) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def watching_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("watch")
+async def watching_server(folder: Path, start_shared: StartServer) -> RunningServer:
     target = packed(folder / "first", "first").rename(folder / "m.model")
     says(folder / "f", "first")
-    async with running_servers(folder) as start:
-        yield await start({"watch": True, "watch_interval": 0.05}, m=target, f=folder / "f")
+    return await start_shared({"watch": True, "watch_interval": 0.05}, m=target, f=folder / "f")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
