@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.models import make_archive, make_folder, write_linear
+from tests.kit.archives import make_archive, make_folder, write_linear
 
 LIMIT_S = 60.0
 #: For servers that are not told another one: somebody else may listen on the default port.

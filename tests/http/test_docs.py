@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,14 +24,10 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 from PIL import Image
 
-from mms.config import ModelSettings, ServerSettings
 from mms.export.package import export_model
-from mms.http.app import make_app
-from mms.http.guard import Guard
-from mms.http.openapi.document import routes_of
-from mms.serving.lifecycle import ServableState
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_archive, signature, write_linear
+from tests.kit.archives import make_archive, signature, write_linear
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,31 +41,19 @@ def encoded_image() -> bytes:
     return output.getvalue()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("docs")
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(folder: Path) -> AsyncIterator[RunningServer]:
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     picture = signature([0, 3, 6, 8], "image/jpeg", "image/png")
     pair = signature(names=("left", "right"))
     review_sample = {"sample.json": json.dumps(REVIEW).encode()}
     two_sample = {"sample.json": b'{"left": [1], "right": ["a"]}'}
-    async with running_servers(folder) as start:
-        yield await start(
-            {"gen_api": "python", "gen_api_dir": str(folder / "build")},
-            review=make_archive(folder, "echo", signature([1, 1014]), "review", review_sample),
-            two=make_archive(folder, "pair", pair, "two", two_sample),
-            linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
-            paint=make_archive(folder, "vision", picture, name="paint"),
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(
+        {"gen_api": "python", "gen_api_dir": str(folder / "build")},
+        review=make_archive(folder, "echo", signature([1, 1014]), "review", review_sample),
+        two=make_archive(folder, "pair", pair, "two", two_sample),
+        linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
+        paint=make_archive(folder, "vision", picture, name="paint"),
+    )
 
 
 async def options(server: RunningServer, path: str) -> tuple[int, Any]:
@@ -116,7 +100,7 @@ class TestOpenApi:
             for path, methods in document["paths"].items()
             for method in methods
         }
-        for route in routes_of(make_app(server.server.context, Guard(ServerSettings()))):
+        for route in server.routes():
             path = route.path
             if route.asks_a_model:
                 path = path.replace("{model}", "two").replace("{version}", "1")
@@ -198,17 +182,9 @@ class TestOpenApi:
     async def test_a_version_is_described_as_long_as_it_is_there(
         self, server: RunningServer, folder: Path
     ) -> None:
-        manager = server.server.manager
-        assert manager is not None
         archive = make_archive(folder / "second", "echo", signature([0, 2]))
-        second = await manager.register(
-            "review",
-            str(archive),
-            version="2.0-b",
-            settings=ModelSettings(workers=1),
-            origins={},
-            make_default=False,
-        )
+        await server.register("review", archive, "2.0-b")
+        second = server.servable("review", "2.0-b")
         try:
             pair = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
             for _, document in (
@@ -219,13 +195,13 @@ class TestOpenApi:
                 assert items(document, "/predictions/review")["type"] == "object"
                 assert items(document, "/predictions/review/1")["type"] == "object"
                 assert items(document, "/predictions/review/2.0-b") == pair
-            manager.set_default("review", "2.0-b")
+            server.set_default("review", "2.0-b")
             _, document = await server.get("/openapi.json")
             assert items(document, "/predictions/review") == pair
         finally:
-            manager.set_default("review", "1")
-            await manager.unregister("review", "2.0-b")
-            await until(lambda: second.state is ServableState.UNLOADED)
+            server.set_default("review", "1")
+            await server.unregister("review", "2.0-b")
+            await until(lambda: second.state == "unloaded")
         _, document = await server.get("/openapi.json")
         assert "/predictions/review/2.0-b" not in document["paths"]
 

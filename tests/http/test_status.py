@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -14,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
 from mms.server import Server
 from mms.version import __version__
-from tests.conftest import RunningServer, fresh_client, open_session, running_servers, until
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer, StartServer, open_session
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,17 +42,9 @@ METRICS = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("status")
-    async with running_servers(folder) as start:
-        archive = make_archive(folder, "echo", signature([0, 3, 4]))
-        yield await start(echo=(archive, {"queue_size": 7}))
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
+    archive = make_archive(folder, "echo", signature([0, 3, 4]))
+    return await start_shared(echo=(archive, {"queue_size": 7}))
 
 
 async def test_ping_speaks_the_words_of_both_generations(server: RunningServer) -> None:
@@ -139,7 +131,7 @@ async def test_the_api_description_has_the_old_shape(server: RunningServer) -> N
     description = document["description"]
     assert status == 200
     assert description["swagger"] == "2.0"
-    assert description["host"] == f"127.0.0.1:{server.server.port}"
+    assert description["host"] == f"127.0.0.1:{server.port}"
     assert description["schemes"] == ["http"]
     assert set(description["paths"]) == {"/echo/predict", "/ping", "/api-description"}
     operation = description["paths"]["/echo/predict"]["post"]
@@ -190,9 +182,9 @@ async def test_a_server_that_loads_is_live_but_not_ready_and_refuses_politely(
     server = Server(Config(settings, (model,), {}))
     starting = asyncio.create_task(server.start())
     async with open_session() as session:
+        running = RunningServer(server, session)
         try:
-            await until(lambda: server.registry.servables())
-            running = RunningServer(server, session)
+            await until(lambda: running.names)
             assert await running.get("/health/live") == (200, {"live": True})
             status, document = await running.get("/health/ready")
             assert (status, document["models"]["slow/1"]["state"]) == (503, "loading")

@@ -12,7 +12,7 @@ import pytest_asyncio
 from mms.config import TOKEN_VARIABLE, Config, ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.server import Server
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 from tests.management.stores import make_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,11 +21,9 @@ TOKEN = "a token of some length"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("guard")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        yield await start({"management_port": 0, "model_store": str(store)}, m=store / "v1")
+    return await start_shared({"management_port": 0, "model_store": str(store)}, m=store / "v1")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -44,12 +42,6 @@ async def shared_with_token(
         patch.setenv(TOKEN_VARIABLE, TOKEN)
         async with running_servers(folder) as start:
             yield await start(settings, m=store / "v1")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -75,20 +67,20 @@ async def routes(server: RunningServer) -> list[tuple[str, str]]:
 
 async def refused(server: RunningServer, headers: dict[str, str], status: int) -> None:
     """Check that all routes refuse requests with these headers, and that nothing happens."""
-    before = [model.name for model in server.server.registry.models()]
+    before = sorted(server.names)
     for method, path in await routes(server):
         url = server.management_url + path
         async with server.session.request(method, url, headers=headers) as response:
             assert response.status == status, (method, path)
             if status == 401:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert [model.name for model in server.server.registry.models()] == before
+    assert sorted(server.names) == before
     assert await server.ask("m", []) == (200, "v1")
 
 
 async def raw(server: RunningServer, head: bytes) -> bytes:
     """Send a request's bytes to the management port and return the answer's."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.management_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.management_port)
     writer.write(head + b"Connection: close\r\n\r\n")
     answer = await reader.read()
     writer.close()
@@ -217,7 +209,7 @@ class TestPort:
     async def test_a_port_that_is_taken_is_named(
         self, server: RunningServer, tmp_path: Path
     ) -> None:
-        taken = server.server.management_port
+        taken = server.management_port
         settings = ServerSettings(port=0, management_port=taken, work_dir=str(tmp_path))
         second = Server(Config(settings, (), {}))
         with pytest.raises(MMSError, match=f"{taken}.*--management-port"):

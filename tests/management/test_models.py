@@ -13,32 +13,22 @@ import pytest
 import pytest_asyncio
 from openapi_spec_validator import validate
 
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.management.stores import (
-    FAILS_WITH,
-    WAITS_FOR,
-    Traces,
-    let_go,
-    make_store,
-    register,
-    says,
-    waiting,
-)
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import let_go, until, waiting
+from tests.management.stores import FAILS_WITH, WAITS_FOR, Traces, make_store, register, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("models")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        yield await start(
-            {"management_port": 0, "model_store": str(store)},
-            echo=store / "echo.model",
-            one=store / "v1",
-            rows=store / "rows.model",
-        )
+    return await start_shared(
+        {"management_port": 0, "model_store": str(store)},
+        echo=store / "echo.model",
+        one=store / "v1",
+        rows=store / "rows.model",
+    )
 
 
 #: What tests may have changed of the models that they share.
@@ -55,27 +45,11 @@ _AS_IT_WAS = {
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        for name in ("one", "rows"):
-            status, answer = await server.manage("PUT", f"/models/{name}", _AS_IT_WAS)
-            assert status == 200, answer
-        await traces.clean()
-
-
-@pytest.fixture
-def store(shared: RunningServer) -> Path:
-    return Path(shared.server.config.server.model_store)
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the services' ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
+async def server(server: RunningServer) -> AsyncIterator[RunningServer]:
+    yield server
+    for name in ("one", "rows"):
+        status, answer = await server.manage("PUT", f"/models/{name}", _AS_IT_WAS)
+        assert status == 200, answer
 
 
 async def describe(server: RunningServer, path: str) -> dict[str, Any]:
@@ -115,7 +89,7 @@ class TestRegister:
         parameters = {"url": "slow", "model_name": "m", "initial_workers": 1, "synchronous": False}
         status, answer = await server.manage("POST", "/models", parameters)
         assert (status, answer) == (202, {"status": "Processing worker updates..."})
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         assert (await describe(server, "m"))["state"] == "loading"
         status, answer = await server.ask("m", [])
         assert (status, answer["error"]["code"]) == (503, "model_not_ready")
@@ -190,13 +164,12 @@ class TestRegister:
         says(store / "slow-2", "slow", WAITS_FOR.format(path=str(tmp_path / "go")))
         parameters = {"url": "slow-2", "model_name": "m", "initial_workers": 1}
         asking = asyncio.create_task(server.manage("POST", "/models", parameters))
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         (tmp_path / "go").touch()
         # Either way is whole: it is there and serves, or it is gone with all its processes.
-        registry = server.server.registry
-        await until(lambda: "m" not in registry or server.servable("m").is_ready)
+        await until(lambda: "m" not in server.names or server.servable("m").is_ready)
 
 
 class TestRefusals:
@@ -462,7 +435,7 @@ class TestDescribe:
         assert document["engine"].startswith("mxnet 1.")
         assert document["memoryUsage"] > 1 << 20
         workers = document["workers"]
-        alive = {worker.child.pid for worker in server.servable("r").workers}
+        alive = set(server.servable("r").pids)
         assert {worker["pid"] for worker in workers} == alive
         for worker in workers:
             assert worker["status"] == "READY"
@@ -517,7 +490,7 @@ class TestScale:
         assert first < three
         answer = await server.manage("PUT", "/models/one?min_worker=1")
         assert answer == (202, {"status": "Processing worker updates..."})
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
         assert await pids(server, "one") < three
         assert await server.ask("one", []) == (200, "v1")
         await server.manage("PUT", "/models/one?min_worker=0&synchronous=true")
@@ -536,7 +509,7 @@ class TestScale:
         await server.manage("PUT", "/models/one?min_worker=1&synchronous=true")
         let_go(notes)
         assert await asyncio.gather(*asking) == [(200, "v1")] * 2
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
         assert await pids(server, "one") < set(busy)
         assert (await describe(server, "one"))["restarts"] == {}
 
@@ -559,11 +532,11 @@ class TestScale:
             "synchronous": False,
         }
         assert (await server.manage("POST", "/models", parameters))[0] == 202
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         await server.manage("PUT", "/models/m?min_worker=2")
         (tmp_path / "go").touch()
         await until(lambda: server.servable("m").is_ready)
-        await until(lambda: len(server.servable("m").workers) == 2)
+        await until(lambda: len(server.servable("m").pids) == 2)
 
     async def test_a_client_that_leaves_while_it_scales_leaves_no_process_behind(
         self, server: RunningServer
@@ -575,7 +548,7 @@ class TestScale:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             await server.manage("PUT", "/models/one?min_worker=1&synchronous=true")
-            await until(lambda: len(server.servable("one").workers) == 1)
+            await until(lambda: len(server.servable("one").pids) == 1)
         assert await server.ask("one", []) == (200, "v1")
 
 
@@ -659,8 +632,8 @@ class TestLiveChanges:
         await server.manage("PUT", "/models/one?response_timeout=0.2")
         assert (await describe(server, "one"))["responseTimeout"] == 0.2
         assert (await server.ask("one", ["wait", str(notes)]))[0] == 504
-        await until(lambda: server.servable("one").metrics.restarts["timeout"] == 1)
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: server.servable("one").restarts["timeout"] == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
 
     async def test_settings_and_workers_change_in_one_call(self, server: RunningServer) -> None:
         parameters = {"min_worker": 2, "batch_size": 5, "synchronous": True}
@@ -675,7 +648,7 @@ class TestUnregister:
         self, server: RunningServer, notes: Path
     ) -> None:
         await register(server, "faulty")
-        unpacked = set(os.listdir(server.server.workspace))
+        unpacked = set(os.listdir(server.workspace))
         running = asyncio.create_task(server.ask("faulty", ["wait", str(notes)]))
         (worker,) = await waiting(notes)
         queued = asyncio.create_task(server.ask("faulty", ["echo", 5]))
@@ -688,7 +661,7 @@ class TestUnregister:
         assert await running == (200, "went")
         assert await queued == (200, 5)
         await until(lambda: not os.path.exists(f"/proc/{worker}"))
-        await until(lambda: set(os.listdir(server.server.workspace)) < unpacked)
+        await until(lambda: set(os.listdir(server.workspace)) < unpacked)
 
     async def test_the_name_is_free_again_at_once(self, server: RunningServer) -> None:
         await register(server, "m", "v1")

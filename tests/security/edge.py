@@ -10,31 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import LIMIT_S, RunningServer, StartServer, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import LIMIT_S, until
 
-#: Commands as the first entry of a JSON list; anything else is answered as it came.
-SERVICE = """
-    import os, time
-    from mms.model_service.model_service import SingleNodeService
-
-    class Edge(SingleNodeService):
-        def _inference(self, data):
-            value = data[0]
-            if not (isinstance(value, list) and value and isinstance(value[0], str)):
-                return value
-            command, *args = value
-            if command == "wait":
-                open(args[0] + "/started", "w").close()
-                while not os.path.exists(args[0] + "/go"):
-                    time.sleep(0.005)
-                return "went"
-            if command == "answer":
-                return "x" * args[0]
-            if command == "raise":
-                raise ValueError("y" * args[0])
-            return len(value)
-"""
+SERVICE = (Path(__file__).parent / "services" / "edge.py").read_text()
 
 
 async def start_edge(
@@ -97,7 +77,7 @@ async def connect(
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         limit = receive_buffer
-    address = ("127.0.0.1", port or server.server.port)
+    address = ("127.0.0.1", port or server.port)
     await asyncio.get_running_loop().sock_connect(sock, address)
     reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
     try:
@@ -130,7 +110,7 @@ def big(size: int) -> bytes:
 
 async def returns_to_zero(server: RunningServer) -> None:
     """Wait until the server holds no byte of anybody's."""
-    await until(lambda: server.server.budget.held == 0)
+    await until(lambda: server.budget.held == 0)
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mms.config import (
     with_archive_defaults,
 )
 from mms.errors import ConfigError
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.management.stores import says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -86,18 +85,10 @@ async def test_v16_an_archive_s_device_has_few_digits() -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("bounds")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     says(folder / "store" / "m", "m")
     settings = {"management_port": 0, "model_store": str(folder / "store")}
-    async with running_servers(folder) as start:
-        yield await start(settings, m=folder / "store" / "m")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(settings, m=folder / "store" / "m")
 
 
 async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:
@@ -119,6 +110,6 @@ async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:
         assert status == 400, (path, document)
         assert len(json.dumps(answer)) < 2_000
     assert dataclasses.asdict(server.servable("m").settings) == before
-    assert (server.servable("m").size, "n" in server.server.registry) == (1, False)
+    assert (server.servable("m").size, "n" in server.names) == (1, False)
     _, answer = await server.manage("PUT", "/models/m", {"min_worker": MAX_WORKERS + 1})
     assert f"min_worker must be a whole number from 0 to {MAX_WORKERS}" in answer["message"]

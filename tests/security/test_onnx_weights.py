@@ -10,7 +10,7 @@ import pytest
 
 from mms.engines.onnx_session import open_session
 from mms.errors import ModelLoadFailed
-from tests.onnx_models import write_external
+from tests.kit.onnx_models import write_external
 
 
 @pytest.fixture

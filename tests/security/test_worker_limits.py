@@ -13,11 +13,11 @@ import pytest_asyncio
 from onnx import helper
 
 from mms.export.package import export_model
-from mms.serving.lifecycle import ServableState
 from mms.serving.memory import private_bytes, resident_bytes
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import make_folder, make_mar
-from tests.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.archives import make_folder, make_mar
+from tests.kit.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.server import RunningServer, StartServer, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,31 +25,6 @@ MB = 1 << 20
 LIMIT = 400 * MB
 #: Far beyond the limit and what is allowed on top of it for stacks, and far below the machine's.
 HUGE = 4096 * MB
-
-#: A character CNN in small, and a way to ask MXNet itself for memory.
-NETWORK = """
-    import mxnet as mx
-    from mms.model_service.mxnet_model_service import GluonImperativeBaseService
-
-    class Network(GluonImperativeBaseService):
-        def __init__(self, model_name, model_dir, manifest, gpu=None):
-            net = mx.gluon.nn.Sequential()
-            net.add(mx.gluon.nn.Conv1D(64, 7, activation="relu"), mx.gluon.nn.MaxPool1D(3),
-                    mx.gluon.nn.Dense(256), mx.gluon.nn.Dense(4))
-            net.initialize()
-            super().__init__(model_name, model_dir, manifest, net, gpu)
-
-        def _preprocess(self, data):
-            return data[0][0]
-
-        def _inference(self, elements):
-            if elements:
-                return mx.nd.zeros((elements,)).asnumpy()[:1]
-            return self.net(mx.nd.ones((8, 70, 512)))
-
-        def _postprocess(self, data):
-            return list(data.shape)
-"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,12 +43,6 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
             )
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
 
 
 async def pid_of(server: RunningServer, model: str) -> int:
@@ -102,18 +71,18 @@ async def test_a_request_that_ends_as_native_code_does_without_memory_fails_alon
     for number in range(6):
         status, answer = await server.ask("limited", ["bad_alloc", number])
         assert (status, answer["error"]["code"]) == (500, "worker_died")
-    assert server.servable("limited").state is ServableState.READY
+    assert server.servable("limited").state == "ready"
 
 
 async def test_a_worker_that_leaks_beyond_the_limit_is_replaced(server: RunningServer) -> None:
     servable = server.servable("limited")
-    before = servable.metrics.restarts["max_memory"]
+    before = servable.restarts["max_memory"]
     first = await pid_of(server, "limited")
     while private_bytes(first) < LIMIT:
         status, answer = await server.ask("limited", ["leak", 20 * MB])
         assert status == 200, answer
-    await until(lambda: servable.metrics.restarts["max_memory"] > before)
-    await until(lambda: [w.child.pid for w in servable.workers] != [first])
+    await until(lambda: servable.restarts["max_memory"] > before)
+    await until(lambda: servable.pids != [first])
     assert await server.ask("limited", ["echo", 1]) == (200, [1])
     await until(lambda: not psutil.pid_exists(first))
 
@@ -160,22 +129,22 @@ async def test_a_model_that_alone_needs_more_than_the_limit_does_not_load_and_sa
 async def test_a_network_runs_within_its_resident_size_and_200_mb(
     start_server: StartServer, tmp_path: Path, preload: bool
 ) -> None:
-    folder = make_folder(tmp_path / "network", NETWORK)
+    folder = make_folder(tmp_path / "network", "network")
     server = await start_server(network=(folder, {"preload": preload}))
     assert await server.ask("network", [0]) == (200, [8, 4])
-    (worker,) = server.servable("network").workers
-    limit = resident_bytes(worker.child.pid) + 200 * MB
+    worker = server.servable("network").pid
+    limit = resident_bytes(worker) + 200 * MB
     settings = {"preload": preload, "worker_memory_limit": limit, "workers": 2, "batch_size": 4}
     limited = await start_server(network=(folder, settings))
     for _ in range(20):
         assert await limited.ask("network", [0]) == (200, [8, 4])
     # What is below the limit can be used: 40 MB, and a copy of them.
     assert await limited.ask("network", [10 * MB]) == (200, [1])
-    pids = {worker.child.pid for worker in limited.servable("network").workers}
+    pids = set(limited.servable("network").pids)
     status, answer = await limited.ask("network", [HUGE // 4])
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
     assert await limited.ask("network", [0]) == (200, [8, 4])
-    assert {worker.child.pid for worker in limited.servable("network").workers} == pids
+    assert set(limited.servable("network").pids) == pids
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -191,13 +160,13 @@ async def test_an_onnx_model_runs_within_its_resident_size_and_200_mb(
     archive = export_model("sized", write_model(tmp_path / "sized", model), None, tmp_path).path
     server = await start_server(sized=archive)
     assert (await server.ask("sized", [100]))[0] == 200
-    (worker,) = server.servable("sized").workers
-    limit = resident_bytes(worker.child.pid) + 200 * MB
+    worker = server.servable("sized").pid
+    limit = resident_bytes(worker) + 200 * MB
     limited = await start_server(sized=(archive, {"worker_memory_limit": limit}))
     for _ in range(10):
         assert (await limited.ask("sized", [100]))[0] == 200
-    (worker,) = limited.servable("sized").workers
+    worker = limited.servable("sized").pid
     status, answer = await limited.ask("sized", [HUGE // 4])
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
     assert (await limited.ask("sized", [100]))[0] == 200
-    assert limited.servable("sized").workers == [worker]
+    assert limited.servable("sized").pids == [worker]

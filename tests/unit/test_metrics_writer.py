@@ -25,7 +25,7 @@ from mms.telemetry.machine import Machine
 from mms.telemetry.readings import Counts, Reading, Samples
 from mms.telemetry.writer import MetricsWriter, make_writer
 from mms.wire.messages import Stage
-from tests.conftest import until
+from tests.kit.waiting import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)
 TOTAL = Reading("PredictionTotal", "Count", 7, "crepe")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -12,7 +11,7 @@ import pytest_asyncio
 import uvloop
 from PIL import Image
 
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.v2.models import make_models, write_store
 
 #: Longest body that the server takes.
@@ -55,11 +54,3 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
 async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
     async with fresh_client(shared) as server:
         yield server
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the service's ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder

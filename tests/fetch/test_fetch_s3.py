@@ -21,7 +21,7 @@ from mms.archive.fetch import FetchOptions, fetch
 from mms.archive.location import parse_policy
 from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
-from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
+from tests.kit.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
 # The same in every process of a parallel run: names of tests hold digests.
 CONTENT = random.Random(1).randbytes(1 << 20)

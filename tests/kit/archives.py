@@ -16,6 +16,7 @@ from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, Sample, S
 from mms.export.package import export_model
 
 SERVICES = Path(__file__).parent / "services"
+HANDLERS = Path(__file__).parent / "handlers"
 
 
 def signature(
@@ -40,7 +41,7 @@ def make_archive(
     name: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Pack ``tests/services/<service>.py`` and return the archive's path.
+    """Pack ``tests/kit/services/<service>.py`` and return the archive's path.
 
     Args:
         folder: Where to work and to put the archive.
@@ -71,13 +72,14 @@ def make_folder(
 
     Args:
         folder: Where to; made if missing.
-        source: Text of the service file, indented or not.
+        source: Text of the service file, indented or not, or the name of a file of
+            ``tests/kit/services``.
         signature_document: signature.json; one JSON input called ``data`` by default.
         parameters: Name of the parameter file, which is the caller's to write.
         sample: Body of the sample request, if it is to have one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "service.py").write_text(textwrap.dedent(source))
+    (folder / "service.py").write_text(source_of(source))
     (folder / "signature.json").write_text(json.dumps(signature_document or signature()))
     if sample is not None:
         (folder / "sample.json").write_bytes(sample)
@@ -114,9 +116,6 @@ def write_linear(folder: Path) -> Path:
     return folder
 
 
-HANDLERS = Path(__file__).parent / "handlers"
-
-
 def make_mar(
     folder: Path,
     source: str,
@@ -129,14 +128,13 @@ def make_mar(
 
     Args:
         folder: Where to.
-        source: Text of ``service.py``, or the name of a file of ``tests/handlers``.
+        source: Text of ``service.py``, or the name of a file of ``tests/kit/handlers``.
         handler: As the manifest names it.
         name: Of the model.
         files: Further files by name.
         manifest: Further keys of the manifest's ``model``.
     """
-    path = HANDLERS / f"{source}.py"
-    text = path.read_text() if "\n" not in source and path.exists() else textwrap.dedent(source)
+    text = source_of(source, HANDLERS)
     document = {
         "specificationVersion": "1.0",
         "implementationVersion": "1.0",
@@ -153,3 +151,10 @@ def make_mar(
         for file, content in (files or {}).items():
             archive.writestr(file, content)
     return target
+
+
+def source_of(service: str, folder: Path = SERVICES) -> str:
+    """Return the text of a service, which is given as such or as the name of a file."""
+    if service.isidentifier():
+        return (folder / f"{service}.py").read_text()
+    return textwrap.dedent(service)

@@ -29,7 +29,7 @@ from mms.archive.location import Policy, parse_location, parse_policy
 from mms.archive.reader import read_manifest
 from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
-from tests.fileserver import (
+from tests.kit.fileserver import (
     FileServer,
     Handler,
     closed_port,
@@ -411,9 +411,11 @@ class TestCuts:
         heads = [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"]
 
         def cut(handler: Handler) -> None:
-            handler.wfile.write(heads.pop())
+            head = heads.pop()
+            # Before the client hears of it: its next attempt may be quicker than this thread.
             if not heads:
                 del server.odd["/x.model"]
+            handler.wfile.write(head)
 
         server.odd["/x.model"] = cut
         assert fetch(url, options).read_bytes() == CONTENT
@@ -433,9 +435,11 @@ class TestCuts:
         statuses = [503, 429, 500]
 
         def unwell(handler: Handler) -> None:
-            handler.answer(statuses.pop())
+            status = statuses.pop()
+            # As above: the next attempt may come before this function goes on.
             if not statuses:
                 del server.odd["/x.model"]
+            handler.answer(status)
 
         server.odd["/x.model"] = unwell
         assert fetch(url, options).read_bytes() == CONTENT
