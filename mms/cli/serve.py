@@ -14,8 +14,6 @@ import click
 import orjson
 import uvloop
 
-from mms.archive.fetch import cached, fetch, opening
-from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
@@ -29,9 +27,11 @@ from mms.config import (
     with_archive_defaults,
 )
 from mms.errors import ConfigError, MMSError, StartupError
+from mms.fetch.download import cached, fetch, opening
+from mms.fetch.location import shown
 from mms.log import configure_logging
 from mms.server import Server
-from mms.serving.fetching import fetch_options
+from mms.serving.archives import fetch_options
 from mms.serving.registry import Registry
 from mms.version import __version__
 

@@ -19,9 +19,9 @@ from urllib.parse import parse_qsl
 import orjson
 from aiohttp import web
 
-from mms.archive.location import Policy, is_remote, parse_location, shown
 from mms.config import MAX_WORKERS, Layer, ModelSettings, keys, resolve
 from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound
+from mms.fetch.location import Policy, is_remote, parse_location, shown
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.guard import Guard, make_guard_middleware

@@ -12,10 +12,10 @@ import os
 import orjson
 from aiohttp import web
 
-from mms.archive.location import is_remote, parse_location
 from mms.archive.reader import find_archives
 from mms.config import SAGEMAKER_MODELS, ModelSettings, ServerSettings, resolve
 from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
+from mms.fetch.location import is_remote, parse_location
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard

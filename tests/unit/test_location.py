@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms.archive.location import (
+from mms.config import build_config
+from mms.errors import ArchiveError, ConfigError, Forbidden
+from mms.fetch.location import (
     MAX_URL_CHARS,
     Policy,
     is_public,
@@ -17,8 +19,6 @@ from mms.archive.location import (
     parse_policy,
     shown,
 )
-from mms.config import build_config
-from mms.errors import ArchiveError, ConfigError, Forbidden
 
 DIGEST = "0123456789abcdef" * 4
 INSIDE = (
