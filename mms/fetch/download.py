@@ -19,9 +19,10 @@ from typing import Protocol
 
 from mms.archive.reader import hash_file
 from mms.errors import ArchiveError, DownloadFailed, StorageFull
+from mms.fetch.admission import Policy
 from mms.fetch.cache import Cache, Entry, Part
 from mms.fetch.http import open_http
-from mms.fetch.location import Location, Policy, Scheme, parse_location
+from mms.fetch.location import Location, Scheme, parse_location
 from mms.fetch.s3 import open_s3
 from mms.fetch.source import Answer, Ask, Interrupted, Source, Timeouts, Validator
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from mms.fetch.location import Location, Policy
+from mms.fetch.admission import Policy
+from mms.fetch.location import Location
 
 #: Bytes taken off the network at a time.
 CHUNK_BYTES = 256 << 10

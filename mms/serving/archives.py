@@ -20,8 +20,9 @@ from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
+from mms.fetch.admission import parse_policy
 from mms.fetch.download import FetchOptions, Progress, fetch, local_file, opening
-from mms.fetch.location import is_remote, parse_location, parse_policy, shown
+from mms.fetch.location import is_remote, parse_location, shown
 from mms.serving.state import file_stamp
 
 #: Downloads at once; more only share the same line.

@@ -25,9 +25,10 @@ import pytest
 
 from mms.archive.reader import read_manifest
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch.admission import Policy, parse_policy
 from mms.fetch.cache import Cache
 from mms.fetch.download import FetchOptions, cached, fetch, opening
-from mms.fetch.location import Policy, parse_location, parse_policy
+from mms.fetch.location import parse_location
 from mms.fetch.source import Timeouts
 from tests.fileserver import (
     FileServer,

@@ -18,8 +18,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch.admission import parse_policy
 from mms.fetch.download import FetchOptions, fetch
-from mms.fetch.location import parse_policy
 from mms.fetch.source import Timeouts
 from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
