@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -25,11 +26,13 @@ import pytest
 
 from mms.archive.reader import read_manifest
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch import download
 from mms.fetch.admission import Policy, parse_policy
 from mms.fetch.cache import Cache
-from mms.fetch.download import FetchOptions, cached, fetch, opening
+from mms.fetch.download import FetchOptions, cached, opening
 from mms.fetch.location import parse_location
 from mms.fetch.source import Timeouts
+from tests.conftest import until
 from tests.fileserver import (
     FileServer,
     Handler,
@@ -74,6 +77,10 @@ def options(tmp_path: Path) -> FetchOptions:
 def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
+
+
+def fetch(url: str, options: FetchOptions, policy: Policy | None = None) -> Path:
+    return asyncio.run(download.fetch(url, options, policy))
 
 
 def kept(options: FetchOptions) -> set[str]:
@@ -297,7 +304,7 @@ class TestNetworkDown:
             path = fetch(url, options)
         assert fetch(url, options) == path
         (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
-        assert "Connection refused; serving the copy fetched before" in record.getMessage()
+        assert "Connection refused; serving the cached copy" in record.getMessage()
 
     @pytest.mark.parametrize("status", [500, 502, 503, 429])
     def test_so_it_is_when_the_server_is_unwell(
@@ -345,7 +352,7 @@ class TestCuts:
         self, server: FileServer, options: FetchOptions, how: dict[str, str]
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[100_000] * 4, **how)
-        with pytest.raises(DownloadFailed, match="cut after 400000 of 1048576 bytes"):
+        with pytest.raises(DownloadFailed, match="interrupted after 400000 of 1048576 bytes"):
             fetch(url, options)
         (part,) = parts(options)
         assert part.read_bytes() == CONTENT[:400_000]
@@ -358,7 +365,7 @@ class TestCuts:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         url = server.add("/x.model", CONTENT, etag='W/"weak"', cuts=[100_000] * 4)
-        fails(url, options, "cut after 100000 of 1048576 bytes")
+        fails(url, options, "interrupted after 100000 of 1048576 bytes")
         assert fetch(url, options).read_bytes() == CONTENT
         assert not any("Range" in seen.headers for seen in server.seen)
 
@@ -446,9 +453,9 @@ class TestCuts:
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[400_000])
         program = (
-            "import sys\nfrom pathlib import Path\n"
+            "import asyncio, sys\nfrom pathlib import Path\n"
             "from mms.fetch.download import FetchOptions, fetch\n"
-            "fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=60))"
+            "asyncio.run(fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=60)))"
         )
         process = subprocess.Popen([sys.executable, "-c", program, url, str(options.cache)])
         pause = threading.Event()
@@ -483,9 +490,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("status", "said"),
         [
-            (400, r"the server answers \(400\)"),
-            (401, "asks for credentials"),
-            (403, "it refuses; a signed URL may have expired"),
+            (400, r"unexpected status \(400\)"),
+            (401, "requires credentials"),
+            (403, "denies access; a signed URL may have expired"),
             (404, "there is no such file"),
             (204, "204"),
             (302, "302"),
@@ -502,11 +509,11 @@ class TestRefusals:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         server.odd["/x.model"] = lambda handler: handler.answer(304)
-        fails(f"{server.url}/x.model", options, "unasked")
+        fails(f"{server.url}/x.model", options, r"unexpected status \(304\)")
 
     def test_a_packed_answer_is_refused(self, server: FileServer, options: FetchOptions) -> None:
         server.odd["/x.model"] = lambda handler: handler.answer(200, b"x", Content_Encoding="gzip")
-        fails(f"{server.url}/x.model", options, r"packed \(gzip\)")
+        fails(f"{server.url}/x.model", options, "unexpected Content-Encoding 'gzip'")
 
     @pytest.mark.parametrize(
         "line",
@@ -516,7 +523,7 @@ class TestRefusals:
         self, server: FileServer, options: FetchOptions, line: bytes
     ) -> None:
         server.odd["/x.model"] = says(line)
-        text = fails(f"{server.url}/x.model", options, "no HTTP server|closed the connection|cut")
+        text = fails(f"{server.url}/x.model", options, "not valid HTTP|closed the connection|cut")
         assert "SECRET" not in text
 
     def test_headers_without_end_are_refused(
@@ -526,7 +533,7 @@ class TestRefusals:
             handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X-Header: x\r\n" * 10_000)
 
         server.odd["/x.model"] = flood
-        fails(f"{server.url}/x.model", options, "no HTTP server")
+        fails(f"{server.url}/x.model", options, "not valid HTTP")
 
 
 class TestDeadPeers:
@@ -564,7 +571,22 @@ class TestDeadPeers:
 
         server.odd["/x.model"] = drip
         impatient = replace(options, timeouts=IMPATIENT, attempts=1)
-        fails(f"{server.url}/x.model", impatient, "less than 1024 bytes/s")
+        fails(f"{server.url}/x.model", impatient, "peer stalled: less than 1024 bytes/s")
+
+    @pytest.mark.parametrize(
+        "drip", [b"x", b"X: x\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["byte", "header", "100"]
+    )
+    def test_headers_that_take_for_ever_are_an_error(
+        self, server: FileServer, options: FetchOptions, drip: bytes
+    ) -> None:
+        def dripping(handler: Handler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n" if drip[:1] != b"H" else drip)
+            while not server.closing.wait(0.1):
+                handler.wfile.write(drip)
+
+        server.odd["/x.model"] = dripping
+        hasty = replace(options, timeouts=Timeouts(0.5, 0.5), attempts=1)
+        fails(f"{server.url}/x.model", hasty, "no answer within")
 
     def test_a_slow_one_is_not_dead(self, server: FileServer, options: FetchOptions) -> None:
         def slowly(handler: Handler) -> None:
@@ -598,34 +620,47 @@ class TestDeadPeers:
                 for sock in waiting:
                     sock.close()
 
-    def test_whoever_waits_can_be_told_to_stop(
+    async def test_a_cancelled_download_ends_at_once_and_can_be_resumed(
         self, server: FileServer, options: FetchOptions
     ) -> None:
-        stop = threading.Event()
+        class Stops:
+            """Cancels the download with its first bytes."""
 
-        class StopsSoon:
             def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-                stop.set()
+                task.cancel()
 
             def finish(self, name: str) -> None:
                 pass
 
         url = server.add("/x.model", CONTENT * 8)
-        with pytest.raises(DownloadFailed, match="stopped"):
-            fetch(url, replace(options, progress=StopsSoon()), None, stop)
-        # Set already, nothing is waited for: no lock that another has, and no second attempt.
-        with (
-            Cache(options.cache).lock(parse_location(url).key, threading.Event()),
-            pytest.raises(DownloadFailed, match="stopped"),
-        ):
-            fetch(url, options, None, stop)
-        with pytest.raises(DownloadFailed, match="stopped"):
-            fetch(
-                f"http://127.0.0.1:{closed_port()}/x", replace(options, backoff_s=600), None, stop
-            )
-        # What came stays, to go on with.
-        assert fetch(url, options).read_bytes() == CONTENT * 8
+        task = asyncio.create_task(download.fetch(url, replace(options, progress=Stops())))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # What came stays, to resume from; the lock does not.
+        assert (await download.fetch(url, options)).read_bytes() == CONTENT * 8
         assert "Range" in server.seen[-1].headers
+
+    @pytest.mark.parametrize("waits_for", ["lock", "head", "next attempt"])
+    async def test_whatever_a_download_waits_for_it_can_be_cancelled(
+        self, server: FileServer, options: FetchOptions, waits_for: str
+    ) -> None:
+        server.odd["/x.model"] = silence
+        url = f"{server.url}/x.model"
+        if waits_for == "next attempt":
+            server.odd["/x.model"] = lambda handler: handler.answer(503)
+        lock = Cache(options.cache).lock(parse_location(url).key)
+        with contextlib.closing(lock):
+            if waits_for == "lock":
+                assert lock.acquire()
+            task = asyncio.create_task(download.fetch(url, replace(options, backoff_s=600)))
+            await until(lambda: waits_for == "lock" or bool(server.seen))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert len(server.seen) == (waits_for != "lock")
+        del server.odd["/x.model"]
+        server.add("/x.model", CONTENT)
+        assert (await download.fetch(url, options)).read_bytes() == CONTENT
 
 
 class TestLimits:
@@ -709,10 +744,11 @@ class TestSeveralAtOnce:
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[100_000, 100_000, 100_000])
         program = (
-            "import sys\nfrom pathlib import Path\n"
+            "import asyncio, sys\nfrom pathlib import Path\n"
             "from mms.fetch.download import FetchOptions, fetch\n"
             "for _ in range(20):\n"
-            "    path = fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=0))\n"
+            "    options = FetchOptions(Path(sys.argv[2]), backoff_s=0)\n"
+            "    path = asyncio.run(fetch(sys.argv[1], options))\n"
             "print(path)"
         )
         processes = [
@@ -756,7 +792,7 @@ class TestRedirects:
 
     def test_a_circle_is_left(self, server: FileServer, options: FetchOptions) -> None:
         server.odd["/a"] = redirect("/a")
-        fails(f"{server.url}/a", options, "more than 10 times")
+        fails(f"{server.url}/a", options, "more than 10 redirects")
         assert len(server.seen) == 11
 
     @pytest.mark.parametrize(
@@ -778,7 +814,7 @@ class TestRedirects:
         server.odd["/a"] = redirect(target)
         if not target:
             # Which is the same URL again.
-            fails(f"{server.url}/a", options, "more than 10 times")
+            fails(f"{server.url}/a", options, "more than 10 redirects")
         else:
             fails(f"{server.url}/a", options, "which is not an http:// or https:// URL")
 
@@ -869,6 +905,41 @@ class TestPolicy:
         assert kept(options) == set()
         assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == CONTENT
 
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]"),
+            *("[2002:7f00:1::]", "[fe80::1]", "[fc00::1]", "10.0.0.1", "169.254.169.254"),
+        ],
+    )
+    def test_no_literal_address_inside_is_connected_to(
+        self, server: FileServer, options: FetchOptions, host: str
+    ) -> None:
+        with pytest.raises(Forbidden, match="allow_private_urls"):
+            fetch(f"http://{host}:{server.port}/x", options, parse_policy("http://.*", False))
+        assert server.connections == 0
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433"])
+    def test_what_is_checked_is_the_very_address_that_is_connected_to(
+        self, server: FileServer, options: FetchOptions, host: str
+    ) -> None:
+        server.add("/x.model", CONTENT, cuts=[1000])
+        server.odd["/a"] = redirect("/x.model")
+        checked: list[str] = []
+
+        class Records(Policy):
+            def is_public(self, address: str) -> bool:
+                if address == "127.0.0.1":
+                    checked.append(address)
+                    # Nothing else has looked an address up in between, nor connected.
+                    assert server.connections == len(checked) - 1
+                return True
+
+        url = f"http://{host}:{server.port}/a"
+        assert fetch(url, options, Records((re.compile("http://.*"),))).read_bytes() == CONTENT
+        # Two attempts, with two requests each.
+        assert len(checked) == server.connections == 4
+
     def test_a_redirect_to_what_is_not_permitted_is_not_followed(
         self, server: FileServer, other: FileServer, options: FetchOptions
     ) -> None:
@@ -954,7 +1025,7 @@ class TestProxies:
         self, proxy: FileServer, options: FetchOptions
     ) -> None:
         proxy.odd["CONNECT"] = lambda handler: handler.answer(403)
-        fails("https://models.example/x", options, "Tunnel connection failed: 403")
+        fails("https://models.example/x", options, "the proxy refused the tunnel with status 403")
 
     def test_no_proxy_is_heeded(
         self,
