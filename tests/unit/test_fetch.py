@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import uvloop
 
 from mms.archive.reader import read_manifest
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
@@ -80,7 +82,8 @@ def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fetch(url: str, options: FetchOptions, policy: Policy | None = None) -> Path:
-    return asyncio.run(download.fetch(url, options, policy))
+    # The server's loop; what is asynchronous below runs on the standard one.
+    return uvloop.run(download.fetch(url, options, policy))
 
 
 def kept(options: FetchOptions) -> set[str]:
@@ -427,6 +430,12 @@ class TestCuts:
         assert fetch(url, options).read_bytes() == CONTENT
         assert len(server.seen) == 4
 
+    def test_each_attempt_is_one_request(self, server: FileServer, options: FetchOptions) -> None:
+        server.odd["/x.model"] = says(b"")
+        twice = replace(options, attempts=2)
+        fails(f"{server.url}/x.model", twice, r"closed the connection .* \(attempts: 2\)")
+        assert len(server.seen) == server.connections == 2
+
     def test_a_cut_in_chunks_is_noticed(self, server: FileServer, options: FetchOptions) -> None:
         url = server.url + "/x.model"
         server.odd["/x.model"] = chunked([b"1" * 70_000], ends=False)
@@ -603,22 +612,24 @@ class TestDeadPeers:
         assert fetch(f"{server.url}/x.model", impatient).read_bytes() == b"x" * 100_000
 
     def test_a_port_that_does_not_answer_is_an_error(self, options: FetchOptions) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            waiting = []
-            try:
-                # Fills the line of connections that nobody accepts.
-                for _ in range(4):
-                    waiting.append(socket.socket())
-                    waiting[-1].setblocking(False)
-                    waiting[-1].connect_ex(listener.getsockname())
-                url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-                hasty = replace(options, timeouts=Timeouts(0.3, 60), attempts=1)
-                fails(url, hasty, "no answer within")
-            finally:
-                for sock in waiting:
-                    sock.close()
+        hasty = replace(options, timeouts=Timeouts(0.3, 60), attempts=1)
+        with deaf_port() as port:
+            fails(f"http://127.0.0.1:{port}/x", hasty, "no answer within")
+
+    async def test_a_download_that_waits_for_a_connection_can_be_cancelled(
+        self, options: FetchOptions
+    ) -> None:
+        def connecting() -> int:
+            return [c.status for c in psutil.Process().net_connections()].count("SYN_SENT")
+
+        with deaf_port() as port:
+            before = connecting()
+            task = asyncio.create_task(download.fetch(f"http://127.0.0.1:{port}/x", options))
+            await until(lambda: connecting() > before)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     async def test_a_cancelled_download_ends_at_once_and_can_be_resumed(
         self, server: FileServer, options: FetchOptions
@@ -642,8 +653,13 @@ class TestDeadPeers:
 
     @pytest.mark.parametrize("waits_for", ["lock", "head", "next attempt"])
     async def test_whatever_a_download_waits_for_it_can_be_cancelled(
-        self, server: FileServer, options: FetchOptions, waits_for: str
+        self,
+        server: FileServer,
+        options: FetchOptions,
+        caplog: pytest.LogCaptureFixture,
+        waits_for: str,
     ) -> None:
+        caplog.set_level(logging.INFO)
         server.odd["/x.model"] = silence
         url = f"{server.url}/x.model"
         if waits_for == "next attempt":
@@ -654,13 +670,30 @@ class TestDeadPeers:
                 assert lock.acquire()
             task = asyncio.create_task(download.fetch(url, replace(options, backoff_s=600)))
             await until(lambda: waits_for == "lock" or bool(server.seen))
+            if waits_for == "next attempt":
+                await until(lambda: "retrying" in caplog.text)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         assert len(server.seen) == (waits_for != "lock")
         del server.odd["/x.model"]
         server.add("/x.model", CONTENT)
         assert (await download.fetch(url, options)).read_bytes() == CONTENT
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose line of connections, which nobody accepts, is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 class TestLimits:
@@ -875,6 +908,11 @@ class TestCredentials:
             assert "SECRET" not in file
 
 
+class SomeOfThisMachineIsOutside(Policy):
+    def is_public(self, address: str) -> bool:
+        return address == "127.0.0.1"
+
+
 class TestPolicy:
     def test_a_url_that_is_not_permitted_is_not_asked(
         self, server: FileServer, options: FetchOptions
@@ -959,10 +997,6 @@ class TestPolicy:
     def test_a_redirect_to_an_address_inside_is_not_connected_to(
         self, server: FileServer, options: FetchOptions
     ) -> None:
-        class SomeOfThisMachineIsOutside(Policy):
-            def is_public(self, address: str) -> bool:
-                return address == "127.0.0.1"
-
         policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
         with file_server("127.0.0.2") as inside:
             server.odd["/x.model"] = redirect(inside.add("/x.model", CONTENT))
@@ -1045,6 +1079,10 @@ class TestProxies:
         url = "http://127.0.0.1:1/x"
         with pytest.raises(Forbidden):
             fetch(url, options, parse_policy("http://.*", False))
+        # Nor is one at an address that is permitted itself.
+        policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
+        with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is inside"):
+            fetch("http://127.0.0.2:1/x", options, policy)
         assert proxy.connections == 0
         assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == b"inside"
 
