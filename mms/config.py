@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults, is_model_name
 from mms.errors import ConfigError
+from mms.fetch.location import shown
 from mms.wire.frames import MAX_COUNT, MAX_PAYLOAD_BYTES
 from mms.wire.messages import RequestLimits
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from mms.archive.fetch import Progress
 from mms.archive.workspace import open_workspace
 from mms.config import TOKEN_VARIABLE, Config
 from mms.errors import AddressInUse, ConfigError, MMSError
+from mms.fetch.download import Progress
 from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures
 from mms.http.connection import Runner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -14,8 +15,6 @@ import click
 import orjson
 import uvloop
 
-from mms.archive.fetch import cached, fetch, opening
-from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
@@ -29,9 +28,11 @@ from mms.config import (
     with_archive_defaults,
 )
 from mms.errors import ConfigError, MMSError, StartupError
+from mms.fetch.download import cached, fetch, opening
+from mms.fetch.location import shown
 from mms.log import configure_logging
 from mms.server import Server
-from mms.serving.fetching import fetch_options
+from mms.serving.archives import fetch_options
 from mms.serving.registry import Registry
 from mms.version import __version__
 
@@ -166,7 +167,7 @@ def _parse_model(
             )
         return name, location
     options = fetch_options(settings, progress)
-    path = fetch(text, options)
+    path = asyncio.run(fetch(text, options))
     with opening(text, path, options):
         return read_manifest(path).model_name, text
 

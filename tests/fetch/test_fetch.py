@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -21,14 +22,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import uvloop
 
-from mms.archive.cache import Cache
-from mms.archive.fetch import FetchOptions, cached, fetch, opening
-from mms.archive.location import Policy, parse_location, parse_policy
 from mms.archive.reader import read_manifest
-from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch import download
+from mms.fetch.admission import Policy, parse_policy
+from mms.fetch.cache import Cache
+from mms.fetch.download import FetchOptions, cached, opening
+from mms.fetch.location import parse_location
+from mms.fetch.source import Timeouts
 from tests.kit.fileserver import (
     FileServer,
     Handler,
@@ -40,6 +45,7 @@ from tests.kit.fileserver import (
     silence,
     write_certificate,
 )
+from tests.kit.waiting import until
 
 #: Longer than what fits into the buffers of a connection, so that a cut is noticed where it is.
 # The same in every process of a parallel run: names of tests hold digests.
@@ -73,6 +79,11 @@ def options(tmp_path: Path) -> FetchOptions:
 def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
+
+
+def fetch(url: str, options: FetchOptions, policy: Policy | None = None) -> Path:
+    # The server's loop; what is asynchronous below runs on the standard one.
+    return uvloop.run(download.fetch(url, options, policy))
 
 
 def kept(options: FetchOptions) -> set[str]:
@@ -296,7 +307,7 @@ class TestNetworkDown:
             path = fetch(url, options)
         assert fetch(url, options) == path
         (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
-        assert "Connection refused; serving the copy fetched before" in record.getMessage()
+        assert "Connection refused; serving the cached copy" in record.getMessage()
 
     @pytest.mark.parametrize("status", [500, 502, 503, 429])
     def test_so_it_is_when_the_server_is_unwell(
@@ -344,7 +355,7 @@ class TestCuts:
         self, server: FileServer, options: FetchOptions, how: dict[str, str]
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[100_000] * 4, **how)
-        with pytest.raises(DownloadFailed, match="cut after 400000 of 1048576 bytes"):
+        with pytest.raises(DownloadFailed, match="interrupted after 400000 of 1048576 bytes"):
             fetch(url, options)
         (part,) = parts(options)
         assert part.read_bytes() == CONTENT[:400_000]
@@ -357,7 +368,7 @@ class TestCuts:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         url = server.add("/x.model", CONTENT, etag='W/"weak"', cuts=[100_000] * 4)
-        fails(url, options, "cut after 100000 of 1048576 bytes")
+        fails(url, options, "interrupted after 100000 of 1048576 bytes")
         assert fetch(url, options).read_bytes() == CONTENT
         assert not any("Range" in seen.headers for seen in server.seen)
 
@@ -421,6 +432,12 @@ class TestCuts:
         assert fetch(url, options).read_bytes() == CONTENT
         assert len(server.seen) == 4
 
+    def test_each_attempt_is_one_request(self, server: FileServer, options: FetchOptions) -> None:
+        server.odd["/x.model"] = says(b"")
+        twice = replace(options, attempts=2)
+        fails(f"{server.url}/x.model", twice, r"closed the connection .* \(attempts: 2\)")
+        assert len(server.seen) == server.connections == 2
+
     def test_a_cut_in_chunks_is_noticed(self, server: FileServer, options: FetchOptions) -> None:
         url = server.url + "/x.model"
         server.odd["/x.model"] = chunked([b"1" * 70_000], ends=False)
@@ -449,9 +466,9 @@ class TestCuts:
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[400_000])
         program = (
-            "import sys\nfrom pathlib import Path\n"
-            "from mms.archive.fetch import FetchOptions, fetch\n"
-            "fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=60))"
+            "import asyncio, sys\nfrom pathlib import Path\n"
+            "from mms.fetch.download import FetchOptions, fetch\n"
+            "asyncio.run(fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=60)))"
         )
         process = subprocess.Popen([sys.executable, "-c", program, url, str(options.cache)])
         pause = threading.Event()
@@ -486,9 +503,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("status", "said"),
         [
-            (400, r"the server answers \(400\)"),
-            (401, "asks for credentials"),
-            (403, "it refuses; a signed URL may have expired"),
+            (400, r"unexpected status \(400\)"),
+            (401, "requires credentials"),
+            (403, "denies access; a signed URL may have expired"),
             (404, "there is no such file"),
             (204, "204"),
             (302, "302"),
@@ -505,11 +522,11 @@ class TestRefusals:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         server.odd["/x.model"] = lambda handler: handler.answer(304)
-        fails(f"{server.url}/x.model", options, "unasked")
+        fails(f"{server.url}/x.model", options, r"unexpected status \(304\)")
 
     def test_a_packed_answer_is_refused(self, server: FileServer, options: FetchOptions) -> None:
         server.odd["/x.model"] = lambda handler: handler.answer(200, b"x", Content_Encoding="gzip")
-        fails(f"{server.url}/x.model", options, r"packed \(gzip\)")
+        fails(f"{server.url}/x.model", options, "unexpected Content-Encoding 'gzip'")
 
     @pytest.mark.parametrize(
         "line",
@@ -519,7 +536,7 @@ class TestRefusals:
         self, server: FileServer, options: FetchOptions, line: bytes
     ) -> None:
         server.odd["/x.model"] = says(line)
-        text = fails(f"{server.url}/x.model", options, "no HTTP server|closed the connection|cut")
+        text = fails(f"{server.url}/x.model", options, "not valid HTTP|closed the connection|cut")
         assert "SECRET" not in text
 
     def test_headers_without_end_are_refused(
@@ -529,7 +546,7 @@ class TestRefusals:
             handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X-Header: x\r\n" * 10_000)
 
         server.odd["/x.model"] = flood
-        fails(f"{server.url}/x.model", options, "no HTTP server")
+        fails(f"{server.url}/x.model", options, "not valid HTTP")
 
 
 class TestDeadPeers:
@@ -567,7 +584,22 @@ class TestDeadPeers:
 
         server.odd["/x.model"] = drip
         impatient = replace(options, timeouts=IMPATIENT, attempts=1)
-        fails(f"{server.url}/x.model", impatient, "less than 1024 bytes/s")
+        fails(f"{server.url}/x.model", impatient, "peer stalled: less than 1024 bytes/s")
+
+    @pytest.mark.parametrize(
+        "drip", [b"x", b"X: x\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["byte", "header", "100"]
+    )
+    def test_headers_that_take_for_ever_are_an_error(
+        self, server: FileServer, options: FetchOptions, drip: bytes
+    ) -> None:
+        def dripping(handler: Handler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n" if drip[:1] != b"H" else drip)
+            while not server.closing.wait(0.1):
+                handler.wfile.write(drip)
+
+        server.odd["/x.model"] = dripping
+        hasty = replace(options, timeouts=Timeouts(0.5, 0.5), attempts=1)
+        fails(f"{server.url}/x.model", hasty, "no answer within")
 
     def test_a_slow_one_is_not_dead(self, server: FileServer, options: FetchOptions) -> None:
         def slowly(handler: Handler) -> None:
@@ -584,51 +616,88 @@ class TestDeadPeers:
         assert fetch(f"{server.url}/x.model", impatient).read_bytes() == b"x" * 100_000
 
     def test_a_port_that_does_not_answer_is_an_error(self, options: FetchOptions) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            waiting = []
-            try:
-                # Fills the line of connections that nobody accepts.
-                for _ in range(4):
-                    waiting.append(socket.socket())
-                    waiting[-1].setblocking(False)
-                    waiting[-1].connect_ex(listener.getsockname())
-                url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-                hasty = replace(options, timeouts=Timeouts(0.3, 60), attempts=1)
-                fails(url, hasty, "no answer within")
-            finally:
-                for sock in waiting:
-                    sock.close()
+        hasty = replace(options, timeouts=Timeouts(0.3, 60), attempts=1)
+        with deaf_port() as port:
+            fails(f"http://127.0.0.1:{port}/x", hasty, "no answer within")
 
-    def test_whoever_waits_can_be_told_to_stop(
+    async def test_a_download_that_waits_for_a_connection_can_be_cancelled(
+        self, options: FetchOptions
+    ) -> None:
+        def connecting() -> int:
+            return [c.status for c in psutil.Process().net_connections()].count("SYN_SENT")
+
+        with deaf_port() as port:
+            before = connecting()
+            task = asyncio.create_task(download.fetch(f"http://127.0.0.1:{port}/x", options))
+            await until(lambda: connecting() > before)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def test_a_cancelled_download_ends_at_once_and_can_be_resumed(
         self, server: FileServer, options: FetchOptions
     ) -> None:
-        stop = threading.Event()
+        class Stops:
+            """Cancels the download with its first bytes."""
 
-        class StopsSoon:
             def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-                stop.set()
+                task.cancel()
 
             def finish(self, name: str) -> None:
                 pass
 
         url = server.add("/x.model", CONTENT * 8)
-        with pytest.raises(DownloadFailed, match="stopped"):
-            fetch(url, replace(options, progress=StopsSoon()), None, stop)
-        # Set already, nothing is waited for: no lock that another has, and no second attempt.
-        with (
-            Cache(options.cache).lock(parse_location(url).key, threading.Event()),
-            pytest.raises(DownloadFailed, match="stopped"),
-        ):
-            fetch(url, options, None, stop)
-        with pytest.raises(DownloadFailed, match="stopped"):
-            fetch(
-                f"http://127.0.0.1:{closed_port()}/x", replace(options, backoff_s=600), None, stop
-            )
-        # What came stays, to go on with.
-        assert fetch(url, options).read_bytes() == CONTENT * 8
+        task = asyncio.create_task(download.fetch(url, replace(options, progress=Stops())))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # What came stays, to resume from; the lock does not.
+        assert (await download.fetch(url, options)).read_bytes() == CONTENT * 8
         assert "Range" in server.seen[-1].headers
+
+    @pytest.mark.parametrize("waits_for", ["lock", "head", "next attempt"])
+    async def test_whatever_a_download_waits_for_it_can_be_cancelled(
+        self,
+        server: FileServer,
+        options: FetchOptions,
+        caplog: pytest.LogCaptureFixture,
+        waits_for: str,
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        server.odd["/x.model"] = silence
+        url = f"{server.url}/x.model"
+        if waits_for == "next attempt":
+            server.odd["/x.model"] = lambda handler: handler.answer(503)
+        lock = Cache(options.cache).lock(parse_location(url).key)
+        with contextlib.closing(lock):
+            if waits_for == "lock":
+                assert lock.acquire()
+            task = asyncio.create_task(download.fetch(url, replace(options, backoff_s=600)))
+            await until(lambda: waits_for == "lock" or bool(server.seen))
+            if waits_for == "next attempt":
+                await until(lambda: "retrying" in caplog.text)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert len(server.seen) == (waits_for != "lock")
+        del server.odd["/x.model"]
+        server.add("/x.model", CONTENT)
+        assert (await download.fetch(url, options)).read_bytes() == CONTENT
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose line of connections, which nobody accepts, is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 class TestLimits:
@@ -712,10 +781,11 @@ class TestSeveralAtOnce:
     ) -> None:
         url = server.add("/x.model", CONTENT, cuts=[100_000, 100_000, 100_000])
         program = (
-            "import sys\nfrom pathlib import Path\n"
-            "from mms.archive.fetch import FetchOptions, fetch\n"
+            "import asyncio, sys\nfrom pathlib import Path\n"
+            "from mms.fetch.download import FetchOptions, fetch\n"
             "for _ in range(20):\n"
-            "    path = fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=0))\n"
+            "    options = FetchOptions(Path(sys.argv[2]), backoff_s=0)\n"
+            "    path = asyncio.run(fetch(sys.argv[1], options))\n"
             "print(path)"
         )
         processes = [
@@ -759,7 +829,7 @@ class TestRedirects:
 
     def test_a_circle_is_left(self, server: FileServer, options: FetchOptions) -> None:
         server.odd["/a"] = redirect("/a")
-        fails(f"{server.url}/a", options, "more than 10 times")
+        fails(f"{server.url}/a", options, "more than 10 redirects")
         assert len(server.seen) == 11
 
     @pytest.mark.parametrize(
@@ -781,7 +851,7 @@ class TestRedirects:
         server.odd["/a"] = redirect(target)
         if not target:
             # Which is the same URL again.
-            fails(f"{server.url}/a", options, "more than 10 times")
+            fails(f"{server.url}/a", options, "more than 10 redirects")
         else:
             fails(f"{server.url}/a", options, "which is not an http:// or https:// URL")
 
@@ -842,6 +912,11 @@ class TestCredentials:
             assert "SECRET" not in file
 
 
+class SomeOfThisMachineIsOutside(Policy):
+    def is_public(self, address: str) -> bool:
+        return address == "127.0.0.1"
+
+
 class TestPolicy:
     def test_a_url_that_is_not_permitted_is_not_asked(
         self, server: FileServer, options: FetchOptions
@@ -872,6 +947,41 @@ class TestPolicy:
         assert kept(options) == set()
         assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == CONTENT
 
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]"),
+            *("[2002:7f00:1::]", "[fe80::1]", "[fc00::1]", "10.0.0.1", "169.254.169.254"),
+        ],
+    )
+    def test_no_literal_address_inside_is_connected_to(
+        self, server: FileServer, options: FetchOptions, host: str
+    ) -> None:
+        with pytest.raises(Forbidden, match="allow_private_urls"):
+            fetch(f"http://{host}:{server.port}/x", options, parse_policy("http://.*", False))
+        assert server.connections == 0
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433"])
+    def test_what_is_checked_is_the_very_address_that_is_connected_to(
+        self, server: FileServer, options: FetchOptions, host: str
+    ) -> None:
+        server.add("/x.model", CONTENT, cuts=[1000])
+        server.odd["/a"] = redirect("/x.model")
+        checked: list[str] = []
+
+        class Records(Policy):
+            def is_public(self, address: str) -> bool:
+                if address == "127.0.0.1":
+                    checked.append(address)
+                    # Nothing else has looked an address up in between, nor connected.
+                    assert server.connections == len(checked) - 1
+                return True
+
+        url = f"http://{host}:{server.port}/a"
+        assert fetch(url, options, Records((re.compile("http://.*"),))).read_bytes() == CONTENT
+        # Two attempts, with two requests each.
+        assert len(checked) == server.connections == 4
+
     def test_a_redirect_to_what_is_not_permitted_is_not_followed(
         self, server: FileServer, other: FileServer, options: FetchOptions
     ) -> None:
@@ -891,10 +1001,6 @@ class TestPolicy:
     def test_a_redirect_to_an_address_inside_is_not_connected_to(
         self, server: FileServer, options: FetchOptions
     ) -> None:
-        class SomeOfThisMachineIsOutside(Policy):
-            def is_public(self, address: str) -> bool:
-                return address == "127.0.0.1"
-
         policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
         with file_server("127.0.0.2") as inside:
             server.odd["/x.model"] = redirect(inside.add("/x.model", CONTENT))
@@ -957,7 +1063,7 @@ class TestProxies:
         self, proxy: FileServer, options: FetchOptions
     ) -> None:
         proxy.odd["CONNECT"] = lambda handler: handler.answer(403)
-        fails("https://models.example/x", options, "Tunnel connection failed: 403")
+        fails("https://models.example/x", options, "the proxy refused the tunnel with status 403")
 
     def test_no_proxy_is_heeded(
         self,
@@ -977,6 +1083,10 @@ class TestProxies:
         url = "http://127.0.0.1:1/x"
         with pytest.raises(Forbidden):
             fetch(url, options, parse_policy("http://.*", False))
+        # Nor is one at an address that is permitted itself.
+        policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
+        with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is inside"):
+            fetch("http://127.0.0.2:1/x", options, policy)
         assert proxy.connections == 0
         assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == b"inside"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from mms.archive.fetch import FetchOptions, fetch
-from mms.archive.location import parse_policy
-from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch import download
+from mms.fetch.admission import Policy, parse_policy
+from mms.fetch.download import FetchOptions
+from mms.fetch.source import Timeouts
 from tests.kit.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
 # The same in every process of a parallel run: names of tests hold digests.
@@ -83,6 +84,10 @@ def options(tmp_path: Path) -> FetchOptions:
     return FetchOptions(tmp_path / "cache", timeouts=Timeouts(60, 60), backoff_s=0.0)
 
 
+def fetch(url: str, options: FetchOptions, policy: Policy | None = None) -> Path:
+    return asyncio.run(download.fetch(url, options, policy))
+
+
 def put(s3: Any, content: bytes) -> None:
     s3.put_object(Bucket="models", Key=_KEY, Body=content)
 
@@ -111,30 +116,30 @@ def test_a_pin_holds(s3: Any, options: FetchOptions, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("changes", [False, True])
-def test_a_download_that_was_stopped_is_gone_on_with_unless_the_object_has_changed(
+async def test_a_cancelled_download_is_resumed_unless_the_object_has_changed(
     s3: Any, options: FetchOptions, changes: bool
 ) -> None:
     put(s3, CONTENT)
-    stop = threading.Event()
     told: list[int] = []
 
-    class StopsSoon:
+    class Stops:
         def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
             assert total_bytes == len(CONTENT)
             told.append(done_bytes)
-            stop.set()
+            task.cancel()
 
         def finish(self, name: str) -> None:
             pass
 
-    watched = replace(options, progress=StopsSoon())
-    with pytest.raises(DownloadFailed, match="stopped"):
-        fetch(URL, watched, None, stop)
+    watched = replace(options, progress=Stops())
+    task = asyncio.create_task(download.fetch(URL, watched))
+    with pytest.raises(asyncio.CancelledError):
+        await task
     part = max(path.stat().st_size for path in options.cache.glob("parts/*"))
     assert part == told.pop()
     expected = OTHER if changes else CONTENT
     put(s3, expected)
-    assert fetch(URL, watched).read_bytes() == expected
+    assert (await download.fetch(URL, watched)).read_bytes() == expected
     assert (min(told) > part) != changes
 
 
@@ -179,14 +184,14 @@ def test_a_service_that_is_unwell_is_asked_again_and_else_the_copy_is_served(
     path = f"/models/{_KEY}"
     unwell.add(path, CONTENT)
     unwell.odd[path] = lambda handler: handler.answer(503)
-    with pytest.raises(DownloadFailed, match=r"the service answers 503.*\(attempts: 4\)"):
+    with pytest.raises(DownloadFailed, match=r"responded with status 503.*\(attempts: 4\)"):
         fetch(URL, options)
     assert len(unwell.seen) == 4
     del unwell.odd[path]
     fetched = fetch(URL, options)
     unwell.odd[path] = lambda handler: handler.answer(500)
     assert fetch(URL, options) == fetched
-    assert "serving the copy fetched before" in caplog.messages[-1]
+    assert "serving the cached copy" in caplog.messages[-1]
 
 
 def test_a_service_that_is_not_there_is_an_error(
@@ -270,11 +275,11 @@ def test_no_secret_is_logged_however_much_is(
 
 def test_without_boto3_it_says_what_to_install(options: FetchOptions) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\n"
-        "from mms.archive.fetch import FetchOptions, fetch\n"
+        "import asyncio, sys\nfrom pathlib import Path\n"
+        "from mms.fetch.download import FetchOptions, fetch\n"
         "assert 'boto3' not in sys.modules\n"
         "sys.modules['boto3'] = None\n"
-        "try:\n    fetch(sys.argv[1], FetchOptions(Path(sys.argv[2])))\n"
+        "try:\n    asyncio.run(fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]))))\n"
         "except Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run(

@@ -392,7 +392,7 @@ class TestRestart:
         async with running_servers(tmp_path) as start:
             server = await start(kept)
             assert await digest(server, "m") == digest_of(content)
-            assert any("serving the copy fetched before" in m for m in caplog.messages)
+            assert any("serving the cached copy" in m for m in caplog.messages)
             assert (await server.manage("DELETE", "/models/m"))[0] == 200
 
     async def test_what_is_permitted_no_more_is_not_fetched_again(

@@ -16,7 +16,7 @@ import pytest
 from mms.cli.terminal import printable, shell_word
 from mms.config import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
-from mms.serving.fetching import Fetching
+from mms.serving.archives import Fetching
 from mms.serving.registry import Registry
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
 from mms.telemetry.prometheus import Exporter, ServableSnapshot
