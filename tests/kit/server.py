@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mms.cli import serve
 from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
+from mms.errors import WorkerDied
 from mms.http.app import make_app
 from mms.http.guard import Guard
 from mms.http.openapi.document import Route, routes_of
@@ -47,6 +48,10 @@ class ServableView:
     @property
     def name(self) -> str:
         return self._servable.name
+
+    @property
+    def version(self) -> str:
+        return self._servable.version
 
     @property
     def state(self) -> str:
@@ -167,6 +172,10 @@ class ServableView:
     async def sleep(self) -> None:
         """Unload it now, as if it had been idle for long."""
         await self._servable.sleep()
+
+    def fail(self) -> None:
+        """Have its pool give up, as if its workers had died one after the other."""
+        self._servable.on_failed(WorkerDied("3 workers in a row died"))
 
     @contextlib.contextmanager
     def unread_answers(self) -> Iterator[None]:
@@ -318,6 +327,15 @@ class RunningServer:
     def before_its_start(self) -> Iterator[None]:
         """Let it pass for a server whose models are not all loaded yet."""
         self._server.dataplane.state = ServerState.STARTING
+        try:
+            yield
+        finally:
+            self._server.dataplane.state = ServerState.SERVING
+
+    @contextlib.contextmanager
+    def while_draining(self) -> Iterator[None]:
+        """Let it pass for a server that accepts no more."""
+        self._server.dataplane.state = ServerState.DRAINING
         try:
             yield
         finally:
