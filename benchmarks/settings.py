@@ -25,7 +25,7 @@ from benchmarks.server import Server, serving
 from benchmarks.table import render
 from mms.archive.export import export_model
 from mms.archive.reader import open_archive
-from mms.config import usable_cores
+from mms.config.resources import usable_cores
 
 _SERVICES = Path(__file__).parent / "services"
 _CREPE = ROOT / "build" / "character_cnn.model"

@@ -13,7 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from mms.config import ENV_PREFIX, Config, ModelSettings, ServerSettings
+from mms.config.build import Config
+from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import MMSError, StartupError, subclasses
 from mms.http.app import make_app
 from mms.http.context import Context

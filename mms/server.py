@@ -25,7 +25,8 @@ from aiohttp import web
 
 from mms.archive.fetch import Progress
 from mms.archive.workspace import open_workspace
-from mms.config import TOKEN_VARIABLE, Config
+from mms.config.build import Config
+from mms.config.settings import TOKEN_VARIABLE
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures

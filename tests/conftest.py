@@ -21,7 +21,8 @@ import pytest
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
+from mms.config.build import Config, ModelConfig
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.server import Server
 from mms.serving.lifecycle import ServableState
 from mms.serving.servable import Servable

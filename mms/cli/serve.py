@@ -20,14 +20,9 @@ from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
 from mms.cli.terminal import printable, shell_word
-from mms.config import (
-    ENV_PREFIX,
-    Config,
-    ModelSettings,
-    ServerSettings,
-    build_config,
-    with_archive_defaults,
-)
+from mms.config.build import Config, build_config
+from mms.config.layers import with_archive_defaults
+from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import ConfigError, MMSError, StartupError
 from mms.log import configure_logging
 from mms.server import Server

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from mms import log
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import BufferFull, Draining, Forbidden, MMSError, OutOfMemory, Unavailable
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.metrics.exporter import Exporter, ServerMetrics
 from mms.serving.budget import Budget
 from mms.serving.manager import ModelManager

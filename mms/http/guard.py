@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion10
 from multidict import istr
 
-from mms.config import TOKEN_VARIABLE, ServerSettings
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, Draining, Forbidden, InvalidRequest, Unauthorized
 from mms.http.audit import Failures
 

@@ -20,7 +20,8 @@ import orjson
 from aiohttp import web
 
 from mms.archive.location import Policy, is_remote, parse_location, shown
-from mms.config import MAX_WORKERS, Layer, ModelSettings, keys, resolve
+from mms.config.layers import Layer, keys, resolve
+from mms.config.settings import MAX_WORKERS, ModelSettings
 from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound
 from mms.http.body import read_body
 from mms.http.context import CONTEXT

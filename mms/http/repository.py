@@ -16,7 +16,8 @@ from aiohttp import web
 
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives
-from mms.config import Layer, ModelSettings, keys, resolve
+from mms.config.layers import Layer, keys, resolve
+from mms.config.settings import ModelSettings
 from mms.errors import Conflict, InvalidRequest, MMSError, ModelNotFound
 from mms.http.body import read_body
 from mms.http.context import CONTEXT

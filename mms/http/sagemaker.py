@@ -14,7 +14,8 @@ from aiohttp import web
 
 from mms.archive.location import is_remote, parse_location
 from mms.archive.reader import find_archives
-from mms.config import SAGEMAKER_MODELS, ModelSettings, ServerSettings, resolve
+from mms.config.layers import resolve
+from mms.config.settings import SAGEMAKER_MODELS, ModelSettings, ServerSettings
 from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import ConfigError
 from mms.metrics.exporter import Histogram, ServableMetrics, ServerMetrics
 from mms.protocol import Stage

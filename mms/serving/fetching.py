@@ -20,7 +20,7 @@ from mms.archive.location import is_remote, parse_location, parse_policy, shown
 from mms.archive.manifest import Manifest
 from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
 from mms.serving.state import file_stamp
 

@@ -23,17 +23,9 @@ from mms.archive.fetch import Progress
 from mms.archive.location import parse_location
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import remove_unpacked
-from mms.config import (
-    MAX_WORKERS,
-    Config,
-    Layer,
-    ModelConfig,
-    ModelSettings,
-    keys,
-    request_limits,
-    resolve,
-    with_archive_defaults,
-)
+from mms.config.build import Config, ModelConfig
+from mms.config.layers import Layer, keys, resolve, with_archive_defaults
+from mms.config.settings import MAX_WORKERS, ModelSettings, request_limits
 from mms.errors import ConfigError, Conflict, Forbidden, InvalidRequest, MMSError
 from mms.serving.fetching import Fetching, stamp
 from mms.serving.lifecycle import ServableState

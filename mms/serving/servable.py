@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mms.archive.reader import Archive
-from mms.config import ModelSettings, parse_gpus, usable_cores
+from mms.config.resources import usable_cores
+from mms.config.settings import ModelSettings
+from mms.config.values import parse_gpus
 from mms.errors import (
     DeadlineExceeded,
     Draining,

@@ -25,7 +25,7 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from mms.archive.export import export_model
-from mms.config import ModelSettings, ServerSettings
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.http.app import make_app
 from mms.http.guard import Guard
 from mms.http.openapi import routes_of

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mms.config import build_config
+from mms.config.build import build_config
 from tests.conftest import RunningServer, StartServer
 from tests.fileserver import digest_of, file_server
 from tests.models import make_archive, make_mar

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.config import Config, ServerSettings
+from mms.config.build import Config
+from mms.config.settings import ServerSettings
 from mms.errors import ConfigError
 from mms.server import Server
 from tests.conftest import RunningServer, fresh_client, running_servers, until

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from mms.archive.export import export_model
-from mms.config import Config, build_config
+from mms.config.build import Config, build_config
 from mms.errors import ConfigError, MMSError
 from mms.serving.lifecycle import ServableState
 from mms.serving.servable import Servable

@@ -12,14 +12,10 @@ import pytest
 import pytest_asyncio
 
 from mms.archive.manifest import ServingDefaults
-from mms.config import (
-    MAX_WORKERS,
-    ModelSettings,
-    ServerSettings,
-    build_config,
-    parse_gpus,
-    with_archive_defaults,
-)
+from mms.config.build import build_config
+from mms.config.layers import with_archive_defaults
+from mms.config.settings import MAX_WORKERS, ModelSettings, ServerSettings
+from mms.config.values import parse_gpus
 from mms.errors import ConfigError
 from tests.conftest import RunningServer, fresh_client, running_servers
 from tests.management.stores import says

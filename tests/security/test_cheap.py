@@ -15,7 +15,7 @@ import pytest
 
 from mms.cli import serve
 from mms.cli.terminal import printable, shell_word
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.fetching import Fetching

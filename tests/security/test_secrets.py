@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mms.config import SECRET_VARIABLES
+from mms.config.settings import SECRET_VARIABLES
 from tests.conftest import StartServer
 from tests.management.stores import says
 from tests.models import make_folder
@@ -64,7 +64,8 @@ async def test_v17_a_service_sees_secrets_only_if_the_operator_says_so(
 _SERVE = """
     import asyncio, ctypes, os, sys, urllib.request
     import orjson, psutil
-    from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
+    from mms.config.build import Config, ModelConfig
+    from mms.config.settings import ModelSettings, ServerSettings
     from mms.server import Server
 
     async def run():

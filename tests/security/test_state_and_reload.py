@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mms.config import Config, build_config
+from mms.config.build import Config, build_config
 from mms.errors import ConfigError
 from mms.serving.state import State, read_state, write_state
 from tests.conftest import RunningServer, StartServer, until

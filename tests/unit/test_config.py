@@ -13,17 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mms.archive.manifest import ServingDefaults
-from mms.config import (
-    ModelSettings,
-    ServerSettings,
-    build_config,
-    environment_layer,
-    keys,
-    parse_gpus,
-    read_file,
-    usable_cores,
-    with_archive_defaults,
-)
+from mms.config.build import build_config, read_file
+from mms.config.environment import environment_layer
+from mms.config.layers import keys, with_archive_defaults
+from mms.config.resources import usable_cores
+from mms.config.settings import ModelSettings, ServerSettings
+from mms.config.values import parse_gpus
 from mms.errors import ConfigError
 
 

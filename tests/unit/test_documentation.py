@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from mms.config import ModelSettings, ServerSettings, build_config
+from mms.config.build import build_config
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.version import __version__
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from mms.archive.location import (
     parse_policy,
     shown,
 )
-from mms.config import build_config
+from mms.config.build import build_config
 from mms.errors import ArchiveError, ConfigError, Forbidden
 
 DIGEST = "0123456789abcdef" * 4

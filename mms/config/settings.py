@@ -1,27 +1,16 @@
-"""Typed settings of the server and of each model, and where each value came from.
+"""Typed settings of the server and of each model.
 
 Every setting is declared once, as a field below; flag, environment variable and YAML key follow
-from its name. The order is flag > ``MMS_*`` environment > YAML file > the archive's ``Serving``
-> default, and an unknown key is an error that suggests the nearest known one.
+from its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
-import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from mms.archive.location import shown
-from mms.archive.manifest import ServingDefaults, is_model_name
-from mms.errors import ConfigError
 from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
 
 ENV_PREFIX = "MMS_"
@@ -40,16 +29,11 @@ MAX_SECONDS = 365 * 24 * 3600.0
 MAX_DELAY_MS = 900_000.0
 #: Half of what a frame between our processes holds.
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES // 2
-#: Environment variables with this prefix that are not settings.
 TOKEN_VARIABLE = "MMS_MANAGEMENT_TOKEN"
-_OTHER_VARIABLES = {"MMS_CONFIG", TOKEN_VARIABLE}
 #: Second names of settings, in files and calls.
-_ALIASES = {"gpu": "devices"}
+ALIASES = {"gpu": "devices"}
 #: Where SageMaker unpacks the models of a multi-model container.
 SAGEMAKER_MODELS = "/opt/ml/models"
-_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
-
-_SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
 #: TOKEN, SECRET and so on as a word of the name, but not where the value is a path or an address
 #: (AWS_WEB_IDENTITY_TOKEN_FILE), nor as a part of a word (TOKENIZERS_PARALLELISM).
@@ -57,11 +41,6 @@ SECRET_VARIABLES = (
     "(?i).*(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY|_KEY)S?"
     "(_(?!.*(FILE|PATH|URI)$).*)?"
 )
-_MAX_QUOTED_CHARS = 200
-#: Numbers of GPUs: three digits each, as no machine has a thousand.
-_GPUS = re.compile(r"\s*\d{1,3}\s*(,\s*\d{1,3}\s*){0,1023}", re.ASCII)
-
-T = TypeVar("T")
 
 
 def setting(
@@ -421,344 +400,7 @@ class ServerSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """One model to serve: its name, where its archive is, and its settings."""
-
-    name: str
-    path: str
-    settings: ModelSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Values from one origin, as texts or as YAML gave them."""
-
-    origin: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Everything the server is told at its start.
-
-    Attributes:
-        server: Settings of the server.
-        models: The models to begin with.
-        origins: Where each setting came from, by its key.
-        layers: What holds for every model, those registered later included.
-    """
-
-    server: ServerSettings
-    models: tuple[ModelConfig, ...]
-    origins: Mapping[str, str]
-    layers: tuple[Layer, ...] = ()
-
-
-def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T, dict[str, str]]:
-    """Return settings from layers, the first that has a value winning.
-
-    Args:
-        cls: ModelSettings or ServerSettings.
-        layers: From the strongest to the weakest.
-        prefix: Put before each key in the origins.
-
-    Returns:
-        The settings, and the origin of each value by key.
-
-    Raises:
-        ConfigError: A value has the wrong type or range; names the origin and the key.
-    """
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        origins[prefix + f.name] = "default"
-        for layer in layers:
-            value = layer.values.get(f.name)
-            if value is None and f.name in _ALIASES:
-                value = layer.values.get(_ALIASES[f.name])
-            if value is not None:
-                where = f"{layer.origin}: {prefix}{f.name}"
-                values[f.name] = _convert(value, hints[f.name], f.metadata, where)
-                origins[prefix + f.name] = layer.origin
-                break
-    return cls(**values), origins
-
-
-def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
-    """Refuse keys that do not exist.
-
-    Raises:
-        ConfigError: Naming the key and the nearest known one.
-    """
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise ConfigError(f"{origin}: unknown key {key!r}{hint}")
-
-
-def keys(cls: type[Any]) -> list[str]:
-    """Return the names by which a settings class's fields can be set."""
-    names = [f.name for f in dataclasses.fields(cls)]
-    return names + [alias for name, alias in _ALIASES.items() if name in names]
-
-
-def environment_layer(environment: Mapping[str, str]) -> Layer:
-    """Return the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
-
-    Raises:
-        ConfigError: A variable with that prefix is no setting.
-    """
-    values = {
-        name[len(ENV_PREFIX) :].lower(): value
-        for name, value in environment.items()
-        if name.startswith(ENV_PREFIX)
-        and name not in _OTHER_VARIABLES
-        and not _is_service_link(name, value)
-    }
-    check_keys(values, keys(ServerSettings) + keys(ModelSettings), "environment (MMS_*)")
-    return Layer("environment", values)
-
-
-def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
-    """Return what SageMaker says in its own variables; weaker than everything but the defaults."""
-    values: dict[str, Any] = {}
-    if "SAGEMAKER_BIND_TO_PORT" in environment:
-        # SageMaker asks from outside the container, and for these routes only.
-        values = {"port": environment["SAGEMAKER_BIND_TO_PORT"], "host": "0.0.0.0"}
-    if str(environment.get("SAGEMAKER_MULTI_MODEL", "")).lower() in _TRUE:
-        values |= {"multi_model": True, "host": "0.0.0.0"}
-    return Layer("SageMaker", values)
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes set a variable, as it does in every pod beside a Service named ``mms``."""
-    return value.startswith("tcp://") or bool(_SERVICE_LINK.fullmatch(name))
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        ConfigError: The file cannot be read or is no mapping.
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: not UTF-8, or a date that there is not, such as 2020-13-45.
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
-    return document
-
-
-def build_config(
-    models: Sequence[tuple[str, str]],
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
-    file: Path | None = None,
-) -> Config:
-    """Return the configuration of a server.
-
-    Args:
-        models: (name, path) pairs from the command line.
-        flags: Values of flags by setting name; None means not given.
-        environment: Where ``MMS_*`` variables are looked up.
-        file: YAML file with server settings, model settings for all models, and ``models``, a
-            mapping of names to a path or to a mapping with ``path`` and model settings.
-
-    Raises:
-        ConfigError: Something unknown or impossible is set.
-    """
-    document = read_file(file) if file else {}
-    origin = str(file) if file else "file"
-    known = [*keys(ServerSettings), *keys(ModelSettings), "models"]
-    check_keys(document, known, origin)
-    file_models = _file_models(document.pop("models", {}), origin)
-    shared = [Layer("flag", flags), environment_layer(environment), Layer(origin, document)]
-    server, origins = resolve(ServerSettings, [*shared, sagemaker_layer(environment)])
-    if server.multi_model and not server.model_store:
-        server = dataclasses.replace(server, model_store=SAGEMAKER_MODELS)
-    named: dict[str, str] = {}
-    for name, path in models:
-        if name in named:
-            raise ConfigError(
-                f"--models names {name!r} twice ({shown(named[name])} and {shown(path)}); "
-                "give each its own name"
-            )
-        named[name] = path
-    configs = []
-    for name, path in {**{n: p for n, (p, _) in file_models.items()}, **named}.items():
-        _check_model_name(name)
-        own = Layer(f"{origin}: models.{name}", file_models.get(name, ("", {}))[1])
-        layers = [*shared[:2], own, shared[2]]
-        settings, own_origins = resolve(ModelSettings, layers, f"models.{name}.")
-        origins |= own_origins
-        configs.append(ModelConfig(name, path, settings))
-    return Config(server, tuple(configs), origins, tuple(shared))
-
-
-def with_archive_defaults(
-    settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str], name: str
-) -> ModelSettings:
-    """Fill in what the archive's ``Serving`` sets and nothing stronger does.
-
-    Raises:
-        ConfigError: The archive sets a value that the setting cannot have.
-    """
-    offered = {
-        "workers": serving.workers,
-        "batch_size": serving.batch_size,
-        "max_batch_delay": serving.max_batch_delay,
-        "response_timeout": serving.response_timeout,
-        "gpu": _gpu_of_device(serving.device),
-    }
-    fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
-    hints = typing.get_type_hints(ModelSettings)
-    changes: dict[str, Any] = {
-        key: _convert(value, hints[key], fields[key].metadata, f"the archive's Serving: {key}")
-        for key, value in offered.items()
-        if value is not None and origins.get(f"models.{name}.{key}", "default") == "default"
-    }
-    return dataclasses.replace(settings, **changes)
-
-
-def _gpu_of_device(device: str | None) -> str | None:
-    """Return the ``gpu`` setting for an archive's ``device``: cpu, gpu, or gpu:1."""
-    if device is None or device == "cpu":
-        return None
-    kind, _, number = device.partition(":")
-    if kind != "gpu" or not (number or "0").isdecimal():
-        raise ConfigError(f"the archive's Serving.device must be cpu, gpu or gpu:N, got {device!r}")
-    return number or "0"
-
-
 def request_limits(settings: ServerSettings) -> RequestLimits:
     """Return what the settings allow one request to cost in a worker."""
     names = (f.name for f in dataclasses.fields(RequestLimits))
     return RequestLimits(**{name: getattr(settings, name) for name in names})
-
-
-def usable_cores() -> int:
-    """Return the CPU cores this process may use, a container's quota included."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(cores, 1)
-
-
-def _file_models(value: Any, origin: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{origin}: models must map names to paths or settings")
-    models: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, entry in value.items():
-        if isinstance(entry, str):
-            models[str(name)] = (entry, {})
-            continue
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            raise ConfigError(f"{origin}: models.{name} needs a path")
-        settings = {key: setting_ for key, setting_ in entry.items() if key != "path"}
-        check_keys(settings, keys(ModelSettings), f"{origin}: models.{name}")
-        models[str(name)] = (entry["path"], settings)
-    return models
-
-
-def _check_model_name(name: str) -> None:
-    if not is_model_name(name):
-        raise ConfigError(
-            f"model name {name!r} cannot stand in a URL; use letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit"
-        )
-
-
-def _convert(value: Any, kind: Any, rules: Mapping[str, Any], where: str) -> Any:
-    minimum, maximum, choices = rules["minimum"], rules["maximum"], rules["choices"]
-    if isinstance(value, bool) and choices and "on" in choices:
-        # YAML reads a bare on or off as a boolean.
-        value = "on" if value else "off"
-    try:
-        converted = _CONVERTERS[kind](value)
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{where}: expected {_KINDS[kind]}, got {_quoted(value)}") from None
-    if minimum is not None and not converted >= minimum:
-        raise ConfigError(f"{where}: must be at least {minimum}, got {_quoted(value)}")
-    if maximum is not None and converted > maximum:
-        raise ConfigError(f"{where}: must be at most {maximum:.15g}, got {_quoted(value)}")
-    if choices:
-        for choice in choices:
-            if str(converted).lower() == choice.lower():
-                return choice
-        known = ", ".join(filter(None, choices))
-        raise ConfigError(f"{where}: must be one of {known}, got {_quoted(value)}")
-    return converted
-
-
-def _quoted(value: Any) -> str:
-    """Return a value for a message: callers may send megabytes of it."""
-    try:
-        text = repr(value)
-    except ValueError:
-        # A whole number of more digits than Python converts.
-        return "a number too long to show"
-    return text if len(text) <= _MAX_QUOTED_CHARS else f"{text[:_MAX_QUOTED_CHARS]}..."
-
-
-def _to_int(value: Any) -> int:
-    if isinstance(value, (bool, float)) and not (isinstance(value, float) and value.is_integer()):
-        raise ValueError
-    return int(value)
-
-
-def _to_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    number = float(value)
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError
-    return number
-
-
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).lower()
-    if text in _TRUE | _FALSE:
-        return text in _TRUE
-    raise ValueError
-
-
-def _to_str(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value)
-    if isinstance(value, (dict, bool)):
-        raise ValueError
-    return str(value)
-
-
-_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_str}
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def parse_gpus(text: str) -> tuple[int, ...]:
-    """Return the GPU numbers in ``"0"`` or ``"0,1"``; none for an empty text.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if not text.strip():
-        return ()
-    if not _GPUS.fullmatch(text):
-        raise ConfigError(f"gpu: expected numbers such as 0 or 0,1, got {_quoted(text)}")
-    return tuple(int(part) for part in text.split(","))
