@@ -9,7 +9,7 @@ from aiohttp import web
 from mms.config.settings import ServerSettings
 from mms.metrics.exporter import Exporter, ServerMetrics
 from mms.serving.budget import Budget
-from mms.serving.manager import ModelManager
+from mms.serving.controlplane import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 

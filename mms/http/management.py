@@ -30,7 +30,7 @@ from mms.http.middleware import make_middleware
 from mms.http.openapi import management_document, routes_of
 from mms.http.response import json_response
 from mms.protocol import error_document
-from mms.serving.manager import ModelManager
+from mms.serving.controlplane import ModelManager
 from mms.serving.memory import resident_bytes
 from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable

@@ -23,8 +23,8 @@ from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.management import MANAGER, audit, locate
 from mms.http.response import json_response
+from mms.serving.controlplane import Registration
 from mms.serving.lifecycle import ServableState
-from mms.serving.manager import Registration
 from mms.serving.servable import Servable
 
 _MAX_BODY_BYTES = 1 << 20

@@ -23,7 +23,7 @@ from mms.http.guard import Guard
 from mms.http.inference import find_model, predict_with
 from mms.http.management import locate, page_of_models
 from mms.http.response import json_response
-from mms.serving.manager import ModelManager
+from mms.serving.controlplane import ModelManager
 from mms.serving.registry import Model, listed
 
 _MAX_BODY_BYTES = 64 << 10

@@ -22,7 +22,7 @@ from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
-from mms.serving.state import file_stamp
+from mms.serving.stamp import file_stamp
 
 #: Downloads at once; more only share the same line.
 _MOST_DOWNLOADS = 8

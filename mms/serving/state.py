@@ -1,4 +1,4 @@
-"""What outlives the server: its registrations in a file, and how to see that files have changed."""
+"""What outlives the server: its registrations, in a file."""
 
 from __future__ import annotations
 
@@ -114,22 +114,3 @@ def write_state(path: str, state: State) -> None:
         write_atomically(Path(path), document.encode(errors="surrogatepass"))
     except OSError as error:
         logger.error("state_file %s cannot be written: %s", path, error.strerror)
-
-
-def file_stamp(path: str) -> Any:
-    """Return what changes when a file, or any file in a folder, changes; None if it is gone."""
-    root = Path(path).expanduser()
-    try:
-        if root.is_file():
-            status = root.stat()
-            return (status.st_mtime_ns, status.st_size, status.st_ino)
-        return (
-            tuple(
-                (str(file), file.stat().st_mtime_ns, file.stat().st_size)
-                for file in sorted(root.rglob("*"))
-                if file.is_file() and "__pycache__" not in file.parts
-            )
-            or None
-        )
-    except OSError:
-        return None

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mms.errors import ConfigError
-from mms.serving.state import State, file_stamp, read_state, write_state
+from mms.serving.stamp import file_stamp
+from mms.serving.state import State, read_state, write_state
 
 Values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 Json = st.recursive(
