@@ -196,9 +196,12 @@ class Server:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the inference API."""
-        host = self.config.server.host
-        known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-        return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{self.port}"
+        return _url(self.config.server.host, self.port)
+
+    @property
+    def management_url(self) -> str:
+        """Where a client on this machine reaches the management API."""
+        return _url(self.config.server.management_host, self.management_port)
 
     def request_stop(self) -> None:
         """Stop gracefully; asked a second time, at once."""
@@ -342,6 +345,11 @@ class Server:
     async def _sleep_unless_forced(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stop_now.wait(), seconds)
+
+
+def _url(host: str, port: int) -> str:
+    known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{port}"
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
@@ -22,6 +22,7 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from mms.config.build import Config, ModelConfig
+from mms.config.layers import Layer, resolve
 from mms.config.settings import ModelSettings, ServerSettings
 from mms.server import Server
 from mms.serving.lifecycle import ServableState
@@ -29,6 +30,7 @@ from mms.serving.servable import Servable
 
 #: How long anything that should happen may take. Generous: these machines are slow and noisy.
 LIMIT_S = 60.0
+T = TypeVar("T")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -40,6 +42,11 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 # libuv opens a pipe with its first loop and keeps it for the life of the process.
 uvloop.new_event_loop().close()
+
+
+def resolved(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return settings from values as a file or a call would have them."""
+    return resolve(cls, [Layer("test", values)])[0]
 
 
 async def until(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> None:
@@ -130,7 +137,7 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
             for name, model in models.items():
                 path, settings = model if isinstance(model, tuple) else (model, {})
                 settings = {"workers": 1, **settings}
-                configs.append(ModelConfig(name, str(path), ModelSettings(**settings)))
+                configs.append(ModelConfig(name, str(path), resolved(ModelSettings, settings)))
             values = {
                 "port": 0,
                 "management_port": -1,
@@ -138,7 +145,7 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
                 **(server or {}),
             }
             running = Server(
-                Config(ServerSettings(**values), tuple(configs), {}),
+                Config(resolved(ServerSettings, values), tuple(configs), {}),
                 reread=reread,
                 metrics_age_s=metrics_age_s,
                 longest_delay_s=longest_delay_s,

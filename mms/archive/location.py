@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,9 +31,6 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 #: What stays as it is when a URL is brought into one form; `%`, because it may be quoted already.
 _PATH_SAFE, _QUERY_SAFE = "/%:=&~+!$,;'@()*", "/%:=&~+!$,;'@()*?[]|"
-#: Patterns of ``allowed_urls`` are told apart by a comma before a scheme: any other comma may
-#: belong to a pattern, and one that is cut in two could permit what nobody meant.
-_BETWEEN_PATTERNS = re.compile(r",\s*(?=\(?(?:\?:)?(?:https?|s3|file)\b)")
 #: As often as this is a path unquoted to see where it leads; a server may do so twice.
 _MAX_UNQUOTINGS = 5
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
@@ -229,18 +227,18 @@ class Policy:
         return is_public(address)
 
 
-def parse_policy(allowed_urls: str, allow_private: bool) -> Policy:
+def parse_policy(allowed_urls: Sequence[str], allow_private: bool) -> Policy:
     """Return the policy of two settings.
 
     Args:
-        allowed_urls: Regular expressions, separated by commas.
+        allowed_urls: Regular expressions.
         allow_private: See Policy.
 
     Raises:
         ConfigError: One of them is not valid.
     """
     patterns = []
-    for text in _BETWEEN_PATTERNS.split(allowed_urls.strip()) if allowed_urls.strip() else []:
+    for text in allowed_urls:
         try:
             patterns.append(re.compile(text))
         except re.error as error:

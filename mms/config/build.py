@@ -21,11 +21,19 @@ from mms.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One model to serve: its name, where its archive is, and its settings."""
+    """One model to serve.
+
+    Attributes:
+        name: Name clients use.
+        path: Where its archive is.
+        settings: How to serve it, without the archive's defaults.
+        origins: Where each of these settings came from, by key.
+    """
 
     name: str
     path: str
     settings: ModelSettings
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Config:
     Attributes:
         server: Settings of the server.
         models: The models to begin with.
-        origins: Where each setting came from, by its key.
+        origins: Where each of the server's settings came from, by key.
         layers: What holds for every model, those registered later included.
     """
 
@@ -85,9 +93,7 @@ def build_config(
         _check_model_name(name)
         own = Layer(f"{origin}: models.{name}", file_models.get(name, ("", {}))[1])
         layers = [*shared[:2], own, shared[2]]
-        settings, own_origins = resolve(ModelSettings, layers, f"models.{name}.")
-        origins |= own_origins
-        configs.append(ModelConfig(name, path, settings))
+        configs.append(ModelConfig(name, path, *resolve(ModelSettings, layers)))
     return Config(server, tuple(configs), origins, tuple(shared))
 
 

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mms.archive.manifest import ServingDefaults
+from mms.config.declaration import rules_of
 from mms.config.settings import ALIASES, ModelSettings
 from mms.config.values import convert
 from mms.errors import ConfigError
+
+#: The origin of a value that nobody has set.
+DEFAULT = "default"
 
 T = TypeVar("T")
 
@@ -29,13 +33,12 @@ class Layer:
     values: Mapping[str, Any]
 
 
-def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T, dict[str, str]]:
+def resolve(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
     """Return settings from layers, the first that has a value winning.
 
     Args:
         cls: ModelSettings or ServerSettings.
         layers: From the strongest to the weakest.
-        prefix: Put before each key in the origins.
 
     Returns:
         The settings, and the origin of each value by key.
@@ -47,15 +50,15 @@ def resolve(cls: type[T], layers: Sequence[Layer], prefix: str = "") -> tuple[T,
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        origins[prefix + f.name] = "default"
+        origins[f.name] = DEFAULT
         for layer in layers:
             value = layer.values.get(f.name)
             if value is None and f.name in ALIASES:
                 value = layer.values.get(ALIASES[f.name])
             if value is not None:
-                where = f"{layer.origin}: {prefix}{f.name}"
-                values[f.name] = convert(value, hints[f.name], f.metadata, where)
-                origins[prefix + f.name] = layer.origin
+                where = f"{layer.origin}: {f.name}"
+                values[f.name] = convert(value, hints[f.name], rules_of(f), where)
+                origins[f.name] = layer.origin
                 break
     return cls(**values), origins
 
@@ -80,9 +83,14 @@ def keys(cls: type[Any]) -> list[str]:
 
 
 def with_archive_defaults(
-    settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str], name: str
+    settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str]
 ) -> ModelSettings:
     """Fill in what the archive's ``Serving`` sets and nothing stronger does.
+
+    Args:
+        settings: As the layers say.
+        serving: The archive's.
+        origins: Where each of the settings came from, by key.
 
     Raises:
         ConfigError: The archive sets a value that the setting cannot have.
@@ -97,9 +105,9 @@ def with_archive_defaults(
     fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
     hints = typing.get_type_hints(ModelSettings)
     changes: dict[str, Any] = {
-        key: convert(value, hints[key], fields[key].metadata, f"the archive's Serving: {key}")
+        key: convert(value, hints[key], rules_of(fields[key]), f"the archive's Serving: {key}")
         for key, value in offered.items()
-        if value is not None and origins.get(f"models.{name}.{key}", "default") == "default"
+        if value is not None and origins.get(key, DEFAULT) == DEFAULT
     }
     return dataclasses.replace(settings, **changes)
 

@@ -7,10 +7,9 @@ from its name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from mms.config.declaration import COMMA_BEFORE_SCHEME, Unit, setting
 from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
 
 ENV_PREFIX = "MMS_"
@@ -43,19 +42,6 @@ SECRET_VARIABLES = (
 )
 
 
-def setting(
-    default: Any,
-    help_: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """Declare a setting: its default, what it does, and which values it may have."""
-    rules = {"help": help_, "minimum": minimum, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata=rules)
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """How one model is served."""
@@ -75,6 +61,7 @@ class ModelSettings:
         "that come in step; 0 takes what waits.",
         minimum=0,
         maximum=MAX_DELAY_MS,
+        unit=Unit.MILLISECONDS,
     )
     linger: float = setting(
         0.0,
@@ -82,6 +69,7 @@ class ModelSettings:
         "models whose forward takes about as long for many as for one; needs batch_size.",
         minimum=0,
         maximum=MAX_DELAY_MS,
+        unit=Unit.MILLISECONDS,
     )
     queue_size: int = setting(
         0,
@@ -94,9 +82,14 @@ class ModelSettings:
         "Seconds until a request is answered 504 and a worker counts as hung.",
         minimum=0.001,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     load_timeout: float = setting(
-        600.0, "Seconds a worker may take to load the model.", minimum=0.001, maximum=MAX_SECONDS
+        600.0,
+        "Seconds a worker may take to load the model.",
+        minimum=0.001,
+        maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     retry_on_crash: bool = setting(
         True, "Run the requests of a worker that died again, one by one, once."
@@ -110,10 +103,10 @@ class ModelSettings:
         minimum=0,
         maximum=MAX_THREADS,
     )
-    gpu: str = setting(
-        "",
+    gpu: tuple[int, ...] = setting(
+        (),
         "Number of the GPU to run on, or several: 0,1. Empty is the CPU. In files and calls also "
-        "as devices: [0, 1].",
+        "a list, and also as devices: [0, 1].",
     )
     gpu_memory: int = setting(
         0,
@@ -121,6 +114,7 @@ class ModelSettings:
         "workers evenly.",
         minimum=0,
         maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
     service: str = setting("", "Service file to use instead of the archive's.")
     handler: str = setting(
@@ -143,12 +137,14 @@ class ModelSettings:
         "Milliseconds a request waits until another worker is started.",
         minimum=1,
         maximum=MAX_DELAY_MS,
+        unit=Unit.MILLISECONDS,
     )
     scale_down_after: float = setting(
         60.0,
         "Seconds with idle workers until one of the additional ones is stopped.",
         minimum=1,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     max_requests: int = setting(
         0,
@@ -157,13 +153,18 @@ class ModelSettings:
         maximum=MAX_REQUESTS,
     )
     max_worker_age: float = setting(
-        0.0, "Seconds after which a worker is replaced; 0 is never.", minimum=0, maximum=MAX_SECONDS
+        0.0,
+        "Seconds after which a worker is replaced; 0 is never.",
+        minimum=0,
+        maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     max_worker_memory: int = setting(
         0,
         "Resident bytes above which a worker is replaced; 0 is never.",
         minimum=0,
         maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
     worker_memory_limit: int = setting(
         0,
@@ -172,6 +173,7 @@ class ModelSettings:
         "libraries reserve and never touch does not count. 0 is no limit.",
         minimum=0,
         maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
     cancel_running: str = setting(
         "never",
@@ -189,6 +191,7 @@ class ModelSettings:
         "Seconds without a request until the model's workers are stopped; 0 is never.",
         minimum=0,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     pinned: bool = setting(
         False, "Never stop the model's workers to keep within the memory budget."
@@ -225,17 +228,20 @@ class ServerSettings:
         "Offer SageMaker's routes that load and unload models on the inference port, for archives "
         "below model_store (/opt/ml/models if that is empty).",
     )
-    allowed_urls: str = setting(
-        "",
-        "Regular expressions, separated by commas, of URLs (http, https, s3, file) from which the "
-        "management API may register models, too. Each must match a whole URL, and every redirect "
-        "must match one. None if empty.",
+    allowed_urls: tuple[str, ...] = setting(
+        (),
+        "Regular expressions, separated by commas or as a list, of URLs (http, https, s3, file) "
+        "from which the management API may register models, too. Each must match a whole URL, and "
+        "every redirect must match one. None if empty.",
+        is_pattern=True,
+        separator=COMMA_BEFORE_SCHEME,
     )
-    allowed_hosts: str = setting(
-        "",
-        "Further names, separated by commas, by which requests may address this server; * is any. "
-        "On the management port, and on an inference port that listens on loopback, a Host header "
-        "with any other name is refused, since a web page may have rebound it.",
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Further names, separated by commas or as a list, by which requests may address this "
+        "server; * is any. On the management port, and on an inference port that listens on "
+        "loopback, a Host header with any other name is refused, since a web page may have rebound "
+        "it.",
     )
     allow_private_urls: bool = setting(
         False,
@@ -248,7 +254,11 @@ class ServerSettings:
         False, "Reload a model when its archive, or a file of its folder, changes."
     )
     watch_interval: float = setting(
-        1.0, "Seconds between looks at watched files.", minimum=0.05, maximum=MAX_SECONDS
+        1.0,
+        "Seconds between looks at watched files.",
+        minimum=0.05,
+        maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     memory_budget: int = setting(
         0,
@@ -256,18 +266,20 @@ class ServerSettings:
         "is put to sleep. 0 is no limit.",
         minimum=0,
         maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
     max_request_bytes: int = setting(
-        64 << 20, "Longest request body.", minimum=1, maximum=MAX_BODY_BYTES
+        64 << 20, "Longest request body.", minimum=1, maximum=MAX_BODY_BYTES, unit=Unit.BYTES
     )
     max_response_bytes: int = setting(
-        256 << 20, "Longest answer of a model.", minimum=1, maximum=MAX_BODY_BYTES
+        256 << 20, "Longest answer of a model.", minimum=1, maximum=MAX_BODY_BYTES, unit=Unit.BYTES
     )
     max_decompressed_bytes: int = setting(
         64 << 20,
         "Longest request body after its Content-Encoding is undone.",
         minimum=1,
         maximum=MAX_BODY_BYTES,
+        unit=Unit.BYTES,
     )
     max_decompression_ratio: int = setting(
         100,
@@ -281,6 +293,7 @@ class ServerSettings:
         "Longest URL-encoded form; multipart forms are bounded by max_request_bytes.",
         minimum=1,
         maximum=MAX_BODY_BYTES,
+        unit=Unit.BYTES,
     )
     max_form_fields: int = setting(256, "Most fields of a form.", minimum=1, maximum=100_000)
     max_json_elements: int = setting(
@@ -302,6 +315,7 @@ class ServerSettings:
         "server may use.",
         minimum=0,
         maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
     max_connections: int = setting(
         0,
@@ -314,36 +328,42 @@ class ServerSettings:
         "Seconds a client may take to send a request's headers.",
         minimum=0.001,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     body_timeout: float = setting(
         60.0,
         "Seconds a client may take to send a request's body.",
         minimum=0.001,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     write_timeout: float = setting(
         60.0,
         "Seconds without progress after which a client that does not read its answer is cut off.",
         minimum=0.001,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     keepalive_timeout: float = setting(
         75.0,
         "Seconds an idle connection is kept open; 0 closes each one after its first answer.",
         minimum=0,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     drain_delay: float = setting(
         0.0,
         "Seconds between turning not ready and closing the port on SIGTERM.",
         minimum=0,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     shutdown_timeout: float = setting(
         30.0,
         "Seconds that accepted requests get to finish on SIGTERM.",
         minimum=0,
         maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     debug_errors: str = setting(
         "auto",
@@ -356,6 +376,7 @@ class ServerSettings:
         "Regular expression; environment variables whose whole name matches are hidden from "
         "workers. The default hides what is named like a secret, AWS keys included; empty hides "
         "none.",
+        is_pattern=True,
     )
     access_log: bool = setting(False, "Log one line per request.")
     log_level: str = setting(
@@ -378,7 +399,11 @@ class ServerSettings:
         choices=("", "log", "csv", "cloudwatch"),
     )
     metrics_interval: float = setting(
-        60.0, "Seconds between writes of metrics_write_to.", minimum=0.01, maximum=MAX_SECONDS
+        60.0,
+        "Seconds between writes of metrics_write_to.",
+        minimum=0.01,
+        maximum=MAX_SECONDS,
+        unit=Unit.SECONDS,
     )
     metrics_dir: str = setting("metrics", "Folder for the files that metrics_write_to csv makes.")
     gen_api: str = setting(
@@ -393,10 +418,14 @@ class ServerSettings:
         "~/.cache if empty.",
     )
     max_archive_bytes: int = setting(
-        64 << 30, "Longest archive to download.", minimum=1, maximum=MAX_BYTES
+        64 << 30, "Longest archive to download.", minimum=1, maximum=MAX_BYTES, unit=Unit.BYTES
     )
     max_unpacked_bytes: int = setting(
-        64 << 30, "Most bytes that an archive may unpack to.", minimum=1, maximum=MAX_BYTES
+        64 << 30,
+        "Most bytes that an archive may unpack to.",
+        minimum=1,
+        maximum=MAX_BYTES,
+        unit=Unit.BYTES,
     )
 
 

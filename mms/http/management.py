@@ -113,13 +113,13 @@ async def register(request: web.Request) -> web.Response:
     # The manifest tells, and only Python is left.
     parameters.pop("runtime", None)
     # Before a download that may take long, and for nothing.
-    settings, _ = _settings(dict(parameters), str(name), manager.layers)
+    settings, _ = _settings(dict(parameters), manager.layers)
     if name is not None:
         manager.check(str(name), version)
     path = await fetching.fetch(location, is_trusted=False)
     manifest = await fetching.read_manifest(location, path, handler)
     name = manifest.model_name if name is None else name
-    settings, origins = _settings(parameters, str(name), manager.layers)
+    settings, origins = _settings(parameters, manager.layers)
     manager.check(str(name), version)
     registering = manager.register(
         str(name),
@@ -239,7 +239,7 @@ def page_of_models(request: web.Request, describe: Callable[[Model], Any]) -> di
         describe: Gives what the list says of a model.
 
     Raises:
-        InvalidRequest: One of these is not a whole number.
+        InvalidRequest: One of these is not an integer.
     """
     limit = _whole(request.query.get("limit", _PAGE), "limit")
     start = _whole(request.query.get("next_page_token", 0), "next_page_token")
@@ -364,13 +364,13 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _settings(
-    parameters: dict[str, Any], name: str, layers: Sequence[Layer]
+    parameters: dict[str, Any], layers: Sequence[Layer]
 ) -> tuple[ModelSettings, Mapping[str, str]]:
     if "service" in parameters:
         raise Forbidden("service files outside archives cannot be named here")
     known = {key: parameters.pop(key) for key in keys(ModelSettings) if key in parameters}
     _refuse_unknown(parameters)
-    return resolve(ModelSettings, [Layer("request", known), *layers], f"models.{name}.")
+    return resolve(ModelSettings, [Layer("request", known), *layers])
 
 
 def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
@@ -402,7 +402,7 @@ def _whole(value: Any, name: str, maximum: int = _MOST) -> int:
     # The length first: Python refuses to convert very long numbers.
     if not is_number or len(text) > len(str(_MOST)) or int(text) > maximum:
         raise InvalidRequest(
-            f"Parameter {name} must be a whole number from 0 to {maximum}, got {text[:50]!r}"
+            f"Parameter {name} must be an integer from 0 to {maximum}, got {text[:50]!r}"
         )
     return int(text)
 

@@ -141,7 +141,7 @@ async def _register(app: web.Application, name: str, parameters: dict[str, Any])
     known = [key for key in keys(ModelSettings) if key != "service"]
     layer = Layer("request", {key: parameters.pop(key) for key in known if key in parameters})
     _refuse_unknown(parameters)
-    settings, origins = resolve(ModelSettings, [layer, *manager.layers], f"models.{name}.")
+    settings, origins = resolve(ModelSettings, [layer, *manager.layers])
     policy = manager.fetching.policy
     path = locate(_file_name(name, store) if url is None else str(url), store, policy)
     try:

@@ -87,11 +87,11 @@ async def load(request: web.Request) -> web.Response:
     except (orjson.JSONDecodeError, TypeError, KeyError):
         raise InvalidRequest('send {"model_name": NAME, "url": FOLDER} as JSON') from None
     if not isinstance(name, str) or not isinstance(url, str):
-        raise InvalidRequest("model_name and url must be texts")
+        raise InvalidRequest("model_name and url must be strings")
     manager = _manager(context)
     manager.check(name, None)
     location = locate(url, context.settings.model_store, manager.fetching.policy)
-    settings, origins = resolve(ModelSettings, manager.layers, f"models.{name}.")
+    settings, origins = resolve(ModelSettings, manager.layers)
     try:
         await manager.register(name, _archive_in(location), settings=settings, origins=origins)
     except MMSError as error:

@@ -149,7 +149,7 @@ class ModelManager:
             model.name,
             model.path,
             settings=model.settings,
-            origins=self._config.origins,
+            origins=model.origins,
             is_startup=True,
             keep=False,
         )
@@ -339,7 +339,7 @@ class ModelManager:
         registration.settings = dataclasses.replace(registration.settings, **asked)
         registration.origins = {
             **registration.origins,
-            **{f"models.{servable.name}.{key}": "request" for key in changes},
+            **dict.fromkeys(changes, "request"),
         }
         self._save_state()
 
@@ -380,7 +380,7 @@ class ModelManager:
             registration = self.registration(servable)
             old = dataclasses.replace(registration)
             registration.path, registration.settings = model.path, model.settings
-            registration.origins = self._config.origins
+            registration.origins = model.origins
             try:
                 await self._swap(servable)
             except BaseException:
@@ -394,7 +394,7 @@ class ModelManager:
             model.name,
             model.path,
             settings=model.settings,
-            origins=self._config.origins,
+            origins=model.origins,
             keep=False,
         )
         self.registration(servable).is_startup = servable.is_startup = True
@@ -411,7 +411,7 @@ class ModelManager:
         )
         try:
             settings = with_archive_defaults(
-                registration.settings, archive.manifest.serving, registration.origins, name
+                registration.settings, archive.manifest.serving, registration.origins
             )
             servable = Servable(
                 name,
@@ -542,9 +542,7 @@ class ModelManager:
         if (entry["size"] or 0) > MAX_WORKERS:
             raise ConfigError(f"state file: size must be at most {MAX_WORKERS}")
         self._check_place(entry["path"])
-        settings, origins = resolve(
-            ModelSettings, [Layer("state file", known)], f"models.{entry['name']}."
-        )
+        settings, origins = resolve(ModelSettings, [Layer("state file", known)])
         await self.register(
             entry["name"],
             entry["path"],
@@ -585,7 +583,7 @@ class ModelManager:
                     for key, value in dataclasses.asdict(registration.settings).items()
                     # One set to what is the default still outweighs the archive's.
                     if value != defaults[key]
-                    or registration.origins.get(f"models.{name}.{key}", "default") != "default"
+                    or registration.origins.get(key, "default") != "default"
                 },
             }
             for (name, version), registration in self._registrations.items()

@@ -19,7 +19,6 @@ from typing import Any
 from mms.archive.reader import Archive
 from mms.config.resources import usable_cores
 from mms.config.settings import ModelSettings
-from mms.config.values import parse_gpus
 from mms.errors import (
     DeadlineExceeded,
     Draining,
@@ -339,8 +338,7 @@ class Servable:
             logger.error("cannot scale to %d workers: %s", size, error, extra={"model": self.name})
 
     def _initial_size(self) -> int:
-        gpus = parse_gpus(self.settings.gpu)
-        return self.settings.workers or (len(gpus) if gpus else usable_cores())
+        return self.settings.workers or len(self.settings.gpu) or usable_cores()
 
     def _queue_size(self) -> int:
         return self.settings.queue_size or _QUEUE_PER_WORKER * max(
@@ -381,7 +379,7 @@ class Servable:
             ),
             PoolSettings(
                 workers=self._size,
-                gpus=parse_gpus(settings.gpu),
+                gpus=settings.gpu,
                 gpu_memory=settings.gpu_memory,
                 preload=settings.preload,
                 load_timeout_s=settings.load_timeout,

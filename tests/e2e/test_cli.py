@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.models import make_archive, make_folder, write_linear
 
@@ -311,11 +312,29 @@ def test_print_config_tells_each_values_origin(echo: Path, tmp_path: Path) -> No
     result = run("serve", *args, MMS_KEEPALIVE_TIMEOUT="7")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert "port: 8080  # default" in lines
+    assert "#port: 8080  # default" in lines
     assert "keepalive_timeout: 7.0  # environment" in lines
-    assert "models.e.workers: 2  # flag" in lines
-    assert f"models.e.batch_size: 4  # {file}" in lines
-    assert f"models.yaml.batch_size: 5  # {file}: models.yaml" in lines
+    models = lines[lines.index("models:") :]
+    e, own = models[models.index("  e:") :], models[models.index("  yaml:") : models.index("  e:")]
+    assert "    workers: 2  # flag" in e
+    assert f"    batch_size: 4  # {file}" in e
+    assert f"    batch_size: 5  # {file}: models.yaml" in own
+
+
+def test_what_print_config_prints_is_a_config_file(echo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mms.yaml"
+    args = ["--models", f"e={echo}", "--memory-budget", "2GB", "--response-timeout", "500ms"]
+    first = run("serve", *args, "--gpu", "0,1", "--allowed-hosts", "a,b", "--print-config")
+    assert "memory_budget: 2000000000  # flag" in first.stdout.splitlines()
+    file.write_text(first.stdout)
+    again = run("serve", "--config", str(file), "--print-config")
+    assert again.returncode == 0, again.stderr
+    assert yaml.safe_load(again.stdout) == yaml.safe_load(first.stdout)
+    assert yaml.safe_load(again.stdout)["models"]["e"] == {
+        "path": str(echo),
+        "response_timeout": 0.5,
+        "gpu": [0, 1],
+    }
 
 
 def test_an_unknown_variable_is_refused_with_a_suggestion(echo: Path) -> None:

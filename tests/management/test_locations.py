@@ -427,7 +427,7 @@ class TestRestart:
 
 async def test_a_pattern_that_is_none_keeps_the_server_from_starting(tmp_path: Path) -> None:
     broken = ServerSettings(
-        port=0, management_port=0, work_dir=str(tmp_path), allowed_urls="https://["
+        port=0, management_port=0, work_dir=str(tmp_path), allowed_urls=("https://[",)
     )
     server = Server(Config(broken, (), {}))
     with pytest.raises(ConfigError, match="allowed_urls"):

@@ -157,7 +157,7 @@ class TestV28:
     async def test_v28_a_slow_host_does_not_hold_all_downloads(self, tmp_path: Path) -> None:
         """Two downloads from it are on their way, ten more wait; another host is served."""
         settings = ServerSettings(
-            cache_dir=str(tmp_path), allowed_urls="http://.*", allow_private_urls=True
+            cache_dir=str(tmp_path), allowed_urls=("http://.*",), allow_private_urls=True
         )
         fetching = Fetching(settings)
         going_on = threading.Event()
@@ -186,7 +186,7 @@ class TestV28:
         self, tmp_path: Path
     ) -> None:
         settings = ServerSettings(
-            cache_dir=str(tmp_path), allowed_urls="http://.*", allow_private_urls=True
+            cache_dir=str(tmp_path), allowed_urls=("http://.*",), allow_private_urls=True
         )
         going_on = threading.Event()
         with file_server() as files:

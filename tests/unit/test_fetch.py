@@ -843,7 +843,7 @@ class TestPolicy:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         url = server.add("/x.model", CONTENT)
-        for policy in (Policy(), parse_policy("https://models.example/.*", True)):
+        for policy in (Policy(), parse_policy(["https://models.example/.*"], True)):
             with pytest.raises(Forbidden):
                 fetch(url, options, policy)
             with pytest.raises(Forbidden):
@@ -853,7 +853,7 @@ class TestPolicy:
 
     def test_a_permitted_url_is_fetched(self, server: FileServer, options: FetchOptions) -> None:
         url = server.add("/x.model", CONTENT)
-        policy = parse_policy(f"{re.escape(server.url)}/.*", True)
+        policy = parse_policy([f"{re.escape(server.url)}/.*"], True)
         assert fetch(url, options, policy).read_bytes() == CONTENT
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "2130706433", "0x7f.1"])
@@ -863,16 +863,16 @@ class TestPolicy:
         server.add("/x.model", CONTENT)
         url = f"http://{host}:{server.port}/x.model"
         with pytest.raises(Forbidden, match="allow_private_urls"):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
         assert server.connections == 0
         assert kept(options) == set()
-        assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == CONTENT
+        assert fetch(url, options, parse_policy(["http://.*"], True)).read_bytes() == CONTENT
 
     def test_a_redirect_to_what_is_not_permitted_is_not_followed(
         self, server: FileServer, other: FileServer, options: FetchOptions
     ) -> None:
         server.odd["/x.model"] = redirect(other.add("/x.model", CONTENT))
-        policy = parse_policy(f"{re.escape(server.url)}/models/.*", True)
+        policy = parse_policy([f"{re.escape(server.url)}/models/.*"], True)
         server.odd["/models/a"] = redirect(f"{other.url}/models/x")
         with pytest.raises(Forbidden, match=f"127.0.0.1:{other.port}/models/x"):
             fetch(f"{server.url}/models/a", options, policy)
@@ -891,7 +891,7 @@ class TestPolicy:
             def is_public(self, address: str) -> bool:
                 return address == "127.0.0.1"
 
-        policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
+        policy = SomeOfThisMachineIsOutside(parse_policy(["http://.*"], False).patterns)
         with file_server("127.0.0.2") as inside:
             server.odd["/x.model"] = redirect(inside.add("/x.model", CONTENT))
             with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is inside"):
@@ -906,7 +906,7 @@ class TestPolicy:
         url = server.add("/x.model", CONTENT)
         fetch(url, options)
         with pytest.raises(Forbidden):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
 
 
 class TestProxies:
@@ -972,9 +972,9 @@ class TestProxies:
         proxy.odd["http://127.0.0.1:1/x"] = lambda handler: handler.answer(200, b"inside")
         url = "http://127.0.0.1:1/x"
         with pytest.raises(Forbidden):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
         assert proxy.connections == 0
-        assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == b"inside"
+        assert fetch(url, options, parse_policy(["http://.*"], True)).read_bytes() == b"inside"
 
     @pytest.mark.parametrize(
         "address", ["socks5://user:SECRET@h:1", "http://", "http://u:SECRET@h:x", "https://h:1"]
