@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TextIO
 
-from mms.archive.fetch import in_megabytes
+from mms.fetch.download import in_megabytes
 
 _REDRAW_S = 0.1
 _BAR_CHARS = 24

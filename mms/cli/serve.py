@@ -14,8 +14,6 @@ import click
 import orjson
 import uvloop
 
-from mms.archive.fetch import cached, fetch, opening
-from mms.archive.location import shown
 from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
@@ -26,9 +24,11 @@ from mms.config.layers import with_archive_defaults
 from mms.config.printed import to_yaml
 from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import ConfigError, MMSError, StartupError
+from mms.fetch.download import cached, fetch, opening
+from mms.fetch.location import shown
 from mms.log import configure_logging
 from mms.server import Server
-from mms.serving.fetching import fetch_options
+from mms.serving.archives import fetch_options
 from mms.serving.registry import Registry
 from mms.version import __version__
 
@@ -218,9 +218,7 @@ def _announce(server: Server) -> None:
     host = base.removeprefix("http://").rpartition(":")[0]
     grpc = f"gRPC on {host}:{server.grpc_port}\n" if server.grpc_port else ""
     management = (
-        f"Management on {server.management_url}/models\n\n"
-        if server.management_port
-        else ""
+        f"Management on {server.management_url}/models\n\n" if server.management_port else ""
     )
     click.echo(
         f"\nmxnet-model-server {__version__}, listening on {base}\n\n"

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from mms.archive.location import shown
 from mms.archive.manifest import is_model_name
 from mms.config.environment import environment_layer, sagemaker_layer
 from mms.config.layers import Layer, check_keys, keys, resolve
 from mms.config.settings import SAGEMAKER_MODELS, ModelSettings, ServerSettings
 from mms.errors import ConfigError
+from mms.fetch.location import shown
 
 
 @dataclass(frozen=True, slots=True)

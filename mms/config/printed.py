@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from mms.archive.location import shown
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import DEFAULT, resolve
 from mms.config.settings import ModelSettings
+from mms.fetch.location import shown
 
 _ARCHIVE = "archive"
 

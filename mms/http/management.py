@@ -9,20 +9,19 @@ import asyncio
 import dataclasses
 import datetime
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 from aiohttp import web
 
-from mms.archive.location import Policy, is_remote, parse_location, shown
 from mms.config.layers import Layer, keys, resolve
 from mms.config.settings import MAX_WORKERS, ModelSettings
-from mms.errors import Forbidden, InvalidRequest, MMSError, ModelNotFound
+from mms.errors import Forbidden, InvalidRequest, MMSError
+from mms.fetch.admission import admit
+from mms.fetch.location import shown
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
 from mms.http.guard import Guard, make_guard_middleware
@@ -98,7 +97,7 @@ async def register(request: web.Request) -> web.Response:
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
     fetching = manager.fetching
-    location = locate(url, request.app[CONTEXT].settings.model_store, fetching.policy)
+    location = admit(url, request.app[CONTEXT].settings.model_store, fetching.policy)
     name = parameters.pop("model_name", None)
     handler = str(parameters.get("handler", ""))
     version = parameters.pop("version", None)
@@ -318,49 +317,6 @@ def _batching(servable: Servable) -> dict[str, Any]:
     if servable.limits.batch_size == 1:
         reason = "batch_size is 1"
     return {"joined": not reason, "reason": reason}
-
-
-def locate(url: str, model_store: str, policy: Policy) -> str:
-    """Return the location that a `url` names: of an archive inside the model store, or permitted.
-
-    Raises:
-        Forbidden: It is neither.
-        ModelNotFound: The store has no such archive.
-        ArchiveError: It is not valid.
-    """
-    if not model_store and not policy.patterns:
-        raise Forbidden(
-            "no model store: start the server with --model-store DIR to register models"
-        )
-    if "\0" in url:
-        raise Forbidden("the url holds a NUL")
-    if is_remote(url):
-        if not policy.patterns:
-            raise Forbidden(
-                f"only archives in the model store can be registered, not {shown(url)}; "
-                "the server's allowed_urls can permit more"
-            )
-        if not url.lower().startswith(("http://", "https://", "s3://")):
-            raise Forbidden(f"{shown(url)}: only http://, https://, s3:// and file:// are fetched")
-        policy.check_url(parse_location(url).url)
-        return url
-    name, separator, pin = url.partition("#sha256=")
-    if name.startswith(("file:///", "file://localhost/")):
-        name = str(parse_location(name).path)
-    # os.path raises nothing, however long a name is and wherever a link leads.
-    path = Path(os.path.realpath(Path(model_store, name.removeprefix("file://"))))
-    if not (model_store and _is_inside(path, Path(os.path.realpath(model_store)))):
-        if not policy.patterns:
-            raise Forbidden(f"{url[:200]!r} is not in the model store")
-        # Links and .. are resolved: what a pattern permits is where the file really is.
-        policy.check_url(f"file://{path}")
-    if not os.path.exists(path):
-        raise ModelNotFound(f"Model not found in model store: {url[:200]}")
-    return f"{path}{separator}{pin}"
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    return path.is_relative_to(folder) and path != folder
 
 
 def _settings(

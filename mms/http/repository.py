@@ -19,9 +19,10 @@ from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives
 from mms.config.layers import Layer, keys, resolve
 from mms.config.settings import ModelSettings
 from mms.errors import Conflict, InvalidRequest, MMSError, ModelNotFound
+from mms.fetch.admission import admit
 from mms.http.body import read_body
 from mms.http.context import CONTEXT
-from mms.http.management import MANAGER, audit, locate
+from mms.http.management import MANAGER, audit
 from mms.http.response import json_response
 from mms.serving.controlplane import Registration
 from mms.serving.lifecycle import ServableState
@@ -143,7 +144,7 @@ async def _register(app: web.Application, name: str, parameters: dict[str, Any])
     _refuse_unknown(parameters)
     settings, origins = resolve(ModelSettings, [layer, *manager.layers])
     policy = manager.fetching.policy
-    path = locate(_file_name(name, store) if url is None else str(url), store, policy)
+    path = admit(_file_name(name, store) if url is None else str(url), store, policy)
     try:
         await manager.register(name, str(path), version=version, settings=settings, origins=origins)
     except MMSError as error:

@@ -12,16 +12,17 @@ import os
 import orjson
 from aiohttp import web
 
-from mms.archive.location import is_remote, parse_location
 from mms.archive.reader import find_archives
 from mms.config.layers import resolve
 from mms.config.settings import SAGEMAKER_MODELS, ModelSettings, ServerSettings
 from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
+from mms.fetch.admission import admit
+from mms.fetch.location import is_remote, parse_location
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
 from mms.http.inference import find_model, predict_with
-from mms.http.management import locate, page_of_models
+from mms.http.management import page_of_models
 from mms.http.response import json_response
 from mms.serving.controlplane import ModelManager
 from mms.serving.registry import Model, listed
@@ -90,7 +91,7 @@ async def load(request: web.Request) -> web.Response:
         raise InvalidRequest("model_name and url must be strings")
     manager = _manager(context)
     manager.check(name, None)
-    location = locate(url, context.settings.model_store, manager.fetching.policy)
+    location = admit(url, context.settings.model_store, manager.fetching.policy)
     settings, origins = resolve(ModelSettings, manager.layers)
     try:
         await manager.register(name, _archive_in(location), settings=settings, origins=origins)

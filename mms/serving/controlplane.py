@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mms.archive.fetch import Progress
-from mms.archive.location import parse_location
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import remove_unpacked
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import Layer, keys, resolve, with_archive_defaults
 from mms.config.settings import MAX_WORKERS, ModelSettings, request_limits
 from mms.errors import ConfigError, Conflict, Forbidden, InvalidRequest, MMSError
-from mms.serving.fetching import Fetching, stamp
+from mms.fetch.download import Progress
+from mms.fetch.location import parse_location
+from mms.serving.archives import Fetching, stamp
 from mms.serving.lifecycle import ServableState
 from mms.serving.placement import Placement
 from mms.serving.processes import reap_orphans

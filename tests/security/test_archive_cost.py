@@ -193,7 +193,7 @@ class TestV15:
 #: Unpacks or fetches an archive into a folder, and says which error came of it.
 _USE = """
     import pathlib, sys
-    from mms.archive.fetch import FetchOptions, fetch
+    from mms.fetch.download import FetchOptions, fetch
     from mms.archive.reader import open_archive
     from mms.errors import MMSError
     from mms.http.errors import status_of

@@ -18,7 +18,7 @@ from mms.cli.terminal import printable, shell_word
 from mms.config.settings import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
-from mms.serving.fetching import Fetching
+from mms.serving.archives import Fetching
 from mms.serving.registry import Registry
 from tests.conftest import StartServer, until
 from tests.fileserver import file_server

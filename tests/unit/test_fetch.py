@@ -23,12 +23,13 @@ from pathlib import Path
 
 import pytest
 
-from mms.archive.cache import Cache
-from mms.archive.fetch import FetchOptions, cached, fetch, opening
-from mms.archive.location import Policy, parse_location, parse_policy
 from mms.archive.reader import read_manifest
-from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch.admission import Policy, parse_policy
+from mms.fetch.cache import Cache
+from mms.fetch.download import FetchOptions, cached, fetch, opening
+from mms.fetch.location import parse_location
+from mms.fetch.source import Timeouts
 from tests.fileserver import (
     FileServer,
     Handler,
@@ -446,7 +447,7 @@ class TestCuts:
         url = server.add("/x.model", CONTENT, cuts=[400_000])
         program = (
             "import sys\nfrom pathlib import Path\n"
-            "from mms.archive.fetch import FetchOptions, fetch\n"
+            "from mms.fetch.download import FetchOptions, fetch\n"
             "fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=60))"
         )
         process = subprocess.Popen([sys.executable, "-c", program, url, str(options.cache)])
@@ -709,7 +710,7 @@ class TestSeveralAtOnce:
         url = server.add("/x.model", CONTENT, cuts=[100_000, 100_000, 100_000])
         program = (
             "import sys\nfrom pathlib import Path\n"
-            "from mms.archive.fetch import FetchOptions, fetch\n"
+            "from mms.fetch.download import FetchOptions, fetch\n"
             "for _ in range(20):\n"
             "    path = fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]), backoff_s=0))\n"
             "print(path)"

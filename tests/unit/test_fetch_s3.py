@@ -17,10 +17,10 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from mms.archive.fetch import FetchOptions, fetch
-from mms.archive.location import parse_policy
-from mms.archive.source import Timeouts
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
+from mms.fetch.admission import parse_policy
+from mms.fetch.download import FetchOptions, fetch
+from mms.fetch.source import Timeouts
 from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
 # The same in every process of a parallel run: names of tests hold digests.
@@ -271,7 +271,7 @@ def test_no_secret_is_logged_however_much_is(
 def test_without_boto3_it_says_what_to_install(options: FetchOptions) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from mms.archive.fetch import FetchOptions, fetch\n"
+        "from mms.fetch.download import FetchOptions, fetch\n"
         "assert 'boto3' not in sys.modules\n"
         "sys.modules['boto3'] = None\n"
         "try:\n    fetch(sys.argv[1], FetchOptions(Path(sys.argv[2])))\n"

@@ -77,8 +77,9 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
         ("mms.archive.signature", {"mms.errors", "mms.quoting"}),
         ("mms.archive.manifest", {"mms.errors", "mms.quoting"}),
         ("mms.archive.workspace", set()),
-        ("mms.archive.location", {"mms.errors"}),
-        ("mms.archive.source", {"mms.archive.location"}),
+        ("mms.fetch.location", {"mms.errors"}),
+        ("mms.fetch.admission", {"mms.errors", "mms.fetch.location"}),
+        ("mms.fetch.source", {"mms.fetch.admission", "mms.fetch.location"}),
         ("mms.log", {"mms.errors"}),
         ("mms.service", set()),
     ],
@@ -88,7 +89,11 @@ def test_the_foundations_import_nothing_above_them(module: str, allowed: set[str
 
 
 FORBIDDEN = {
-    "mms.archive": ("mms.serving", "mms.http", "mms.cli", "mms.worker", "mms.server", "mms.config"),
+    "mms.archive": (
+        *("mms.fetch", "mms.serving", "mms.http"),
+        *("mms.cli", "mms.worker", "mms.server", "mms.config"),
+    ),
+    "mms.fetch": ("mms.serving", "mms.http", "mms.cli", "mms.worker", "mms.server", "mms.config"),
     "mms.serving": ("mms.http", "mms.grpc", "mms.cli", "mms.worker", "mms.server"),
     "mms.http": ("mms.grpc", "mms.cli", "mms.worker", "mms.server"),
     "mms.grpc": ("mms.http", "mms.cli", "mms.worker", "mms.server"),

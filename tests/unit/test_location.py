@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms.archive.location import (
-    MAX_URL_CHARS,
-    Policy,
-    is_public,
-    is_remote,
-    parse_location,
-    parse_policy,
-    shown,
-)
 from mms.config.build import build_config
 from mms.errors import ArchiveError, ConfigError, Forbidden
+from mms.fetch.admission import Policy, is_public, parse_policy
+from mms.fetch.location import MAX_URL_CHARS, is_remote, parse_location, shown
 
 DIGEST = "0123456789abcdef" * 4
 INSIDE = (

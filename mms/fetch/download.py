@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mms.archive.cache import Cache, Entry, Part
-from mms.archive.http_source import open_http
-from mms.archive.location import Location, Policy, Scheme, parse_location
 from mms.archive.reader import hash_file
-from mms.archive.s3_source import open_s3
-from mms.archive.source import Answer, Ask, Interrupted, Source, Timeouts, Validator
 from mms.errors import ArchiveError, DownloadFailed, StorageFull
+from mms.fetch.admission import Policy
+from mms.fetch.cache import Cache, Entry, Part
+from mms.fetch.http import open_http
+from mms.fetch.location import Location, Scheme, parse_location
+from mms.fetch.s3 import open_s3
+from mms.fetch.source import Answer, Ask, Interrupted, Source, Timeouts, Validator
 
 logger = logging.getLogger("mms.fetch")
 

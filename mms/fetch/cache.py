@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from mms.archive.reader import hash_file
-from mms.archive.source import CHUNK_BYTES, Validator
 from mms.errors import DownloadFailed
+from mms.fetch.source import CHUNK_BYTES, Validator
 from mms.files import write_atomically
 
 _LOCK_POLL_S = 0.05

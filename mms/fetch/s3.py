@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from mms.archive.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 from mms.errors import DownloadFailed
+from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _HINTS = {

@@ -21,9 +21,10 @@ from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from mms.archive.location import Location, Policy, is_remote, parse_location, shown
-from mms.archive.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 from mms.errors import ArchiveError, DownloadFailed
+from mms.fetch.admission import Policy
+from mms.fetch.location import Location, is_remote, parse_location, shown
+from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 from mms.version import __version__
 
 _MAX_REDIRECTS = 10

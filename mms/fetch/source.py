@@ -1,7 +1,6 @@
 """What a place that archives are fetched from is asked and answers, be it HTTP or S3.
 
-The seam between `fetch`, which knows files, and `http_source` and `s3_source`, which know
-networks.
+The seam between `download`, which knows files, and `http` and `s3`, which know networks.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from mms.archive.location import Location, Policy
+from mms.fetch.admission import Policy
+from mms.fetch.location import Location
 
 #: Bytes taken off the network at a time.
 CHUNK_BYTES = 256 << 10

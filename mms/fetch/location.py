@@ -1,4 +1,4 @@
-"""Where a model is: a path or a URL, what it is pinned to, how it is shown, and who may name it.
+"""Where a model is: a path or a URL, what it is pinned to, and how it is shown.
 
 Imports nothing above `errors`. URLs carry secrets (passwords before the host, signatures in the
 query), so whatever reaches a log or an answer goes through `shown`.
@@ -7,16 +7,14 @@ query), so whatever reaches a log or an answer goes through `shown`.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from mms.errors import ArchiveError, ConfigError, Forbidden
+from mms.errors import ArchiveError
 
 Scheme = Literal["file", "http", "https", "s3"]
 
@@ -31,10 +29,6 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 #: What stays as it is when a URL is brought into one form; `%`, because it may be quoted already.
 _PATH_SAFE, _QUERY_SAFE = "/%:=&~+!$,;'@()*", "/%:=&~+!$,;'@()*?[]|"
-#: As often as this is a path unquoted to see where it leads; a server may do so twice.
-_MAX_UNQUOTINGS = 5
-_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,102 +172,3 @@ def _http_url(rest: str, text: str) -> str:
     path = quote(parts.path, safe=_PATH_SAFE) or "/"
     query = f"?{quote(parts.query, safe=_QUERY_SAFE)}" if parts.query else ""
     return f"{parts.scheme}://{user}{host}{port}{path}{query}"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What somebody who is not the operator may have fetched.
-
-    Attributes:
-        patterns: Each matches whole URLs; one that matches permits the URL.
-        allow_private: Whether addresses inside this network, or of this machine, may be connected
-            to.
-    """
-
-    patterns: tuple[re.Pattern[str], ...] = ()
-    allow_private: bool = False
-
-    def check_url(self, url: str) -> None:
-        """Refuse a URL that no pattern permits; asked for each redirect, too.
-
-        Args:
-            url: As `Location.url` gives it.
-
-        Raises:
-            Forbidden: It is not permitted.
-        """
-        if self.patterns and (_has_user(url) or _climbs(url)):
-            # What a pattern sees is not where such a URL leads.
-            raise Forbidden(
-                f"{shown(url)}: a URL with a user name or a path that climbs up is refused"
-            )
-        if not any(pattern.fullmatch(url) for pattern in self.patterns):
-            raise Forbidden(f"{shown(url)}: the server's allowed_urls does not permit this URL")
-
-    def check_address(self, host: str, address: str) -> None:
-        """Refuse an address that is not a public one, just before it is connected to.
-
-        Raises:
-            Forbidden: It is private, and private ones are not allowed.
-        """
-        if not self.allow_private and not self.is_public(address):
-            raise Forbidden(
-                f"{host} is inside this network or on this machine, where nothing is fetched from "
-                "on request; the server's allow_private_urls permits it"
-            )
-
-    def is_public(self, address: str) -> bool:
-        """Whether an address is one of the internet's."""
-        return is_public(address)
-
-
-def parse_policy(allowed_urls: Sequence[str], allow_private: bool) -> Policy:
-    """Return the policy of two settings.
-
-    Args:
-        allowed_urls: Regular expressions.
-        allow_private: See Policy.
-
-    Raises:
-        ConfigError: One of them is not valid.
-    """
-    patterns = []
-    for text in allowed_urls:
-        try:
-            patterns.append(re.compile(text))
-        except re.error as error:
-            raise ConfigError(
-                f"allowed_urls: {text!r} is not a regular expression: {error}"
-            ) from None
-    return Policy(tuple(patterns), allow_private)
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one that only the internet has: no private, local or shared one."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        # These reach an IPv4 address by another name.
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        return ip.is_global and ip in _GLOBAL_IPV6
-    return ip.is_global and not ip.is_multicast
-
-
-def _has_user(url: str) -> bool:
-    return not url.startswith(("file://", "s3://")) and "@" in urlsplit(url).netloc
-
-
-def _climbs(url: str) -> bool:
-    """Whether a path has a ``..`` in it, be it quoted, or hidden behind a semicolon."""
-    path = url.partition("://")[2].partition("?")[0]
-    for _ in range(_MAX_UNQUOTINGS):
-        if ".." in re.split(r"[/\\;]", path):
-            return True
-        unquoted = unquote(path)
-        if unquoted == path:
-            return False
-        path = unquoted
-    return True

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mms.archive.fetch import FetchOptions, Progress, fetch, local_file, opening
-from mms.archive.location import is_remote, parse_location, parse_policy, shown
 from mms.archive.manifest import Manifest
 from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
+from mms.fetch.admission import parse_policy
+from mms.fetch.download import FetchOptions, Progress, fetch, local_file, opening
+from mms.fetch.location import is_remote, parse_location, shown
 from mms.serving.stamp import file_stamp
 
 #: Downloads at once; more only share the same line.

@@ -1,0 +1,164 @@
+"""What callers of the management APIs may have loaded: the model store, and permitted URLs.
+
+Locations that the operator names in flags, environment or configuration are not checked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mms.errors import ConfigError, Forbidden, ModelNotFound
+from mms.fetch.location import is_remote, parse_location, shown
+
+#: As often as this is a path unquoted to see where it leads; a server may do so twice.
+_MAX_UNQUOTINGS = 5
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What somebody who is not the operator may have fetched.
+
+    Attributes:
+        patterns: Each matches whole URLs; one that matches permits the URL.
+        allow_private: Whether addresses inside this network, or of this machine, may be connected
+            to.
+    """
+
+    patterns: tuple[re.Pattern[str], ...] = ()
+    allow_private: bool = False
+
+    def check_url(self, url: str) -> None:
+        """Refuse a URL that no pattern permits; asked for each redirect, too.
+
+        Args:
+            url: As `Location.url` gives it.
+
+        Raises:
+            Forbidden: It is not permitted.
+        """
+        if self.patterns and (_has_user(url) or _climbs(url)):
+            # What a pattern sees is not where such a URL leads.
+            raise Forbidden(
+                f"{shown(url)}: a URL with a user name or a path that climbs up is refused"
+            )
+        if not any(pattern.fullmatch(url) for pattern in self.patterns):
+            raise Forbidden(f"{shown(url)}: the server's allowed_urls does not permit this URL")
+
+    def check_address(self, host: str, address: str) -> None:
+        """Refuse an address that is not a public one, just before it is connected to.
+
+        Raises:
+            Forbidden: It is private, and private ones are not allowed.
+        """
+        if not self.allow_private and not self.is_public(address):
+            raise Forbidden(
+                f"{host} is inside this network or on this machine, where nothing is fetched from "
+                "on request; the server's allow_private_urls permits it"
+            )
+
+    def is_public(self, address: str) -> bool:
+        """Whether an address is one of the internet's."""
+        return is_public(address)
+
+
+def parse_policy(allowed_urls: Sequence[str], allow_private: bool) -> Policy:
+    """Return the policy of two settings.
+
+    Args:
+        allowed_urls: Regular expressions.
+        allow_private: See Policy.
+
+    Raises:
+        ConfigError: One of them is not valid.
+    """
+    patterns = []
+    for text in allowed_urls:
+        try:
+            patterns.append(re.compile(text))
+        except re.error as error:
+            raise ConfigError(
+                f"allowed_urls: {text!r} is not a regular expression: {error}"
+            ) from None
+    return Policy(tuple(patterns), allow_private)
+
+
+def admit(url: str, model_store: str, policy: Policy) -> str:
+    """Return the location that a `url` names: of an archive inside the model store, or permitted.
+
+    Raises:
+        Forbidden: It is neither.
+        ModelNotFound: The store has no such archive.
+        ArchiveError: It is not valid.
+    """
+    if not model_store and not policy.patterns:
+        raise Forbidden(
+            "no model store: start the server with --model-store DIR to register models"
+        )
+    if "\0" in url:
+        raise Forbidden("the url holds a NUL")
+    if is_remote(url):
+        if not policy.patterns:
+            raise Forbidden(
+                f"only archives in the model store can be registered, not {shown(url)}; "
+                "the server's allowed_urls can permit more"
+            )
+        if not url.lower().startswith(("http://", "https://", "s3://")):
+            raise Forbidden(f"{shown(url)}: only http://, https://, s3:// and file:// are fetched")
+        policy.check_url(parse_location(url).url)
+        return url
+    name, separator, pin = url.partition("#sha256=")
+    if name.startswith(("file:///", "file://localhost/")):
+        name = str(parse_location(name).path)
+    # os.path raises nothing, however long a name is and wherever a link leads.
+    path = Path(os.path.realpath(Path(model_store, name.removeprefix("file://"))))
+    if not (model_store and _is_inside(path, Path(os.path.realpath(model_store)))):
+        if not policy.patterns:
+            raise Forbidden(f"{url[:200]!r} is not in the model store")
+        # Links and .. are resolved: what a pattern permits is where the file really is.
+        policy.check_url(f"file://{path}")
+    if not os.path.exists(path):
+        raise ModelNotFound(f"Model not found in model store: {url[:200]}")
+    return f"{path}{separator}{pin}"
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that only the internet has: no private, local or shared one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # These reach an IPv4 address by another name.
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        return ip.is_global and ip in _GLOBAL_IPV6
+    return ip.is_global and not ip.is_multicast
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder) and path != folder
+
+
+def _has_user(url: str) -> bool:
+    return not url.startswith(("file://", "s3://")) and "@" in urlsplit(url).netloc
+
+
+def _climbs(url: str) -> bool:
+    """Whether a path has a ``..`` in it, be it quoted, or hidden behind a semicolon."""
+    path = url.partition("://")[2].partition("?")[0]
+    for _ in range(_MAX_UNQUOTINGS):
+        if ".." in re.split(r"[/\\;]", path):
+            return True
+        unquoted = unquote(path)
+        if unquoted == path:
+            return False
+        path = unquoted
+    return True
