@@ -16,9 +16,9 @@ import uvloop
 
 from tests.chaos.arena import Arena, open_files
 from tests.chaos.faults import FAULTS, Fault, Skipped
-from tests.chaos.load import until
 from tests.chaos.memory import measure_memory
 from tests.chaos.session import Record, run_fault
+from tests.kit.waiting import until
 
 #: More descriptors than an idle server with one model has.
 _MANY_FILES = 60

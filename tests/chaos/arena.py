@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from tests.chaos.load import Load, until
+from tests.chaos.load import Load
 from tests.chaos.server import ServerProcess, build_archive
+from tests.kit.waiting import until
 
 MAIN_WORKERS = 2
 _STATE_BYTES = 64 << 10

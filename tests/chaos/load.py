@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import json
 import random
@@ -18,6 +17,8 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.kit.waiting import until
 
 #: How long anything that should happen may take. Generous: test machines are slow and noisy.
 LIMIT_S = 45.0
@@ -31,29 +32,6 @@ _LARGE_EVERY, _LARGE_BYTES = 40, 200_000
 #: First wait before an attempt that was turned away is made again, and longest: growing, or the
 #: open loop's clients, more and more of them, would keep a server from starting.
 _RETRY_S, _MAX_RETRY_S = 0.1, 1.0
-#: Between two looks: at what this process knows, and at what the server has to be asked for,
-#: which costs it more than a request does.
-_POLL_S, _ASK_POLL_S = 0.02, 0.15
-
-
-async def until(
-    condition: Callable[[], Any], limit_s: float = LIMIT_S, what: str | None = None
-) -> None:
-    """Wait until a condition, which may be a coroutine function, holds.
-
-    Raises:
-        AssertionError: It does not within the limit.
-    """
-    deadline = time.monotonic() + limit_s
-    while True:
-        holds, poll_s = condition(), _POLL_S
-        if inspect.isawaitable(holds):
-            holds, poll_s = await holds, _ASK_POLL_S
-        if holds:
-            return
-        name = what or getattr(condition, "__name__", "condition")
-        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {name}"
-        await asyncio.sleep(poll_s)
 
 
 class Cut(Exception):

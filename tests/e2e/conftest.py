@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import resign_as_subreaper
+from tests.kit.processes import resign_as_subreaper
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.models import make_archive, make_folder, write_linear
+from tests.kit.archives import make_archive, make_folder, write_linear
 
 LIMIT_S = 60.0
 #: For servers that are not told another one: somebody else may listen on the default port.

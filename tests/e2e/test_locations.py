@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tests.e2e.test_cli import LIMIT_S, Command, ask, last_line, run, wait_for
-from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
-from tests.models import make_archive
+from tests.kit.archives import make_archive
+from tests.kit.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import FormData
 
-from tests.conftest import RunningServer, StartServer, resign_as_subreaper
 from tests.examples.readme import EXAMPLES, Shell, shell_lines
+from tests.kit.processes import resign_as_subreaper
+from tests.kit.server import RunningServer, StartServer
 
 README = EXAMPLES / "mar_1x" / "README.md"
 JSON = {"Content-Type": "application/json"}

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import resign_as_subreaper
 from tests.e2e.test_cli import Command
 from tests.examples.readme import EXAMPLES, Shell, shell_lines
+from tests.kit.processes import resign_as_subreaper
 
 README = EXAMPLES / "onnx" / "README.md"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -25,13 +25,9 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from mms.archive.export import export_model
-from mms.config.settings import ModelSettings, ServerSettings
-from mms.http.app import make_app
-from mms.http.guard import Guard
-from mms.http.openapi import routes_of
-from mms.serving.lifecycle import ServableState
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_archive, signature, write_linear
+from tests.kit.archives import make_archive, signature, write_linear
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -116,7 +112,7 @@ class TestOpenApi:
             for path, methods in document["paths"].items()
             for method in methods
         }
-        for route in routes_of(make_app(server.server.context, Guard(ServerSettings()))):
+        for route in server.routes():
             path = route.path
             if route.asks_a_model:
                 path = path.replace("{model}", "two").replace("{version}", "1")
@@ -198,17 +194,9 @@ class TestOpenApi:
     async def test_a_version_is_described_as_long_as_it_is_there(
         self, server: RunningServer, folder: Path
     ) -> None:
-        manager = server.server.manager
-        assert manager is not None
         archive = make_archive(folder / "second", "echo", signature([0, 2]))
-        second = await manager.register(
-            "review",
-            str(archive),
-            version="2.0-b",
-            settings=ModelSettings(workers=1),
-            origins={},
-            make_default=False,
-        )
+        await server.register("review", archive, "2.0-b")
+        second = server.servable("review", "2.0-b")
         try:
             pair = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
             for _, document in (
@@ -219,13 +207,13 @@ class TestOpenApi:
                 assert items(document, "/predictions/review")["type"] == "object"
                 assert items(document, "/predictions/review/1")["type"] == "object"
                 assert items(document, "/predictions/review/2.0-b") == pair
-            manager.set_default("review", "2.0-b")
+            server.set_default("review", "2.0-b")
             _, document = await server.get("/openapi.json")
             assert items(document, "/predictions/review") == pair
         finally:
-            manager.set_default("review", "1")
-            await manager.unregister("review", "2.0-b")
-            await until(lambda: second.state is ServableState.UNLOADED)
+            server.set_default("review", "1")
+            await server.unregister("review", "2.0-b")
+            await until(lambda: second.state == "unloaded")
         _, document = await server.get("/openapi.json")
         assert "/predictions/review/2.0-b" not in document["paths"]
 

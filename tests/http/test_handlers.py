@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from mms.errors import ModelLoadFailed
-from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, fresh_client, running_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -248,10 +248,9 @@ class TestLoading:
     async def test_no_mxnet_is_loaded_for_a_handler_that_has_no_use_for_it(
         self, server: RunningServer
     ) -> None:
-        (worker,) = server.servable("inspecting").workers
-        assert worker.ready is not None
-        assert worker.ready.engine.startswith("python")
-        maps = Path(f"/proc/{worker.child.pid}/maps").read_text()
+        servable = server.servable("inspecting")
+        assert servable.reports[servable.pid].engine.startswith("python")
+        maps = Path(f"/proc/{servable.pid}/maps").read_text()
         assert "libmxnet" not in maps
 
     @pytest.mark.parametrize(

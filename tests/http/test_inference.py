@@ -20,8 +20,9 @@ import pytest_asyncio
 from PIL import Image
 
 from mms.archive.export import export_model
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_archive, signature, write_linear
+from tests.kit.archives import make_archive, signature, write_linear
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -75,7 +76,7 @@ async def post(
 
 async def raw(server: RunningServer, data: bytes) -> bytes:
     """Send bytes on a connection of their own, and return what comes until the server closes it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         writer.write(data)
         return await asyncio.wait_for(reader.read(), 30)
@@ -380,9 +381,9 @@ class TestQueue:
     ) -> None:
         first, _ = folders
         running = await self.start_first(server, first)
-        snapshot = server.servable("busy").snapshot
+        servable = server.servable("busy")
         waiting = [asyncio.create_task(server.ask("busy", ["echo", n])) for n in range(2)]
-        await until(lambda: snapshot().queue_depth == 2)
+        await until(lambda: servable.queue_depth == 2)
         url = f"{server.url}/predictions/busy"
         async with server.session.post(url, json=["echo", 3]) as response:
             assert response.status == 503
@@ -398,13 +399,13 @@ class TestQueue:
     ) -> None:
         first, second = folders
         running = await self.start_first(server, first)
-        snapshot = server.servable("busy").snapshot
+        servable = server.servable("busy")
         leaver = asyncio.create_task(server.ask("busy", ["wait", str(second)]))
-        await until(lambda: snapshot().queue_depth == 1)
+        await until(lambda: servable.queue_depth == 1)
         neighbour = asyncio.create_task(server.ask("busy", ["echo", 1]))
-        await until(lambda: snapshot().queue_depth == 2)
+        await until(lambda: servable.queue_depth == 2)
         leaver.cancel()
-        await until(lambda: snapshot().queue_depth == 1)
+        await until(lambda: servable.queue_depth == 1)
         (first / "go").touch()
         assert await running == (200, "went")
         assert await neighbour == (200, 1)
@@ -417,7 +418,7 @@ class TestQueue:
         running = await self.start_first(server, first)
         running.cancel()
         neighbour = asyncio.create_task(server.ask("busy", ["echo", 1]))
-        await until(lambda: server.servable("busy").snapshot().queue_depth == 1)
+        await until(lambda: server.servable("busy").queue_depth == 1)
         (first / "go").touch()
         assert await neighbour == (200, 1)
 
@@ -471,7 +472,7 @@ class TestConnections:
             f"Content-Length: {len(body)}\r\n"
             "Content-Type: application/json\r\nConnection: close\r\n\r\n"
         ).encode() + body
-        requests = server.servable("linear").metrics.requests
+        requests = server.servable("linear").requests
         before = requests["predictions", 499]
         gc.collect()
         # Without the collector, whatever is in a circle stays.
@@ -480,7 +481,7 @@ class TestConnections:
         try:
             for _ in range(10):
                 assert (await raw(server, whole)).startswith(b"HTTP/1.1 400")
-                _, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
                 writer.write(whole[:-1000])
                 await writer.drain()
                 writer.close()

@@ -18,9 +18,8 @@ from PIL import Image
 from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat
 from mms.errors import MMSError, ModelLoadFailed, SignatureError
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers
-from tests.models import signature
-from tests.onnx_models import (
+from tests.kit.archives import signature
+from tests.kit.onnx_models import (
     FLOAT,
     arithmetic,
     brightness,
@@ -33,6 +32,7 @@ from tests.onnx_models import (
     write_external,
     write_model,
 )
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -267,10 +267,10 @@ class TestTensors:
         _, answer = await server.ask("reviews", ["good"])
         assert answer["modules"] == ["onnxruntime"]
         assert answer["threads"] == 1
-        loader = server.servable("reviews").pool.loader
-        assert loader is not None
-        assert loader.ready is not None
-        assert loader.ready.engine == f"onnxruntime {answer['ping']}"
+        servable = server.servable("reviews")
+        assert servable.loader_pid is not None
+        engine = servable.reports[servable.loader_pid].engine
+        assert engine == f"onnxruntime {answer['ping']}"
 
     async def test_a_model_is_described_as_an_onnx_one(self, server: RunningServer) -> None:
         _, described = await server.manage("GET", "/models/types")
@@ -309,9 +309,8 @@ class TestBatches:
     async def test_a_graph_with_a_fixed_batch_runs_one_by_one(self, server: RunningServer) -> None:
         answers = await ask_all(server, "fixed", [[[n, 0, n]] for n in range(4)])
         assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(4)]
-        (worker,) = server.servable("fixed").workers
-        assert worker.ready is not None
-        assert worker.ready.alone_reason
+        servable = server.servable("fixed")
+        assert servable.reports[servable.pid].alone_reason
 
     async def test_images_are_joined(self, server: RunningServer) -> None:
         red, blue = plain((255, 0, 0)), plain((0, 0, 255))
@@ -393,13 +392,9 @@ async def test_workers_with_one_thread_are_forked_and_answer(
     path, settings = archive(tmp_path, "reviews", linear(), "a", service=REVIEWS, signature=TEXT)
     server = await start_server(reviews=(path, {**settings, "workers": 2}))
     servable = server.servable("reviews")
-    loader = servable.pool.loader
-    assert loader is not None
-    assert loader.ready is not None
+    assert len(servable.processes) == 3
     # They have loaded nothing, and so give the time that the loader took.
-    assert [worker.ready and worker.ready.load_seconds for worker in servable.workers] == [
-        loader.ready.load_seconds
-    ] * 2
+    assert len({report.load_seconds for report in servable.reports.values()}) == 1
     answers = await ask_all(server, "reviews", [["good"]] * 8)
     assert {status for status, _ in answers} == {200}
     assert {answer["threads"] for _, answer in answers} == {1}
@@ -411,9 +406,9 @@ async def test_workers_with_more_threads_load_by_themselves_and_answer(
     path, _ = archive(tmp_path, "reviews", linear(), "a", service=REVIEWS, signature=TEXT)
     server = await start_server(reviews=(path, {"workers": 2, "threads": 2}))
     servable = server.servable("reviews")
-    assert servable.pool.loader is None
-    assert len(servable.workers) == 2
-    assert len({worker.ready and worker.ready.load_seconds for worker in servable.workers}) == 2
+    assert servable.loader_pid is None
+    assert len(servable.pids) == 2
+    assert len({report.load_seconds for report in servable.reports.values()}) == 2
     answers = await ask_all(server, "reviews", [["good"]] * 8)
     assert {status for status, _ in answers} == {200}
     assert all(answer["threads"] > 1 for _, answer in answers)

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from mms.config.build import build_config
-from tests.conftest import RunningServer, StartServer
-from tests.fileserver import digest_of, file_server
-from tests.models import make_archive, make_mar
+from tests.kit.archives import make_archive, make_mar
+from tests.kit.fileserver import digest_of, file_server
+from tests.kit.server import RunningServer, StartServer
 
 JSON = {"Content-Type": "application/json"}
 TEXT = {"Content-Type": "text/plain"}

@@ -15,8 +15,9 @@ from mms.config.build import Config, ModelConfig
 from mms.config.settings import ModelSettings, ServerSettings
 from mms.server import Server
 from mms.version import __version__
-from tests.conftest import RunningServer, fresh_client, open_session, running_servers, until
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer, fresh_client, open_session, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -140,7 +141,7 @@ async def test_the_api_description_has_the_old_shape(server: RunningServer) -> N
     description = document["description"]
     assert status == 200
     assert description["swagger"] == "2.0"
-    assert description["host"] == f"127.0.0.1:{server.server.port}"
+    assert description["host"] == f"127.0.0.1:{server.port}"
     assert description["schemes"] == ["http"]
     assert set(description["paths"]) == {"/echo/predict", "/ping", "/api-description"}
     operation = description["paths"]["/echo/predict"]["post"]
@@ -191,9 +192,9 @@ async def test_a_server_that_loads_is_live_but_not_ready_and_refuses_politely(
     server = Server(Config(settings, (model,), {}))
     starting = asyncio.create_task(server.start())
     async with open_session() as session:
+        running = RunningServer(server, session)
         try:
-            await until(lambda: server.registry.servables())
-            running = RunningServer(server, session)
+            await until(lambda: running.names)
             assert await running.get("/health/live") == (200, {"live": True})
             status, document = await running.get("/health/ready")
             assert (status, document["models"]["slow/1"]["state"]) == (503, "loading")

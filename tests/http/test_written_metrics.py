@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mms.errors import AddressInUse
-from tests.conftest import StartServer
-from tests.models import make_archive
+from tests.kit.archives import make_archive
+from tests.kit.server import StartServer
 
 
 def written(folder: Path, name: str) -> dict[str, float]:
@@ -39,7 +39,7 @@ async def test_every_request_is_in_the_files_when_the_server_has_stopped(
     duration = await server.metric("mms_request_duration_seconds_sum")
     inference = await server.metric("mms_stage_duration_seconds_sum", stage="inference")
     assert not written(folder, "PredictionTotal")
-    await server.server.stop()
+    await server.stop()
     assert written(folder, "PredictionTotal") == {"echo": 4}
     assert written(folder, "Prediction4XX") == {"echo": 1}
     assert written(folder, "Prediction5XX") == {}
@@ -57,7 +57,7 @@ async def test_nothing_is_written_unless_asked_for(
     folder = tmp_path / "metrics"
     server = await start_server({"metrics_dir": str(folder), "metrics_interval": 0.01})
     assert (await server.get("/ping"))[0] == 200
-    await server.server.stop()
+    await server.stop()
     assert not folder.exists()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import RunningServer, until
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer
+from tests.kit.waiting import until
 
 #: Answers a fixed text, whatever it is asked; `pid` and `wait` as the faulty service does.
 _SAYS = """
@@ -75,7 +76,7 @@ class Traces:
 
     def unpacked(self) -> set[str]:
         """Return the names of the unpacked archives in the work folder."""
-        return {name for name in os.listdir(self._server.server.workspace) if name != "lock"}
+        return {name for name in os.listdir(self._server.workspace) if name != "lock"}
 
     async def clean(self) -> None:
         """Unregister what was registered since, and wait until it is gone."""
@@ -89,7 +90,7 @@ class Traces:
         await until(lambda: _processes() <= self._processes)
 
     def _names(self) -> set[str]:
-        return {model.name for model in self._server.server.registry.models()}
+        return self._server.names
 
 
 def _processes() -> int:

@@ -13,7 +13,7 @@ from mms.config.build import Config
 from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.server import Server
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.management.stores import make_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -76,20 +76,20 @@ async def routes(server: RunningServer) -> list[tuple[str, str]]:
 
 async def refused(server: RunningServer, headers: dict[str, str], status: int) -> None:
     """Check that all routes refuse requests with these headers, and that nothing happens."""
-    before = [model.name for model in server.server.registry.models()]
+    before = sorted(server.names)
     for method, path in await routes(server):
         url = server.management_url + path
         async with server.session.request(method, url, headers=headers) as response:
             assert response.status == status, (method, path)
             if status == 401:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert [model.name for model in server.server.registry.models()] == before
+    assert sorted(server.names) == before
     assert await server.ask("m", []) == (200, "v1")
 
 
 async def raw(server: RunningServer, head: bytes) -> bytes:
     """Send a request's bytes to the management port and return the answer's."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.management_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.management_port)
     writer.write(head + b"Connection: close\r\n\r\n")
     answer = await reader.read()
     writer.close()
@@ -218,7 +218,7 @@ class TestPort:
     async def test_a_port_that_is_taken_is_named(
         self, server: RunningServer, tmp_path: Path
     ) -> None:
-        taken = server.server.management_port
+        taken = server.management_port
         settings = ServerSettings(port=0, management_port=taken, work_dir=str(tmp_path))
         second = Server(Config(settings, (), {}))
         with pytest.raises(MMSError, match=f"{taken}.*--management-port"):

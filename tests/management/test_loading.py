@@ -12,15 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.serving.lifecycle import ServableState
-from mms.serving.servable import Servable
-from tests.conftest import (
-    RunningServer,
-    StartServer,
-    fresh_client,
-    running_servers,
-    until,
-)
+from tests.kit.server import RunningServer, ServableView, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import (
     FAILS_WITH,
     WAITS_FOR,
@@ -60,7 +53,7 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
 
 @pytest.fixture
 def store(shared: RunningServer) -> Path:
-    return Path(shared.server.config.server.model_store)
+    return Path(shared.settings.model_store)
 
 
 @pytest.fixture
@@ -71,27 +64,12 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
-def processes(servable: Servable) -> list[int]:
-    """Return the pids of a model's workers and loader."""
-    loader = servable.pool.loader
-    return [w.child.pid for w in (*servable.workers, *([loader] if loader else []))]
-
-
-def pid_of(servable: Servable) -> int:
-    (worker,) = servable.workers
-    return worker.child.pid
-
-
 async def gone(pid: int) -> None:
     await until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
-async def queued(servable: Servable, depth: int) -> None:
+async def queued(servable: ServableView, depth: int) -> None:
     await until(lambda: servable.queue_depth == depth)
-
-
-def is_state(servable: Servable, state: ServableState) -> bool:
-    return servable.state is state
 
 
 class TestLazyLoad:
@@ -100,21 +78,21 @@ class TestLazyLoad:
     ) -> None:
         await register(server, "m", "v1", load="lazy")
         servable = server.servable("m")
-        assert processes(servable) == []
+        assert servable.processes == []
         assert (await server.get("/models/m/ready"))[0] == 200
         asking = (server.ask("m", []) for _ in range(8))
         assert set(await asyncio.gather(*asking)) == {(200, "v1")}
-        assert len(servable.workers) == 1
-        assert servable.metrics.restarts == {}
+        assert len(servable.pids) == 1
+        assert servable.restarts == {}
 
     async def test_without_initial_workers_it_loads_as_many_as_the_settings_say(
         self, server: RunningServer
     ) -> None:
         parameters = {"url": "v1", "model_name": "m", "load": "lazy", "workers": 1}
         assert (await server.manage("POST", "/models", parameters))[0] == 200
-        assert processes(server.servable("m")) == []
+        assert server.servable("m").processes == []
         assert await server.ask("m", []) == (200, "v1")
-        assert len(server.servable("m").workers) == 1
+        assert len(server.servable("m").pids) == 1
 
     async def test_workers_asked_for_before_it_is_loaded_are_there_once_it_is(
         self, server: RunningServer
@@ -122,7 +100,7 @@ class TestLazyLoad:
         await register(server, "m", "v1", load="lazy")
         await server.manage("PUT", "/models/m?min_worker=2&synchronous=true")
         assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: len(server.servable("m").workers) == 2)
+        await until(lambda: len(server.servable("m").pids) == 2)
 
     async def test_a_load_that_fails_answers_all_who_wait_503_with_the_reason(
         self, server: RunningServer, store: Path, tmp_path: Path
@@ -137,7 +115,7 @@ class TestLazyLoad:
         for status, answer in await asyncio.gather(*asking):
             assert (status, answer["error"]["code"]) == (503, "model_not_ready")
             assert "no weights" in answer["message"]
-        assert processes(servable) == []
+        assert servable.processes == []
         # And who comes later, too, at once.
         status, answer = await server.ask("m", [])
         assert status == 503
@@ -158,7 +136,7 @@ class TestLazyLoad:
         assert (await server.ask("m", []))[0] == 503
         (tmp_path / "go").unlink()
         await server.manage("PUT", "/models/m?min_worker=1")
-        await until(lambda: is_state(servable, ServableState.LOADING))
+        await until(lambda: servable.state == "loading")
         waiting = asyncio.create_task(server.ask("m", []))
         await until(lambda: servable.queue_depth == 1)
         (tmp_path / "go").touch()
@@ -171,12 +149,12 @@ class TestLazyLoad:
         await register(server, "m", "endless", load="lazy")
         servable = server.servable("m")
         asking = asyncio.create_task(server.ask("m", []))
-        await until(lambda: is_state(servable, ServableState.LOADING))
+        await until(lambda: servable.state == "loading")
         assert (await server.manage("DELETE", "/models/m?"))[0] == 200
         # What was accepted would get a minute; its client is more impatient.
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await until(lambda: is_state(servable, ServableState.UNLOADED))
+        await until(lambda: servable.state == "unloaded")
 
 
 class TestSleep:
@@ -185,14 +163,14 @@ class TestSleep:
     ) -> None:
         await register(server, "m", "v1", idle_timeout=0.5)
         servable = server.servable("m")
-        before = processes(servable)
-        await until(lambda: is_state(servable, ServableState.UNLOADED))
+        before = servable.processes
+        await until(lambda: servable.state == "unloaded")
         await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in before))
-        assert processes(servable) == []
+        assert servable.processes == []
         assert (await server.get("/models/m/ready"))[0] == 200
         asking = (server.ask("m", []) for _ in range(4))
         assert set(await asyncio.gather(*asking)) == {(200, "v1")}
-        assert servable.metrics.restarts == {}
+        assert servable.restarts == {}
 
     async def test_a_busy_model_stays_awake(self, server: RunningServer, notes: Path) -> None:
         await register(server, "m", "v1", idle_timeout=0.1)
@@ -200,8 +178,8 @@ class TestSleep:
         asking = asyncio.create_task(server.ask("m", ["wait", str(notes)]))
         await waiting(notes)
         # The other one shows that the time has come.
-        await until(lambda: is_state(server.servable("other"), ServableState.UNLOADED))
-        assert is_state(server.servable("m"), ServableState.READY)
+        await until(lambda: server.servable("other").state == "unloaded")
+        assert server.servable("m").state == "ready"
         let_go(notes)
         assert await asking == (200, "v1")
 
@@ -210,10 +188,10 @@ class TestSleep:
     ) -> None:
         await register(server, "m", "v1")
         servable = server.servable("m")
-        frozen = pid_of(servable)
+        frozen = servable.pid
         os.kill(frozen, signal.SIGSTOP)
         sleeping = asyncio.create_task(servable.sleep())
-        await until(lambda: is_state(servable, ServableState.UNLOADED))
+        await until(lambda: servable.state == "unloaded")
         assert await server.ask("m", []) == (200, "v1")
         await sleeping
         await gone(frozen)
@@ -225,9 +203,9 @@ class TestSleep:
     ) -> None:
         await register(server, "m", "v1", idle_timeout=0.1)
         servable = server.servable("m")
-        frozen = pid_of(servable)
+        frozen = servable.pid
         os.kill(frozen, signal.SIGSTOP)
-        await until(lambda: is_state(servable, ServableState.UNLOADED))
+        await until(lambda: servable.state == "unloaded")
         await server.manage("DELETE", "/models/m")
         await gone(frozen)
 
@@ -245,12 +223,12 @@ class TestMemoryBudget:
         )
         asking = asyncio.create_task(server.ask("busy", ["wait", str(notes)]))
         await waiting(notes)
-        await until(lambda: is_state(server.servable("idle"), ServableState.UNLOADED))
-        await until(lambda: not processes(server.servable("idle")))
+        await until(lambda: server.servable("idle").state == "unloaded")
+        await until(lambda: not server.servable("idle").processes)
         assert await server.ask("idle", []) == (200, "v3")
-        await until(lambda: is_state(server.servable("idle"), ServableState.UNLOADED))
-        assert is_state(server.servable("pinned"), ServableState.READY)
-        assert is_state(server.servable("busy"), ServableState.READY)
+        await until(lambda: server.servable("idle").state == "unloaded")
+        assert server.servable("pinned").state == "ready"
+        assert server.servable("busy").state == "ready"
         # Asleep is ready: a request would be served.
         assert (await server.get("/ping"))[0] == 200
         let_go(notes)
@@ -260,19 +238,19 @@ class TestMemoryBudget:
         models = {"a": store / "v1", "b": store / "v2", "c": store / "v3"}
         first = await start_server(**models)
         used = [first.servable(name).memory_bytes() for name in models]
-        await first.server.stop()
+        await first.stop()
         # Room for two: what models share with each other counts once, however many there are.
         budget = sum(used) - min(used) // 2
         server = await start_server({"memory_budget": budget}, **models)
         a, b, c = (server.servable(name) for name in models)
-        await until(lambda: any(is_state(s, ServableState.UNLOADED) for s in (a, b, c)))
-        asleep = next(s for s in (a, b, c) if is_state(s, ServableState.UNLOADED))
+        await until(lambda: any(s.state == "unloaded" for s in (a, b, c)))
+        asleep = next(s for s in (a, b, c) if s.state == "unloaded")
         older, newer = (s for s in (a, b, c) if s is not asleep)
         for servable in (older, newer, asleep):
             assert (await server.ask(servable.name, []))[0] == 200
-        await until(lambda: is_state(older, ServableState.UNLOADED))
-        assert is_state(newer, ServableState.READY)
-        assert is_state(asleep, ServableState.READY)
+        await until(lambda: older.state == "unloaded")
+        assert newer.state == "ready"
+        assert asleep.state == "ready"
 
 
 async def keep_asking(
@@ -297,18 +275,18 @@ class TestRecycling:
     ) -> None:
         await register(server, "m", "v1", workers=2, **setting)
         servable = server.servable("m")
-        before = {worker.child.pid for worker in servable.workers}
+        before = set(servable.pids)
         answers: list[Any] = []
         stopping = asyncio.Event()
         clients = [
             asyncio.create_task(keep_asking(server, "m", stopping, answers)) for _ in range(8)
         ]
-        await until(lambda: servable.metrics.restarts[reason] >= 4)
+        await until(lambda: servable.restarts[reason] >= 4)
         await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in before))
         stopping.set()
         await asyncio.gather(*clients)
         assert set(answers) == {(200, "v1")}
-        assert set(servable.metrics.restarts) == {reason}
+        assert set(servable.restarts) == {reason}
         labels = {"model": "m", "reason": reason}
         assert await server.metric("mms_worker_restarts_total", **labels) >= 4
 
@@ -320,9 +298,9 @@ class TestRecycling:
         for _ in range(5):
             assert await server.ask("m", []) == (200, "v1")
             await server.manage("PUT", "/models/m?min_worker=0&synchronous=true")
-            await until(lambda: not servable.workers and not servable.pool.starting)
+            await until(lambda: not servable.pids and not servable.is_starting_workers)
             await server.manage("PUT", "/models/m?min_worker=1&synchronous=true")
-            await until(lambda: len(servable.workers) == 1)
+            await until(lambda: len(servable.pids) == 1)
 
 
 class TestAutoscale:
@@ -333,13 +311,13 @@ class TestAutoscale:
         servable = server.servable("m")
         asking = [asyncio.create_task(server.ask("m", ["wait", str(notes)])) for _ in range(4)]
         await waiting(notes, 3)
-        assert len(servable.workers) == 3
+        assert len(servable.pids) == 3
         assert servable.queue_depth == 1
         _, document = await server.manage("GET", "/models/m")
         assert (document["minWorkers"], document["maxWorkers"]) == (1, 3)
         let_go(notes)
         assert await asyncio.gather(*asking) == [(200, "v1")] * 4
-        await until(lambda: len(servable.workers) == 1)
+        await until(lambda: len(servable.pids) == 1)
         assert await server.ask("m", []) == (200, "v1")
 
 
@@ -351,13 +329,13 @@ class TestFailure:
         servable = server.servable("m")
         # Five deaths in a row without a batch finished between them.
         for _ in range(5):
-            if is_state(servable, ServableState.FAILED):
+            if servable.state == "failed":
                 break
-            await until(lambda: servable.workers or is_state(servable, ServableState.FAILED))
-            for worker in servable.workers:
-                os.kill(worker.child.pid, signal.SIGKILL)
-            await until(lambda: not servable.workers)
-        await until(lambda: is_state(servable, ServableState.FAILED))
+            await until(lambda: servable.pids or servable.state == "failed")
+            for pid in servable.pids:
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: not servable.pids)
+        await until(lambda: servable.state == "failed")
         status, answer = await server.ask("m", ["pid"])
         assert (status, answer["error"]["code"]) == (503, "model_not_ready")
         _, document = await server.manage("GET", "/models/m")
@@ -379,7 +357,7 @@ class TestFailure:
         assert (await server.ask("m", []))[0] == 503
         status, answer = await server.manage("PUT", "/models/m?min_worker=1&synchronous=true")
         assert (status, answer["error"]["code"]) == (500, "load_failed")
-        assert is_state(server.servable("m"), ServableState.FAILED)
+        assert server.servable("m").state == "failed"
 
 
 class TestCancelling:
@@ -397,8 +375,8 @@ class TestCancelling:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             await gone(pid)
-            await until(lambda: len(servable.workers) == 1)
-        assert servable.metrics.restarts == {"cancelled": 7}
+            await until(lambda: len(servable.pids) == 1)
+        assert servable.restarts == {"cancelled": 7}
         assert await server.ask("m", []) == (200, "v1")
         labels = {"model": "m", "reason": "cancelled"}
         assert await server.metric("mms_worker_restarts_total", **labels) == 7
@@ -421,7 +399,7 @@ class TestCancelling:
         assert servable.in_flight == 2
         pair[0].cancel()
         await asyncio.gather(pair[0], return_exceptions=True)
-        await until(lambda: servable.metrics.rejected["client_left"] == 1)
+        await until(lambda: servable.rejected["client_left"] == 1)
         let_go(second)
         assert await pair[1] == (200, "v1")
         assert await server.ask("m", ["pid"]) == (200, pid)
@@ -434,7 +412,7 @@ class TestCancelling:
         (pid,) = await waiting(notes)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await until(lambda: server.servable("m").metrics.rejected["client_left"] == 1)
+        await until(lambda: server.servable("m").rejected["client_left"] == 1)
         let_go(notes)
         assert await server.ask("m", ["pid"]) == (200, pid)
 

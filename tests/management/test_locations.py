@@ -18,8 +18,9 @@ from mms.config.build import Config
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError
 from mms.server import Server
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.fileserver import FileServer, closed_port, digest_of, file_server, redirect, silence
+from tests.kit.fileserver import FileServer, closed_port, digest_of, file_server, redirect, silence
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import Traces, make_store, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -185,7 +186,7 @@ class TestRegister:
         url = files.add("/models/echo.model", content)
         assert (await post(server, url, initial_workers=1, synchronous=False))[0] == 202
         assert len(files.seen) == 1
-        await until(lambda: "m" in server.server.registry and server.servable("m").is_ready)
+        await until(lambda: "m" in server.names and server.servable("m").is_ready)
         status, answer = await post(
             server, f"{files.url}/models/none", "n", initial_workers=1, synchronous=False
         )
@@ -205,7 +206,7 @@ class TestRegister:
         assert (await post(server, f"{files.url}/models/x"))[0] == 400
         assert len(files.seen) == 2
         assert kept(cache) == []
-        assert "m" not in server.server.registry
+        assert "m" not in server.names
 
 
 class TestFailures:
@@ -343,7 +344,7 @@ class TestRefusals:
         url = files.add("/models/echo.model", content)
         assert (await post(server, url))[0] == 200
         assert (await post(strict, url))[0] == 403
-        shutil.rmtree(server.server.config.server.cache_dir)
+        shutil.rmtree(server.settings.cache_dir)
 
 
 class TestSecrets:
@@ -419,7 +420,7 @@ class TestRestart:
         connections = files.connections
         async with running_servers(tmp_path) as start:
             server = await start({**kept, "allowed_urls": ""})
-            assert "m" not in server.server.registry
+            assert "m" not in server.names
         assert any("m is not registered again" in message for message in caplog.messages)
         assert files.connections == connections
         assert json.loads(state.read_bytes())["models"][0]["path"] == url
@@ -446,7 +447,7 @@ async def test_the_command_line_may_name_any_location(
         lazy = {"load": "lazy"}
         server = await start(plain, a=(url, lazy), b=(pinned, lazy), c=(local, lazy))
         assert await server.ask("a", [1]) == (200, [1])
-        assert server.servable("b").archive.digest == digest_of(content)
+        assert server.servable("b").digest == digest_of(content)
         # What is remote is asked when it is loaded, and not watched like what is here.
         before = [server.servable(name) for name in "abc"]
         says(tmp_path / "local", "changed")

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from openapi_spec_validator import validate
 
-from tests.conftest import RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import (
     FAILS_WITH,
     WAITS_FOR,
@@ -67,7 +68,7 @@ async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
 
 @pytest.fixture
 def store(shared: RunningServer) -> Path:
-    return Path(shared.server.config.server.model_store)
+    return Path(shared.settings.model_store)
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ class TestRegister:
         parameters = {"url": "slow", "model_name": "m", "initial_workers": 1, "synchronous": False}
         status, answer = await server.manage("POST", "/models", parameters)
         assert (status, answer) == (202, {"status": "Processing worker updates..."})
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         assert (await describe(server, "m"))["state"] == "loading"
         status, answer = await server.ask("m", [])
         assert (status, answer["error"]["code"]) == (503, "model_not_ready")
@@ -190,13 +191,12 @@ class TestRegister:
         says(store / "slow-2", "slow", WAITS_FOR.format(path=str(tmp_path / "go")))
         parameters = {"url": "slow-2", "model_name": "m", "initial_workers": 1}
         asking = asyncio.create_task(server.manage("POST", "/models", parameters))
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         (tmp_path / "go").touch()
         # Either way is whole: it is there and serves, or it is gone with all its processes.
-        registry = server.server.registry
-        await until(lambda: "m" not in registry or server.servable("m").is_ready)
+        await until(lambda: "m" not in server.names or server.servable("m").is_ready)
 
 
 class TestRefusals:
@@ -460,7 +460,7 @@ class TestDescribe:
         assert document["loadSeconds"] > 0
         assert document["memoryUsage"] > 1 << 20
         workers = document["workers"]
-        alive = {worker.child.pid for worker in server.servable("r").workers}
+        alive = set(server.servable("r").pids)
         assert {worker["pid"] for worker in workers} == alive
         for worker in workers:
             assert worker["status"] == "READY"
@@ -515,7 +515,7 @@ class TestScale:
         assert first < three
         answer = await server.manage("PUT", "/models/one?min_worker=1")
         assert answer == (202, {"status": "Processing worker updates..."})
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
         assert await pids(server, "one") < three
         assert await server.ask("one", []) == (200, "v1")
         await server.manage("PUT", "/models/one?min_worker=0&synchronous=true")
@@ -534,7 +534,7 @@ class TestScale:
         await server.manage("PUT", "/models/one?min_worker=1&synchronous=true")
         let_go(notes)
         assert await asyncio.gather(*asking) == [(200, "v1")] * 2
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
         assert await pids(server, "one") < set(busy)
         assert (await describe(server, "one"))["restarts"] == {}
 
@@ -557,11 +557,11 @@ class TestScale:
             "synchronous": False,
         }
         assert (await server.manage("POST", "/models", parameters))[0] == 202
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         await server.manage("PUT", "/models/m?min_worker=2")
         (tmp_path / "go").touch()
         await until(lambda: server.servable("m").is_ready)
-        await until(lambda: len(server.servable("m").workers) == 2)
+        await until(lambda: len(server.servable("m").pids) == 2)
 
     async def test_a_client_that_leaves_while_it_scales_leaves_no_process_behind(
         self, server: RunningServer
@@ -573,7 +573,7 @@ class TestScale:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             await server.manage("PUT", "/models/one?min_worker=1&synchronous=true")
-            await until(lambda: len(server.servable("one").workers) == 1)
+            await until(lambda: len(server.servable("one").pids) == 1)
         assert await server.ask("one", []) == (200, "v1")
 
 
@@ -657,8 +657,8 @@ class TestLiveChanges:
         await server.manage("PUT", "/models/one?response_timeout=0.2")
         assert (await describe(server, "one"))["responseTimeout"] == 0.2
         assert (await server.ask("one", ["wait", str(notes)]))[0] == 504
-        await until(lambda: server.servable("one").metrics.restarts["timeout"] == 1)
-        await until(lambda: len(server.servable("one").workers) == 1)
+        await until(lambda: server.servable("one").restarts["timeout"] == 1)
+        await until(lambda: len(server.servable("one").pids) == 1)
 
     async def test_settings_and_workers_change_in_one_call(self, server: RunningServer) -> None:
         parameters = {"min_worker": 2, "batch_size": 5, "synchronous": True}
@@ -673,7 +673,7 @@ class TestUnregister:
         self, server: RunningServer, notes: Path
     ) -> None:
         await register(server, "faulty")
-        unpacked = set(os.listdir(server.server.workspace))
+        unpacked = set(os.listdir(server.workspace))
         running = asyncio.create_task(server.ask("faulty", ["wait", str(notes)]))
         (worker,) = await waiting(notes)
         queued = asyncio.create_task(server.ask("faulty", ["echo", 5]))
@@ -686,7 +686,7 @@ class TestUnregister:
         assert await running == (200, "went")
         assert await queued == (200, 5)
         await until(lambda: not os.path.exists(f"/proc/{worker}"))
-        await until(lambda: set(os.listdir(server.server.workspace)) < unpacked)
+        await until(lambda: set(os.listdir(server.workspace)) < unpacked)
 
     async def test_the_name_is_free_again_at_once(self, server: RunningServer) -> None:
         await register(server, "m", "v1")

@@ -16,9 +16,8 @@ import pytest_asyncio
 from mms.archive.export import export_model
 from mms.config.build import Config, build_config
 from mms.errors import ConfigError, MMSError
-from mms.serving.lifecycle import ServableState
-from mms.serving.servable import Servable
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, ServableView, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import WAITS_FOR, Traces, make_store, move, read, register, says, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -44,8 +43,8 @@ def packed(folder: Path, text: str, load: str = "") -> Path:
     return export_model("m", folder / "source", Path("service.py"), folder).path
 
 
-def is_unloaded(servable: Servable) -> bool:
-    return servable.state is ServableState.UNLOADED
+def is_unloaded(servable: ServableView) -> bool:
+    return servable.state == "unloaded"
 
 
 def replace_file(target: Path, source: Path) -> None:
@@ -86,15 +85,16 @@ class TestWatch:
                 answers.append(await watched.ask("m", []))
 
         clients = [asyncio.create_task(keep_asking()) for _ in range(4)]
-        target = Path(old.archive.source)
+        target = old.source
         replace_file(target, packed(tmp_path / "second", "second"))
         await until(lambda: (200, "second") in answers)
         stopping.set()
         await asyncio.gather(*clients)
         assert {status for status, _ in answers} == {200}
         assert await watched.ask("m", []) == (200, "second")
-        assert watched.servable("m").archive.digest != old.archive.digest
-        assert watched.servable("m").metrics is old.metrics
+        assert watched.servable("m").digest != old.digest
+        # The counts go on.
+        assert await watched.metric("mms_requests_total", model="m") > len(answers)
         await until(lambda: is_unloaded(old))
 
     async def test_a_change_that_cannot_be_loaded_leaves_the_old_one_and_says_why(
@@ -102,7 +102,7 @@ class TestWatch:
     ) -> None:
         old = watched.servable("m")
         answer = await watched.ask("m", [])
-        target = Path(old.archive.source)
+        target = old.source
         replace_file(target, packed(tmp_path / "third", "", "raise ValueError('no weights')"))
 
         def said(text: str) -> bool:
@@ -111,11 +111,11 @@ class TestWatch:
         await until(lambda: said("no weights"))
         write(target, b"cut short")
         await until(lambda: said("not a model archive"))
-        assert watched.servable("m") is old
+        assert watched.servable("m") == old
         assert await watched.ask("m", []) == answer
         assert (await watched.get("/ping"))[0] == 200
         replace_file(target, packed(tmp_path / "fourth", "fourth"))
-        await until(lambda: watched.servable("m") is not old)
+        await until(lambda: watched.servable("m") != old)
         assert await watched.ask("m", []) == (200, "fourth")
 
     async def test_an_archive_that_is_gone_is_still_served(
@@ -123,22 +123,22 @@ class TestWatch:
     ) -> None:
         old = watched.servable("m")
         answer = await watched.ask("m", [])
-        target = Path(old.archive.source)
+        target = old.source
         kept = move(target, target.with_suffix(".kept"))
         folder = watched.servable("f")
-        says(Path(folder.archive.source), "still watched")
-        await until(lambda: watched.servable("f") is not folder)
-        assert watched.servable("m") is old
+        says(folder.source, "still watched")
+        await until(lambda: watched.servable("f") != folder)
+        assert watched.servable("m") == old
         assert await watched.ask("m", []) == answer
         move(kept, target)
 
     async def test_a_changed_file_of_a_folder_is_served(self, watched: RunningServer) -> None:
         old = watched.servable("f")
-        says(Path(old.archive.source), "changed")
-        await until(lambda: watched.servable("f") is not old)
+        says(old.source, "changed")
+        await until(lambda: watched.servable("f") != old)
         assert await watched.ask("f", []) == (200, "changed")
         await until(lambda: is_unloaded(old))
-        assert (Path(old.archive.source) / "service.py").exists()
+        assert (old.source / "service.py").exists()
 
 
 class TestSighup:
@@ -177,7 +177,7 @@ class TestSighup:
         """Have the configuration read again and return what was logged at the end."""
         caplog.clear()
         caplog.set_level("INFO")
-        server.server.request_reload()
+        server.request_reload()
 
         def ends() -> list[str]:
             return [m for m in caplog.messages if "configuration" in m]
@@ -191,28 +191,28 @@ class TestSighup:
         a, b = server.servable("a"), server.servable("b")
         self.write(file, a={"batch_size": 4}, c={})
         said = await self.reload(server, caplog)
-        assert {m.name for m in server.server.registry.models()} == {"a", "c"}
+        assert server.names == {"a", "c"}
         assert await server.ask("a", []) == (200, "a")
         assert await server.ask("c", []) == (200, "c")
         assert (await server.ask("b", []))[0] == 404
-        assert server.servable("a").limits.batch_size == 4
-        assert server.servable("a") is not a
+        assert server.servable("a").batch_size == 4
+        assert server.servable("a") != a
         assert "a: loaded with its new settings" in said
         assert "b: unregistered" in said
         assert "c: registered" in said
         await until(lambda: is_unloaded(a) and is_unloaded(b))
         kept = server.servable("a")
         assert "nothing has changed" in await self.reload(server, caplog)
-        assert server.servable("a") is kept
+        assert server.servable("a") == kept
 
     async def test_a_file_that_is_wrong_changes_nothing(
         self, server: RunningServer, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        kept = server.server.registry.servables()
+        kept = server.servables()
         for text in ("models: [", "modles: {}", "models: {a: {path: a, bach_size: 1}}"):
             write(file, text)
             assert "not applied" in await self.reload(server, caplog)
-        assert server.server.registry.servables() == kept
+        assert server.servables() == kept
         assert await server.ask("a", []) == (200, "a")
 
     async def test_a_model_that_does_not_load_keeps_no_other_and_not_readiness_from_going_on(
@@ -225,7 +225,7 @@ class TestSighup:
         assert await server.ask("c", []) == (200, "c")
         # It sleeps on, and wakes up as it is to be now.
         assert await server.ask("b", []) == (200, "b")
-        await until(lambda: len(server.servable("b").workers) == 2)
+        await until(lambda: len(server.servable("b").pids) == 2)
         assert (await server.get("/ping"))[0] == 200
         # The next attempt finds it mended.
         says(file.parent / "aaa", "mended")
@@ -251,8 +251,8 @@ class TestSighup:
         go = tmp_path / "go"
         says(tmp_path / "c", "c", WAITS_FOR.format(path=str(go)))
         self.write(file, a={}, b={}, c={"load": "eager"})
-        server.server.request_reload()
-        await until(lambda: "c" in server.server.registry)
+        server.request_reload()
+        await until(lambda: "c" in server.names)
         assert (await server.get("/ping"))[0] == 200
         go.touch()
         await until(lambda: server.servable("c").is_ready)
@@ -292,19 +292,19 @@ class TestStateFile:
         traffic = {"weights": {"1": 1, "2": 3}, "sticky_header": "X-User", "shadow": "2"}
         assert (await first.manage("PUT", "/models/m/traffic", traffic))[0] == 200
         await first.manage("DELETE", "/models/gone")
-        await first.server.stop()
+        await first.stop()
         second = await start_server(settings, start=(store / "v3", {"load": "lazy"}))
-        model = second.server.registry.model("m")
-        assert model.default == "1"
-        assert model.traffic.weights == {"1": 1, "2": 3}
-        assert (model.traffic.sticky_header, model.traffic.shadow) == ("X-User", "2")
+        traffic_now, versions = second.traffic("m"), second.versions("m")
+        assert second.default("m") == "1"
+        assert traffic_now.weights == {"1": 1, "2": 3}
+        assert (traffic_now.sticky_header, traffic_now.shadow) == ("X-User", "2")
         assert await second.ask("m/1", []) == (200, "v1")
         assert await second.ask("m/2", []) == (200, "v2")
-        assert model.version("1").settings.batch_size == 3
-        assert model.version("2").limits.queue_size == 7
-        assert len(model.version("2").workers) == 2
-        assert second.servable("empty").workers == []
-        assert "gone" not in second.server.registry
+        assert versions["1"].settings.batch_size == 3
+        assert versions["2"].queue_size == 7
+        assert len(versions["2"].pids) == 2
+        assert second.servable("empty").pids == []
+        assert "gone" not in second.names
         # What the command line names is its own business.
         names = {entry["name"] for entry in read(file)["models"]}
         assert names == {"m", "empty"}
@@ -321,7 +321,7 @@ class TestStateFile:
         first = await start_server(settings)
         await register(first, "a", "v1")
         await register(first, "b", "v2")
-        await first.server.stop()
+        await first.stop()
         away = move(store / "v1", tmp_path / "away")
         second = await start_server(settings)
         assert any(m.startswith("a is not registered again") for m in caplog.messages)
@@ -329,11 +329,11 @@ class TestStateFile:
         assert (await second.get("/ping"))[0] == 200
         # A change of something else does not make the file forget it.
         assert (await second.manage("DELETE", "/models/b"))[0] == 200
-        await second.server.stop()
+        await second.stop()
         move(away, store / "v1")
         third = await start_server(settings)
         assert await third.ask("a", []) == (200, "v1")
-        assert "b" not in third.server.registry
+        assert "b" not in third.names
 
     async def test_a_setting_that_happens_to_be_the_default_still_outweighs_the_archives(
         self, start_server: StartServer, tmp_path: Path, file: Path
@@ -347,12 +347,12 @@ class TestStateFile:
         first = await start_server(settings)
         await register(first, "m", "m", workers=0, batch_size=1)
         await register(first, "n", "m", workers=0)
-        assert first.servable("m").limits.batch_size == 1
-        assert first.servable("n").limits.batch_size == 4
-        await first.server.stop()
+        assert first.servable("m").batch_size == 1
+        assert first.servable("n").batch_size == 4
+        await first.stop()
         second = await start_server(settings)
-        assert second.servable("m").limits.batch_size == 1
-        assert second.servable("n").limits.batch_size == 4
+        assert second.servable("m").batch_size == 1
+        assert second.servable("n").batch_size == 4
 
     @pytest.mark.parametrize("place", ["missing/state.json", "file/state.json", "folder"])
     async def test_a_file_that_cannot_be_written_costs_nothing_but_a_line_in_the_log(
@@ -440,10 +440,10 @@ class TestStart:
             "synchronous": False,
         }
         assert (await server.manage("POST", "/models", parameters))[0] == 202
-        await until(lambda: "m" in server.server.registry)
+        await until(lambda: "m" in server.names)
         servable = server.servable("m")
-        await server.server.stop()
-        assert servable.workers == []
+        await server.stop()
+        assert servable.pids == []
 
 
 async def test_new_settings_are_not_lost_to_a_reload_of_the_files_at_the_same_moment(
@@ -451,18 +451,16 @@ async def test_new_settings_are_not_lost_to_a_reload_of_the_files_at_the_same_mo
 ) -> None:
     folder = says(tmp_path / "m", "first")
     server = await start_server(m=folder)
-    manager = server.server.manager
-    assert manager is not None
     flags = {"port": 0, "management_port": -1, "workers": 1, "queue_size": 77}
     config = build_config([("m", str(folder))], flags, {})
     begun, go = tmp_path / "begun", tmp_path / "go"
     load = f"open({str(begun)!r}, 'w').close(); " + WAITS_FOR.format(path=str(go))
     says(folder, "second", load.replace("; ", "\n"))
-    reloading = asyncio.create_task(manager.replace(server.servable("m")))
+    reloading = asyncio.create_task(server.reload("m"))
     await until(begun.exists)
     # The reload has read its settings and loads on; the new ones come meanwhile.
-    applying = asyncio.create_task(manager.apply(config))
+    applying = asyncio.create_task(server.apply(config))
     await asyncio.sleep(0)
     go.touch()
     await asyncio.gather(reloading, applying)
-    assert server.servable("m").limits.queue_size == 77
+    assert server.servable("m").queue_size == 77

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S
 from tests.management.stores import Traces
 from tests.v2.models import write_mar
 
@@ -65,7 +66,7 @@ async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
 
 @pytest.fixture
 def store(shared: RunningServer) -> Path:
-    return Path(shared.server.config.server.model_store)
+    return Path(shared.settings.model_store)
 
 
 async def index(server: RunningServer, **document: Any) -> dict[str, dict[str, str]]:
@@ -169,7 +170,7 @@ async def test_what_does_not_load_leaves_only_its_reason(
     assert (found, text in document["error"]) == (status, True)
     entry = (await index(server))[name]
     assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", document["error"])
-    assert name not in server.server.registry
+    assert name not in server.names
 
 
 async def test_a_model_that_is_loaded_is_loaded_again_without_a_gap(
@@ -217,16 +218,16 @@ async def test_a_model_from_elsewhere_comes_back_as_it_was(tmp_path: Path) -> No
         packed.write_bytes(b"no archive any more")
         status, failure = await load(server, "outside")
         assert status == 400
-        assert "outside" not in server.server.registry
+        assert "outside" not in server.names
         assert (await index(server))["outside"]["reason"] == failure["error"]
         packed.write_bytes(content)
 
         assert (await load(server, "outside"))[0] == 200
-        model = server.server.registry.model("outside")
-        assert (set(model.versions), model.default) == ({"1", "2"}, "2")
-        assert [model.versions[version].is_startup for version in ("1", "2")] == [True, False]
-        assert not model.versions["1"].settings.preload
-        assert [len(model.versions[version].workers) for version in ("1", "2")] == [1, 1]
+        versions = server.versions("outside")
+        assert (set(versions), server.default("outside")) == ({"1", "2"}, "2")
+        assert [versions[version].is_startup for version in ("1", "2")] == [True, False]
+        assert not versions["1"].settings.preload
+        assert [len(versions[version].pids) for version in ("1", "2")] == [1, 1]
         assert (await answer(server, "outside"))[0] == "packed"
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import Traces, let_go, make_store, register, says, waiting
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -62,7 +63,7 @@ async def more(answers: Counter[Any]) -> None:
 
 async def outcomes(server: RunningServer) -> Counter[str]:
     """Return how the copies for version 2 have ended so far."""
-    found = server.server.metrics.shadows
+    found = server.shadows
     return Counter({outcome: n for (name, _, outcome), n in found.items() if name == "m"})
 
 
@@ -160,7 +161,7 @@ class TestUpdates:
         self, server: RunningServer
     ) -> None:
         await register(server, "n", "v1")
-        port = server.server.port
+        port = server.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         head = (
             b"POST /predictions/n HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -214,7 +215,7 @@ class TestSplit:
 
     async def test_a_sticky_header_may_hold_any_bytes(self, server: RunningServer) -> None:
         await split(server, weights={"1": 1}, sticky_header="X-User")
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         head = (
             b"POST /predictions/m HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         )
@@ -249,9 +250,9 @@ class TestSplit:
     async def test_an_impossible_split_changes_nothing(
         self, server: RunningServer, traffic: dict[str, Any], expected: int
     ) -> None:
-        before = server.server.registry.model("m").traffic
+        before = server.traffic("m")
         assert (await server.manage("PUT", "/models/m/traffic", traffic))[0] == expected
-        assert server.server.registry.model("m").traffic == before
+        assert server.traffic("m") == before
 
     async def test_the_split_is_described_and_a_version_that_goes_leaves_it(
         self, server: RunningServer
@@ -280,18 +281,18 @@ class TestShadow:
     async def test_copies_are_counted_by_how_their_answers_compare(
         self, server: RunningServer
     ) -> None:
-        store = Path(server.server.config.server.model_store)
+        store = Path(server.settings.model_store)
         says(store / "twin", "v1")
         await register(server, "m", "twin", version="twin", make_default=False)
         before = await outcomes(server)
         await split(server, shadow="twin")
         for _ in range(3):
             assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: server.server.metrics.shadows["m", "twin", "same"] == 3)
+        await until(lambda: server.shadows["m", "twin", "same"] == 3)
         await split(server, shadow="2")
         for _ in range(2):
             assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: server.server.metrics.shadows["m", "2", "different"] == 2)
+        await until(lambda: server.shadows["m", "2", "different"] == 2)
         labels = {"model": "m", "version": "2", "outcome": "different"}
         assert await server.metric("mms_shadow_requests_total", **labels) == 2
         assert (await outcomes(server)) - before == {"same": 3, "different": 2}
@@ -309,29 +310,29 @@ class TestShadow:
         let_go(notes)
         assert await occupied == (200, "v2")
         different = before["different"] + 100
-        await until(lambda: server.server.metrics.shadows["m", "2", "different"] == different)
+        await until(lambda: server.shadows["m", "2", "different"] == different)
 
     async def test_a_dead_shadow_costs_nobody_an_answer(self, server: RunningServer) -> None:
-        shadow = server.server.registry.get("m", "2")
+        shadow = server.servable("m", "2")
         await server.manage("PUT", "/models/m/2?min_worker=0&synchronous=true")
         await split(server, shadow="2")
         before = await outcomes(server)
         for _ in range(3):
             assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: server.server.metrics.shadows["m", "2", "failed"] == 3)
+        await until(lambda: server.shadows["m", "2", "failed"] == 3)
         assert (await outcomes(server)) - before == {"failed": 3}
         await server.manage("PUT", "/models/m/2?min_worker=1&synchronous=true")
-        (worker,) = shadow.workers
-        os.kill(worker.child.pid, signal.SIGKILL)
+        killed = shadow.pid
+        os.kill(killed, signal.SIGKILL)
         assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: shadow.workers and shadow.workers != [worker])
+        await until(lambda: shadow.pids and shadow.pids != [killed])
 
     async def test_a_named_version_is_not_copied(self, server: RunningServer) -> None:
         await split(server, shadow="2")
         before = await outcomes(server)
         assert await server.ask("m/1", []) == (200, "v1")
         assert await server.ask("m", []) == (200, "v1")
-        await until(lambda: server.server.metrics.shadows.total() > before.total())
+        await until(lambda: server.shadows.total() > before.total())
         assert ((await outcomes(server)) - before).total() == 1
 
     async def test_the_version_that_answers_is_not_copied_to_itself(

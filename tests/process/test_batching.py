@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.server import RunningServer, fresh_client, running_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import SERVICES, make_archive
+from tests.kit.archives import SERVICES, make_archive
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,17 +30,16 @@ def line_of(text: str) -> int:
 
 def only_worker(server: RunningServer, name: str = "faulty") -> int:
     """Return the pid of a model's only worker."""
-    (worker,) = server.servable(name).workers
-    return worker.child.pid
+    return server.servable(name).pid
 
 
 async def kill_workers(server: RunningServer, name: str = "faulty") -> None:
     """Kill every worker of a model, and wait until the server has noticed."""
-    await until(lambda: server.servable(name).workers)
-    killed = server.servable(name).workers
-    for worker in killed:
-        os.kill(worker.child.pid, signal.SIGKILL)
-    await until(lambda: not set(killed) & set(server.servable(name).workers))
+    await until(lambda: server.servable(name).pids)
+    killed = server.servable(name).pids
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not set(killed) & set(server.servable(name).pids))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -284,9 +284,9 @@ class TestWorkersKilledFromOutside:
     )
     async def test_a_worker_may_die_of_any_signal(self, server: RunningServer, number: int) -> None:
         assert await server.ask("faulty", ["echo", 1]) == (200, 1)
-        (worker,) = server.servable("faulty").workers
-        os.kill(worker.child.pid, number)
-        await until(lambda: server.servable("faulty").workers not in ([], [worker]))
+        worker = only_worker(server)
+        os.kill(worker, number)
+        await until(lambda: server.servable("faulty").pids not in ([], [worker]))
         assert await server.ask("faulty", ["echo", 2]) == (200, 2)
 
     async def test_stop_signals_to_a_worker_are_left_to_the_server(
@@ -302,11 +302,11 @@ class TestWorkersKilledFromOutside:
     ) -> None:
         servable = server.servable("faulty")
         assert await server.ask("faulty", ["echo", 1]) == (200, 1)
-        killed = servable.workers
-        os.kill(killed[0].child.pid, signal.SIGKILL)
+        killed = servable.pids
+        os.kill(killed[0], signal.SIGKILL)
         was_ready = True
         # Every turn of the loop: a probe may come in any of them.
-        while not servable.workers or servable.workers == killed:
+        while not servable.pids or servable.pids == killed:
             was_ready = was_ready and servable.is_ready
             await asyncio.sleep(0)
         assert was_ready
@@ -314,18 +314,18 @@ class TestWorkersKilledFromOutside:
     async def test_a_killed_loader_disturbs_nobody_and_is_replaced(
         self, server: RunningServer
     ) -> None:
-        pool = server.servable("faulty").pool
-        loader = pool.loader
+        servable = server.servable("faulty")
+        loader = servable.loader_pid
         assert loader is not None
         pid = only_worker(server)
-        os.kill(loader.child.pid, signal.SIGKILL)
-        await until(lambda: pool.loader is not loader)
+        os.kill(loader, signal.SIGKILL)
+        await until(lambda: servable.loader_pid is not loader)
         assert await server.ask("faulty", ["pid"]) == (200, pid)
         # At once, before there is another loader.
         await kill_workers(server)
         assert await server.ask("faulty", ["echo", 1]) == (200, 1)
         assert only_worker(server) != pid
-        await until(lambda: pool.loader is not None)
+        await until(lambda: servable.loader_pid is not None)
 
     async def test_no_request_is_lost_or_mixed_up_while_workers_are_killed_under_load(
         self, server: RunningServer
@@ -346,11 +346,11 @@ class TestWorkersKilledFromOutside:
             # One more of each client: whatever an earlier kill hit has been answered.
             seen = list(answered)
             await until(partial(has_grown, answered, seen, clients))
-            await until(lambda: servable.workers and all(w.batches for w in servable.workers))
-            os.kill(servable.workers[kill % len(servable.workers)].child.pid, signal.SIGKILL)
+            await until(lambda: servable.pids and all(servable.batches.values()))
+            os.kill(servable.pids[kill % len(servable.pids)], signal.SIGKILL)
         # The last kill must have been noticed before anybody asks who is alive.
-        await until(lambda: sum(servable.metrics.restarts.values()) == restarts + 6)
-        await until(lambda: len(servable.workers) == 2)
+        await until(lambda: sum(servable.restarts.values()) == restarts + 6)
+        await until(lambda: len(servable.pids) == 2)
         is_over = True
         await asyncio.gather(*clients)
         assert await server.metric("mms_worker_restarts_total", model="twins") == restarts + 6
@@ -360,9 +360,9 @@ class TestWorkersKilledFromOutside:
     ) -> None:
         servable = server.servable("doomed")
         for _ in range(5):
-            assert servable.state.value == "ready"
+            assert servable.state == "ready"
             await kill_workers(server, "doomed")
-        await until(lambda: servable.state.value == "failed")
+        await until(lambda: servable.state == "failed")
         status, document = await server.get("/health/ready")
         assert status == 503
         assert document["models"]["doomed/1"] == {"ready": False, "state": "failed"}
@@ -378,7 +378,7 @@ class TestWorkersKilledFromOutside:
         assert answer["error"]["code"] == "model_not_ready"
         assert "5 workers in a row died" in answer["message"]
         assert await server.metric("mms_model_state", model="doomed", state="failed") == 1
-        assert servable.workers == []
+        assert servable.pids == []
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -406,7 +406,7 @@ async def test_stopping_while_a_worker_is_being_replaced_leaves_nothing_behind(
         await kill_workers(server)
         for _ in range(turns):
             await asyncio.sleep(0)
-    assert servable.state.value == "unloaded"
+    assert servable.state == "unloaded"
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -414,12 +414,12 @@ async def test_the_whole_family_killed_at_once_comes_back(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = await start_server(faulty=(make_archive(tmp_path, "faulty"), {"workers": 2}))
-    pool = server.servable("faulty").pool
+    servable = server.servable("faulty")
     assert await server.ask("faulty", ["echo", 1]) == (200, 1)
-    family = [*pool.workers, pool.loader]
-    for process in family:
-        assert process is not None
-        os.kill(process.child.pid, signal.SIGKILL)
-    await until(lambda: not set(pool.workers) & set(family))
+    family = servable.processes
+    assert len(family) == 3
+    for pid in family:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not set(servable.pids) & set(family))
     assert await server.ask("faulty", ["echo", 2]) == (200, 2)
-    await until(lambda: len(pool.workers) == 2 and pool.loader is not None)
+    await until(lambda: len(servable.processes) == 3)

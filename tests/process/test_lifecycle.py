@@ -12,8 +12,9 @@ import pytest
 
 from mms.archive.export import export_model
 from mms.errors import ArchiveError, MMSError, ModelLoadFailed
-from tests.conftest import RunningServer, StartServer, until
-from tests.models import make_archive, make_folder, write_linear
+from tests.kit.archives import make_archive, make_folder, write_linear
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 
 BASE = """
     from mms.model_service.model_service import SingleNodeService
@@ -143,15 +144,15 @@ async def test_what_was_accepted_before_a_stop_is_answered_and_what_comes_later_
     body = b'["echo", 1]'
     late = b"POST /predictions/faulty HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     late += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     running = asyncio.create_task(server.ask("faulty", ["wait", str(notes)]))
     await until(lambda: list(notes.iterdir()))
     queued = asyncio.create_task(server.ask("faulty", ["echo", 2]))
     servable = server.servable("faulty")
-    await until(lambda: servable.snapshot().queue_depth == 1)
-    server.server.request_stop()
-    stopping = asyncio.create_task(server.server.stop())
-    await until(lambda: servable.state.value == "draining")
+    await until(lambda: servable.queue_depth == 1)
+    server.request_stop()
+    stopping = asyncio.create_task(server.stop())
+    await until(lambda: servable.state == "draining")
     writer.write(late)
     answer = await reader.read()
     writer.close()
@@ -160,12 +161,12 @@ async def test_what_was_accepted_before_a_stop_is_answered_and_what_comes_later_
     assert b"Retry-After" in answer
     assert b'"code":"draining"' in answer
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
-        await asyncio.open_connection("127.0.0.1", server.server.port)
+        await asyncio.open_connection("127.0.0.1", server.port)
     (notes / "go").touch()
     assert await running == (200, "went")
     assert await queued == (200, 2)
     await stopping
-    assert servable.state.value == "unloaded"
+    assert servable.state == "unloaded"
 
 
 async def test_a_stop_while_a_model_loads_leaves_nothing_behind(
@@ -209,7 +210,7 @@ class TestProcesses:
             assert answer["environment"]["OPEN_KEY"] == "shown"
             assert "SECRET_KEY" not in answer["environment"]
             assert answer["environment"]["OMP_NUM_THREADS"] == "3"
-        assert server.servable("inspecting").pool.loader is not None
+        assert server.servable("inspecting").loader_pid is not None
 
     async def test_without_preload_each_worker_loads_the_model_itself(
         self, start_server: StartServer, tmp_path: Path
@@ -217,7 +218,7 @@ class TestProcesses:
         settings = {"workers": 2, "preload": False}
         server = await start_server(inspecting=(make_archive(tmp_path, "inspecting"), settings))
         first, _ = await self.both(server)
-        assert server.servable("inspecting").pool.loader is None
+        assert server.servable("inspecting").loader_pid is None
         assert private_bytes(first["pid"]) > 64 << 20
 
     async def test_a_service_with_threads_of_its_own_gets_fresh_processes(
@@ -243,12 +244,12 @@ class TestProcesses:
         folder = make_folder(tmp_path / "model", source)
         server = await start_server(inspecting=(folder, {"workers": 2}))
         answers = await self.both(server)
-        pool = server.servable("inspecting").pool
-        assert pool.loader is None
-        assert {a["pid"] for a in answers} == {worker.child.pid for worker in pool.workers}
-        killed = pool.workers[0]
-        os.kill(killed.child.pid, 9)
-        await until(lambda: killed not in pool.workers and len(pool.workers) == 2)
+        servable = server.servable("inspecting")
+        assert servable.loader_pid is None
+        assert {a["pid"] for a in answers} == set(servable.pids)
+        killed = servable.pids[0]
+        os.kill(killed, 9)
+        await until(lambda: killed not in servable.pids and len(servable.pids) == 2)
         assert len(await self.both(server)) == 2
 
 

@@ -20,8 +20,8 @@ from mms.archive.export import Export, export_model
 from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
 from mms.errors import ExportError, SignatureError
-from tests.models import signature, write_linear
-from tests.onnx_models import (
+from tests.kit.archives import signature, write_linear
+from tests.kit.onnx_models import (
     FLOAT,
     colours,
     identity,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mms.archive.reader import read_manifest
-from tests.conftest import StartServer
-from tests.models import signature
+from tests.kit.archives import signature
+from tests.kit.server import StartServer
 
 #: A text classifier in small, with an output for training: (N, 4, 16) -> (N, 3).
 _NET = """

@@ -12,8 +12,8 @@ import pytest
 
 from mms.archive.export import export_model
 from mms.errors import ModelLoadFailed
-from tests.conftest import StartServer
-from tests.models import make_folder, signature, write_linear
+from tests.kit.archives import make_folder, signature, write_linear
+from tests.kit.server import StartServer
 
 _GLUON = """
 import mxnet as mx

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import StartServer
-from tests.models import make_archive
+from tests.kit.archives import make_archive
+from tests.kit.server import StartServer
 
 
 async def test_a_model_answers_what_its_service_returns(

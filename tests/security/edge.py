@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import LIMIT_S, RunningServer, StartServer, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import LIMIT_S, until
 
 #: Commands as the first entry of a JSON list; anything else is answered as it came.
 SERVICE = """
@@ -97,7 +98,7 @@ async def connect(
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         limit = receive_buffer
-    address = ("127.0.0.1", port or server.server.port)
+    address = ("127.0.0.1", port or server.port)
     await asyncio.get_running_loop().sock_connect(sock, address)
     reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
     try:
@@ -130,7 +131,7 @@ def big(size: int) -> bytes:
 
 async def returns_to_zero(server: RunningServer) -> None:
     """Wait until the server holds no byte of anybody's."""
-    await until(lambda: server.server.budget.held == 0)
+    await until(lambda: server.budget.held == 0)
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from mms.config.declaration import rules_of
 from mms.config.layers import with_archive_defaults
 from mms.config.settings import MAX_WORKERS, ModelSettings, ServerSettings
 from mms.errors import ConfigError
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.management.stores import says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -117,6 +117,6 @@ async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:
         assert status == 400, (path, document)
         assert len(json.dumps(answer)) < 2_000
     assert dataclasses.asdict(server.servable("m").settings) == before
-    assert (server.servable("m").size, "n" in server.server.registry) == (1, False)
+    assert (server.servable("m").size, "n" in server.names) == (1, False)
     _, answer = await server.manage("PUT", "/models/m", {"min_worker": MAX_WORKERS + 1})
     assert f"min_worker must be an integer from 0 to {MAX_WORKERS}" in answer["message"]

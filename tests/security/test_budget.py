@@ -11,7 +11,8 @@ import pytest
 
 from mms.errors import BufferFull, InvalidServiceOutput, PayloadTooLarge
 from mms.serving.budget import SMALL_BYTES, Budget, Hold, default_limit
-from tests.conftest import RunningServer, StartServer, until
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 from tests.security.edge import big, busy, connect, http, returns_to_zero, start_edge
 
 MB = 1 << 20
@@ -128,7 +129,7 @@ class TestV09QueuedBodies:
         async with busy(server, tmp_path) as first:
             waiting = [asyncio.create_task(post(server, big(MB))) for _ in range(20)]
             await until(lambda: sum(task.done() for task in waiting) >= 14)
-            assert server.server.budget.held <= 8 * MB
+            assert server.budget.held <= 8 * MB
             refused = [await task for task in waiting if task.done()]
             assert {status for status, _, _ in refused} == {503}
             for _, headers, answer in refused:
@@ -153,7 +154,7 @@ class TestV09QueuedBodies:
         server = await start_edge(start_server, tmp_path, {"max_buffered_bytes": 4 * MB})
         async with busy(server, tmp_path), connect(server) as holder, connect(server) as client:
             await holder.send(http(big(2 * MB)))
-            await until(lambda: server.server.budget.held > 2 * MB)
+            await until(lambda: server.budget.held > 2 * MB)
             await client.send(http(b"", f"Content-Length: {3 * MB}"))
             assert (await client.error())[:2] == (503, "buffer_full")
         await returns_to_zero(server)
@@ -164,7 +165,7 @@ class TestV09QueuedBodies:
         server = await start_edge(start_server, tmp_path, {"max_buffered_bytes": 4 * MB})
         async with connect(server) as silent:
             await silent.send(http(b"", f"Content-Length: {3 * MB}"))
-            await until(lambda: server.server._edge.connections)
+            await until(lambda: server.connections)
             assert (await post(server, big(3 * MB)))[0] == 200
         await returns_to_zero(server)
 
@@ -174,7 +175,7 @@ class TestV09QueuedBodies:
         server = await start_edge(start_server, tmp_path, {"max_buffered_bytes": 4 * MB})
         async with busy(server, tmp_path), connect(server) as holder, connect(server) as client:
             await holder.send(http(big(2 * MB)))
-            await until(lambda: server.server.budget.held > 2 * MB)
+            await until(lambda: server.budget.held > 2 * MB)
             await client.send(http(b"", "Transfer-Encoding: chunked"))
             chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
             sending = asyncio.create_task(client.send(chunk * 40))

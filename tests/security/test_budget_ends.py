@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mms.protocol import RequestMeta
 from mms.serving.budget import Hold
-from tests.conftest import RunningServer, fresh_client, running_servers, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.security.edge import SERVICE, big, busy, command, connect, http, returns_to_zero
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,7 +66,7 @@ class TestV09EveryEndGivesBack:
     async def test_a_client_that_leaves_while_it_sends(self, edge: RunningServer) -> None:
         async with connect(edge) as client:
             await client.send(http(b"x" * MB, f"Content-Length: {2 * MB}"))
-            await until(lambda: edge.server.budget.held > MB // 2)
+            await until(lambda: edge.budget.held > MB // 2)
         await returns_to_zero(edge)
 
     async def test_a_client_that_leaves_while_it_waits_or_is_served(
@@ -89,25 +89,18 @@ class TestV09EveryEndGivesBack:
         async with connect(edge, receive_buffer=4096) as client:
             await client.send(command("answer", 20 * MB))
             assert (await client.head())[0] == 200
-            assert edge.server.budget.held > 20 * MB
+            assert edge.budget.held > 20 * MB
         await returns_to_zero(edge)
 
     async def test_a_shadow(self, edge: RunningServer, tmp_path: Path) -> None:
-        shadows, edge_ = edge.server.context.shadows, edge.servable("edge")
-        outcomes = shadows.outcomes
-        meta = RequestMeta("id", "predictions", "application/json", "").encode()
-        body = big(MB)
-        asking = edge_.infer(meta, [body], len(body))
-        await shadows.answer(asking, edge_, meta, [body], len(body))
-        await until(lambda: outcomes["edge", "1", "same"] == 1)
+        await edge.infer_shadowed("edge", big(MB))
+        await until(lambda: edge.shadows["edge", "1", "same"] == 1)
         await returns_to_zero(edge)
-        with Hold(edge.server.budget) as hold:
+        with Hold(edge.budget) as hold:
             hold.grow(55 * MB)
-            body = big(2 * MB)
-            asking = edge_.infer(meta, [body], len(body))
-            await shadows.answer(asking, edge_, meta, [body], len(body))
-            assert outcomes["edge", "1", "skipped"] == 1
-            assert edge.server.budget.held == 55 * MB
+            await edge.infer_shadowed("edge", big(2 * MB))
+            assert edge.shadows["edge", "1", "skipped"] == 1
+            assert edge.budget.held == 55 * MB
 
 
 class TestV09Stopping:
@@ -118,5 +111,5 @@ class TestV09Stopping:
             async with busy(server, tmp_path), connect(server) as client:
                 await client.send(http(big(MB)))
                 await until(lambda: server.servable("edge").queue_depth == 1)
-                await server.server.stop()
+                await server.stop()
             await returns_to_zero(server)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from mms.cli import serve
 from mms.cli.terminal import printable, shell_word
 from mms.config.settings import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.archives import Fetching
 from mms.serving.registry import Registry
-from tests.conftest import StartServer, until
-from tests.fileserver import file_server
+from tests.kit.fileserver import file_server
+from tests.kit.server import StartServer
+from tests.kit.waiting import until
 from tests.management.stores import says
 
 
@@ -91,10 +91,10 @@ class TestV30:
         models = {f"model{n:02}": (tmp_path / "m", {"load": "lazy"}) for n in range(12)}
         server = await start_server(**models)
         with pytest.raises(ModelNotFound, match=r"model00, .*model07 and 4 more$") as caught:
-            server.server.registry.model("none")
+            server.versions("none")
         assert "model08" not in str(caught.value)
         with pytest.raises(VersionNotFound, match=r"there are: 1$"):
-            server.server.registry.get("model00", "2")
+            server.servable("model00", "2")
         with pytest.raises(ModelNotFound, match="loaded are: none"):
             Registry().model("x")
 
@@ -144,7 +144,7 @@ class TestV25:
         except ManifestError:
             # Refused earlier is as good.
             return
-        serve._announce(server.server)
+        server.announce()
         banner = capsys.readouterr().err
         assert all(c.isprintable() or c == "\n" for c in banner)
         [line] = [line for line in banner.splitlines() if "curl -X POST" in line]

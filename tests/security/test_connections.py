@@ -14,14 +14,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.conftest import (
-    RunningServer,
-    StartServer,
-    fresh_client,
-    running_servers,
-    until,
-)
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 from tests.security.edge import SERVICE, connect, http
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,7 +44,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
 async def edge(shared: RunningServer) -> AsyncIterator[RunningServer]:
     async with fresh_client(shared) as server:
         yield server
-        await until(lambda: server.server.budget.held == 0)
+        await until(lambda: server.budget.held == 0)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -65,7 +60,7 @@ async def start(tmp_path: Path) -> AsyncIterator[StartServer]:
 
 
 def malformed(server: RunningServer, status: int) -> int:
-    return server.server.metrics.requests["malformed", status]
+    return server.requests["malformed", status]
 
 
 class TestV02V23PackedBodies:
@@ -100,7 +95,7 @@ class TestV02V23PackedBodies:
         """What the request held of the budget is what came over the wire."""
         held = []
         packed = (gzip.compress if pack is gzip.compress else zlib.compress)(bytes(32 * MB))
-        budget = edge.server.budget
+        budget = edge.budget
         original = budget.held
         async with connect(edge) as client:
             encoding = "gzip" if pack is gzip.compress else "deflate"
@@ -115,7 +110,7 @@ class TestV02V23PackedBodies:
 
     @pytest.mark.parametrize("path", ["/models", "/v2/repository/models/edge/load"])
     async def test_management_takes_no_encoding(self, edge: RunningServer, path: str) -> None:
-        async with connect(edge, port=edge.server.management_port) as client:
+        async with connect(edge, port=edge.management_port) as client:
             lines = "Content-Encoding: gzip", "Content-Type: application/json", "Host: 127.0.0.1"
             request = http(gzip.compress(b"{}"), *lines, path=path)
             await client.send(request.replace(b"Host: localhost\r\n", b""))
@@ -138,7 +133,7 @@ class TestV02V23PackedBodies:
     ) -> None:
         async with connect(edge) as client:
             await client.send(http(b"3\r\n[1", CHUNKED))
-            await until(lambda: edge.server.budget.held >= 2)
+            await until(lambda: edge.budget.held >= 2)
             await client.send(b"zz\r\nrubbish")
             assert (await client.error())[0] == 400
             assert await client.is_closed()
@@ -152,7 +147,7 @@ class TestTinyChunks:
         self, edge: RunningServer
     ) -> None:
         size, steps, last = 400_000, [0], [0]
-        budget, loop = edge.server.budget, asyncio.get_running_loop()
+        budget, loop = edge.budget, asyncio.get_running_loop()
 
         def look() -> None:
             steps.append(budget.held - last[0])
@@ -329,7 +324,7 @@ class TestV24ManyConnections:
         server = await start(max_connections=4)
         async with contextlib.AsyncExitStack() as stack:
             inside = [await stack.enter_async_context(connect(server)) for _ in range(4)]
-            await until(lambda: server.server._edge.connections == 4)
+            await until(lambda: server.connections == 4)
             async with connect(server) as client:
                 await client.send(http(b"[1]"))
                 status, code, message = await client.error()
@@ -339,7 +334,7 @@ class TestV24ManyConnections:
             for client in inside:
                 await client.send(http(b"[1]"))
                 assert (await client.answer())[0] == 200
-        await until(lambda: server.server._edge.connections == 0)
+        await until(lambda: server.connections == 0)
         async with connect(server) as client:
             await client.send(http(b"[1]"))
             assert (await client.answer())[0] == 200
@@ -349,13 +344,13 @@ class TestV24ManyConnections:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(connect(server)) for _ in range(100)]
             await asyncio.gather(*(client.is_closed() for client in clients[1:]))
-            assert server.server._edge.connections == 1
-            await until(lambda: not server.server._edge._turned_away)
+            assert server.connections == 1
+            await until(lambda: not server.turned_away)
 
     async def test_an_operator_gets_in_beyond_the_limit(self, start: StartServer) -> None:
         server = await start(max_connections=1, management_port=0)
         async with connect(server):
-            await until(lambda: server.server._edge.connections == 1)
+            await until(lambda: server.connections == 1)
             assert (await server.manage("GET", "/models"))[0] == 200
 
 
@@ -457,7 +452,7 @@ class TestV18Malformed:
     async def test_an_odd_header_is_no_failure_of_ours(
         self, edge: RunningServer, caplog: pytest.LogCaptureFixture, header: str
     ) -> None:
-        for port in (edge.server.port, edge.server.management_port):
+        for port in (edge.port, edge.management_port):
             for path in ("/predictions/edge", "/models", "/v2/models/edge/infer"):
                 async with connect(edge, port=port) as client:
                     await client.send(http(b"[1]", header, path=path))

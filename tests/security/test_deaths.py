@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.serving.lifecycle import MAX_FAILURES, ServableState
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import make_mar
+from mms.serving.lifecycle import MAX_FAILURES
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -64,11 +65,11 @@ async def outcome(server: RunningServer, model: str, command: list[Any]) -> tupl
 
 def deaths(server: RunningServer, model: str) -> int:
     """Return how many workers of a model have been replaced."""
-    return sum(server.servable(model).metrics.restarts.values())
+    return sum(server.servable(model).restarts.values())
 
 
 def is_ready(server: RunningServer, model: str) -> bool:
-    return server.servable(model).state is ServableState.READY
+    return server.servable(model).state == "ready"
 
 
 class TestV07TheModelIsNotToBlame:
@@ -175,13 +176,13 @@ async def test_v07_deaths_while_idle_still_make_the_model_failed(
     servable = server.servable("deadly")
     # In between, deaths with a request: they neither count nor hide the others.
     for number in range(MAX_FAILURES):
-        assert servable.state is ServableState.READY
+        assert servable.state == "ready"
         assert await outcome(server, "deadly", ["exit", number]) == DIED
-        await until(lambda: servable.workers)
-        (worker,) = servable.workers
-        os.kill(worker.child.pid, signal.SIGKILL)
-        await until(partial(lambda w: w not in servable.workers, worker))
-    await until(lambda: servable.state is ServableState.FAILED)
+        await until(lambda: servable.pids)
+        killed = servable.pid
+        os.kill(killed, signal.SIGKILL)
+        await until(partial(lambda pid: pid not in servable.pids, killed))
+    await until(lambda: servable.state == "failed")
 
 
 class TestV07TheSameRequestAgain:
@@ -194,7 +195,7 @@ class TestV07TheSameRequestAgain:
         # It would live now, were it run.
         (notes / "good").touch()
         # Once its replacement is there, the death is counted.
-        await until(lambda: server.servable("single").workers)
+        await until(lambda: server.servable("single").pids)
         before = deaths(server, "single")
         status, answer = await server.ask("single", command)
         assert (status, answer["error"]["code"]) == DIED

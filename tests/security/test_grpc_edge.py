@@ -13,7 +13,7 @@ import uvloop
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.serving.budget import Hold
-from tests.conftest import RunningServer, running_servers
+from tests.kit.server import RunningServer, running_servers
 from tests.security.edge import returns_to_zero, start_edge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,7 +41,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def channel(server: RunningServer) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.server.grpc_port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         await channel.channel_ready()
         yield channel
 
@@ -73,10 +73,10 @@ async def test_v09_messages_count_against_the_budget_and_give_it_back(
 ) -> None:
     assert await code_of(channel, request(MB)) is grpc.StatusCode.OK
     await returns_to_zero(server)
-    with Hold(server.server.budget) as hold:
+    with Hold(server.budget) as hold:
         hold.grow(3 * MB)
         assert await code_of(channel, request(MB)) is grpc.StatusCode.UNAVAILABLE
         assert await code_of(channel, request(100)) is grpc.StatusCode.OK
     assert await code_of(channel, request(3 * MB)) is grpc.StatusCode.RESOURCE_EXHAUSTED
     await returns_to_zero(server)
-    assert server.servable("edge").metrics.rejected["buffer_full"] == 1
+    assert server.servable("edge").rejected["buffer_full"] == 1

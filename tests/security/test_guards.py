@@ -21,7 +21,8 @@ from mms.errors import ConfigError
 from mms.http.audit import LONGEST_DELAY_S, MOST_ADDRESSES, Failures
 from mms.http.guard import MIN_TOKEN_CHARS
 from mms.server import Server
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers, until
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S, until
 from tests.management.stores import Traces, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -114,8 +115,13 @@ def on(name: str) -> pytest.MarkDecorator:
 def state(server: RunningServer) -> Any:
     """Return all that a request could have changed."""
     return [
-        (model.name, model.default, model.traffic, [(v, s.size) for v, s in model.versions.items()])
-        for model in server.server.registry.models()
+        (
+            name,
+            server.default(name),
+            server.traffic(name),
+            {version: servable.size for version, servable in server.versions(name).items()},
+        )
+        for name in sorted(server.names)
     ]
 
 
@@ -243,7 +249,7 @@ class TestV10:
     async def test_v10_no_paths_for_those_who_have_no_token(
         self, server: RunningServer, tmp_path: Path
     ) -> None:
-        folder = server.server.config.server.model_store
+        folder = server.settings.model_store
         (Path(folder) / "bad.model").write_bytes(b"no zip file")
         said = []
         for verb, path, document in (
@@ -341,8 +347,8 @@ class TestV31V32:
     async def test_v31_no_host_or_two(
         self, server: RunningServer, head: bytes, status: bytes
     ) -> None:
-        for port in (server.server.port, server.server.management_port):
-            path = b"/ping" if port == server.server.port else b"/models"
+        for port in (server.port, server.management_port):
+            path = b"/ping" if port == server.port else b"/models"
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(head.replace(b"/ping", path) + b"Connection: close\r\n\r\n")
             answer = await asyncio.wait_for(reader.read(), LIMIT_S)

@@ -10,7 +10,7 @@ import pytest
 
 from mms.errors import ModelLoadFailed
 from mms.worker.onnx import open_session
-from tests.onnx_models import write_external
+from tests.kit.onnx_models import write_external
 
 
 @pytest.fixture

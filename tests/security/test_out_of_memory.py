@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import LIMIT_S, until
-from tests.models import make_folder
+from tests.kit.archives import make_folder
+from tests.kit.waiting import LIMIT_S, until
 from tests.security.edge import SERVICE
 
 MB = 1 << 20

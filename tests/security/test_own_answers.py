@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.models import signature
+from tests.kit.archives import signature
+from tests.kit.server import RunningServer, fresh_client, running_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import pytest_asyncio
 
-from tests.conftest import RunningServer, running_servers
-from tests.models import make_archive
+from tests.kit.archives import make_archive
+from tests.kit.server import RunningServer, running_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

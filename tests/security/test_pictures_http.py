@@ -17,9 +17,9 @@ import pytest_asyncio
 
 from mms.archive.export import export_model
 from mms.worker.image_header import FORMATS
-from tests.conftest import RunningServer, fresh_client, running_servers
-from tests.models import make_folder, make_mar, signature
-from tests.onnx_models import colours, write_model
+from tests.kit.archives import make_folder, make_mar, signature
+from tests.kit.onnx_models import colours, write_model
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.security.pictures import (
     every_format,
     gif_claiming,
@@ -248,7 +248,7 @@ class TestV03Bombs:
 
 
 def pids(server: RunningServer, model: str) -> list[int]:
-    return sorted(worker.child.pid for worker in server.servable(model).workers)
+    return sorted(server.servable(model).pids)
 
 
 class TestFormats:

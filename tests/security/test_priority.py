@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mms.serving.dispatcher import MAX_AHEAD
-from tests.conftest import StartServer, until
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import StartServer
+from tests.kit.waiting import until
 
 URGENT = {"X-Request-Priority": "high"}
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mms.config.settings import SECRET_VARIABLES
-from tests.conftest import StartServer
+from tests.kit.archives import make_folder
+from tests.kit.server import StartServer
 from tests.management.stores import says
-from tests.models import make_folder
 
 SECRETS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MMS_MANAGEMENT_TOKEN",
@@ -62,30 +62,23 @@ async def test_v17_a_service_sees_secrets_only_if_the_operator_says_so(
 
 #: A server with one worker, as another user than root; says what the worker can open of it.
 _SERVE = """
-    import asyncio, ctypes, os, sys, urllib.request
-    import orjson, psutil
-    from mms.config.build import Config, ModelConfig
-    from mms.config.settings import ModelSettings, ServerSettings
-    from mms.server import Server
+    import asyncio, os, pathlib, sys
+    import psutil
+    from tests.kit.server import running_servers
 
     async def run():
-        settings = ServerSettings(port=0, management_port=-1, work_dir=sys.argv[2])
-        model = ModelConfig("m", sys.argv[1], ModelSettings(workers=1))
-        server = Server(Config(settings, (model,), {}))
-        await server.start()
-        def ask():
-            url = f"http://127.0.0.1:{server.port}/predictions/m"
-            return urllib.request.urlopen(urllib.request.Request(url, b"[1]", {
-                "Content-Type": "application/json"}), timeout=60).read().decode()
-        print("ANSWER", await asyncio.to_thread(ask))
-        servable = server.registry.get("m")
-        print("MEMORY", servable.memory_bytes() > 1 << 20)
-        print("METRICS", b"process_resident_memory_bytes" in server.context.exporter.render())
-        worker = psutil.Process(servable.workers[0].child.pid)
-        print("PSUTIL", worker.memory_info().rss > 1 << 20, len(psutil.Process().children()) > 0)
-        print("READABLE", os.access(f"/proc/{worker.pid}/smaps_rollup", os.R_OK),
-              len(open(f"/proc/{worker.pid}/environ", "rb").read()) > 0)
-        await server.stop()
+        archive, folder = map(pathlib.Path, sys.argv[1:])
+        async with running_servers(folder) as start:
+            server = await start(m=archive)
+            print("ANSWER", (await server.ask("m", [1]))[1])
+            servable = server.servable("m")
+            print("MEMORY", servable.memory_bytes() > 1 << 20)
+            print("METRICS", "process_resident_memory_bytes" in await server.metrics())
+            worker = psutil.Process(servable.pid)
+            children = psutil.Process().children()
+            print("PSUTIL", worker.memory_info().rss > 1 << 20, len(children) > 0)
+            print("READABLE", os.access(f"/proc/{worker.pid}/smaps_rollup", os.R_OK),
+                  len(open(f"/proc/{worker.pid}/environ", "rb").read()) > 0)
 
     print("UID", os.getuid())
     asyncio.run(run())

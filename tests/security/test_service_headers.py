@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import LIMIT_S, RunningServer, fresh_client, running_servers
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -78,7 +79,7 @@ async def pipelined(
     Returns:
         Status, headers and body of the first answer.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         first = post(json.dumps(order).encode(), path=path)
         writer.write(first + post(SECOND, "Connection: close"))
@@ -227,7 +228,7 @@ async def test_v14_a_status_raised_that_is_none_for_errors_is_500(
 
 
 async def test_v14_a_phrase_is_cut_and_its_line_breaks_go(server: RunningServer) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     order = {"status": 201, "phrase": "Made\r\nX-Injected: 1 " + "z" * 1_000}
     writer.write(post(json.dumps(order).encode(), "Connection: close"))
     raw = await asyncio.wait_for(reader.read(), LIMIT_S)

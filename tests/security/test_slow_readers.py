@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mms.http.response import own_body
-from tests.conftest import LIMIT_S, StartServer, until
+from tests.kit.server import StartServer
+from tests.kit.waiting import LIMIT_S, until
 from tests.security.edge import command, connect, http, returns_to_zero, start_edge
 
 MB = 1 << 20
@@ -24,9 +25,9 @@ class TestV08SlowReaders:
         async with connect(server, receive_buffer=4096) as client:
             await client.send(command("answer", 30 * MB))
             assert (await client.head())[0] == 200
-            assert server.server.budget.held >= 30 * MB
+            assert server.budget.held >= 30 * MB
             await returns_to_zero(server)
-            await until(lambda: server.server._edge.connections == 0)
+            await until(lambda: server.connections == 0)
         reason = "slow_reader"
         assert await server.metric("mms_requests_rejected_total", reason=reason) == 1
 
@@ -34,7 +35,7 @@ class TestV08SlowReaders:
         self, start_server: StartServer, tmp_path: Path
     ) -> None:
         server = await start_edge(start_server, tmp_path, {"max_buffered_bytes": 70 * MB})
-        budget = server.server.budget
+        budget = server.budget
         async with (
             connect(server, receive_buffer=4096) as first,
             connect(server, receive_buffer=4096) as second,
@@ -88,8 +89,8 @@ class TestV08SlowReaders:
         server = await start_edge(start_server, tmp_path, {"write_timeout": WRITE_TIMEOUT_S})
         async with connect(server, receive_buffer=4096) as client:
             client.writer.write(request_ * many)
-            await until(lambda: server.server.metrics.rejected["slow_reader"] == 1)
-            await until(lambda: server.server._edge.connections == 0)
+            await until(lambda: server.rejected["slow_reader"] == 1)
+            await until(lambda: server.connections == 0)
         await returns_to_zero(server)
 
     async def test_a_connection_that_is_closed_with_unread_answers_is_cut_off(
@@ -101,7 +102,7 @@ class TestV08SlowReaders:
         async with connect(server, receive_buffer=4096) as client:
             await client.send(command("answer", 30 * MB))
             await client.head()
-            await until(lambda: server.server._edge.connections == 0)
+            await until(lambda: server.connections == 0)
         await returns_to_zero(server)
 
 

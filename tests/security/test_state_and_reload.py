@@ -15,7 +15,8 @@ import pytest
 from mms.config.build import Config, build_config
 from mms.errors import ConfigError
 from mms.serving.state import State, read_state, write_state
-from tests.conftest import RunningServer, StartServer, until
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 from tests.management.stores import says
 
 EMPTY: dict[str, Any] = {"models": [], "traffic": {}}
@@ -125,7 +126,7 @@ class TestV20:
         server = await start_server(
             {"management_port": 0, "model_store": str(store), "state_file": str(file)}
         )
-        assert [model.name for model in server.server.registry.models()] == ["named"]
+        assert sorted(server.names) == ["named"]
         assert await server.ask("named", []) == (200, "good")
         assert "named: the service file in the state file is ignored" in caplog.text
         assert not mark.exists()
@@ -153,7 +154,7 @@ class TestV19:
     async def reload(self, server: RunningServer, caplog: pytest.LogCaptureFixture) -> str:
         caplog.clear()
         caplog.set_level(logging.INFO)
-        server.server.request_reload()
+        server.request_reload()
         await until(lambda: [m for m in caplog.messages if "configuration" in m])
         return next(m for m in caplog.messages if "configuration" in m)
 
@@ -165,7 +166,7 @@ class TestV19:
         for text in ("", "{}", "models: {}", "# port: 1\n", "workers: 2\n"):
             file.write_text(text)
             assert "not applied: it names no model" in await self.reload(server, caplog)
-            assert "m" in server.server.registry
+            assert "m" in server.names
         assert (await server.get("/ping"))[0] == 200
         assert await server.ask("m", []) == (200, "m")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import RunningServer, StartServer, until
-from tests.models import make_mar
+from tests.kit.archives import make_mar
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import until
 
 #: Of a request in the tests below: if a death goes unnoticed, nothing else ends it in time.
 NEVER_S = 100_000
@@ -86,7 +87,7 @@ class TestV12:
         pid = await leave_daemon(server, model, notes)
         os.kill(pid, signal.SIGKILL)
         assert await server.ask(model, ["echo", 1]) == (200, [1])
-        assert [worker.child.pid for worker in server.servable(model).workers] != [pid]
+        assert server.servable(model).pids != [pid]
         assert lives(notes)
 
     async def test_v12_a_batch_is_run_again_while_the_child_lives(
@@ -135,11 +136,11 @@ class TestV12:
                 return None if data is None else [[os.getpid()] for _ in data]
         """
         server = await start_server(leaving=make_mar(tmp_path, source, name="leaving"))
-        pool = server.servable("leaving").pool
-        loader = pool.loader
+        servable = server.servable("leaving")
+        loader = servable.loader_pid
         assert loader is not None
-        os.kill(loader.child.pid, signal.SIGKILL)
-        await until(lambda: pool.loader not in (None, loader))
+        os.kill(loader, signal.SIGKILL)
+        await until(lambda: servable.loader_pid not in (None, loader))
         assert (await server.ask("leaving", [1]))[0] == 200
 
     async def test_v12_a_model_is_unloaded_while_the_child_lives_and_prints(
@@ -217,15 +218,13 @@ class TestTheLastAnswer:
         """Its last answer is read after its end was seen; what waits goes to the next worker."""
         pid = await leave_daemon(server, "deadly", notes)
         servable = server.servable("deadly")
-        (worker,) = servable.workers
-        transport = worker._transport
-        assert transport is not None
-        transport.pause_reading()
-        first = asyncio.create_task(server.ask("deadly", ["answer_and_die", str(notes), 1]))
-        await until(lambda: servable.in_flight)
-        second = asyncio.create_task(server.ask("deadly", ["echo", 2]))
-        await until(lambda: servable.queue_depth)
-        await until(lambda: not psutil.pid_exists(pid))
-        transport.resume_reading()
+        labels = {"model": "deadly", "reason": "retry"}
+        retries = await server.metric("mms_batch_release_total", **labels)
+        with servable.unread_answers():
+            first = asyncio.create_task(server.ask("deadly", ["answer_and_die", str(notes), 1]))
+            await until(lambda: servable.in_flight)
+            second = asyncio.create_task(server.ask("deadly", ["echo", 2]))
+            await until(lambda: servable.queue_depth)
+            await until(lambda: not psutil.pid_exists(pid))
         assert (await first, await second) == ((200, [1]), (200, [2]))
-        assert servable.metrics.releases["retry"] == 0
+        assert await server.metric("mms_batch_release_total", **labels) == retries

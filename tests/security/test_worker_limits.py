@@ -13,11 +13,11 @@ import pytest_asyncio
 from onnx import helper
 
 from mms.archive.export import export_model
-from mms.serving.lifecycle import ServableState
 from mms.serving.memory import private_bytes, resident_bytes
-from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
-from tests.models import make_folder, make_mar
-from tests.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.archives import make_folder, make_mar
+from tests.kit.onnx_models import FLOAT, INT64, make_model, value, write_model
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -102,18 +102,18 @@ async def test_a_request_that_ends_as_native_code_does_without_memory_fails_alon
     for number in range(6):
         status, answer = await server.ask("limited", ["bad_alloc", number])
         assert (status, answer["error"]["code"]) == (500, "worker_died")
-    assert server.servable("limited").state is ServableState.READY
+    assert server.servable("limited").state == "ready"
 
 
 async def test_a_worker_that_leaks_beyond_the_limit_is_replaced(server: RunningServer) -> None:
     servable = server.servable("limited")
-    before = servable.metrics.restarts["max_memory"]
+    before = servable.restarts["max_memory"]
     first = await pid_of(server, "limited")
     while private_bytes(first) < LIMIT:
         status, answer = await server.ask("limited", ["leak", 20 * MB])
         assert status == 200, answer
-    await until(lambda: servable.metrics.restarts["max_memory"] > before)
-    await until(lambda: [w.child.pid for w in servable.workers] != [first])
+    await until(lambda: servable.restarts["max_memory"] > before)
+    await until(lambda: servable.pids != [first])
     assert await server.ask("limited", ["echo", 1]) == (200, [1])
     await until(lambda: not psutil.pid_exists(first))
 
@@ -163,19 +163,19 @@ async def test_a_network_runs_within_its_resident_size_and_200_mb(
     folder = make_folder(tmp_path / "network", NETWORK)
     server = await start_server(network=(folder, {"preload": preload}))
     assert await server.ask("network", [0]) == (200, [8, 4])
-    (worker,) = server.servable("network").workers
-    limit = resident_bytes(worker.child.pid) + 200 * MB
+    worker = server.servable("network").pid
+    limit = resident_bytes(worker) + 200 * MB
     settings = {"preload": preload, "worker_memory_limit": limit, "workers": 2, "batch_size": 4}
     limited = await start_server(network=(folder, settings))
     for _ in range(20):
         assert await limited.ask("network", [0]) == (200, [8, 4])
     # What is below the limit can be used: 40 MB, and a copy of them.
     assert await limited.ask("network", [10 * MB]) == (200, [1])
-    pids = {worker.child.pid for worker in limited.servable("network").workers}
+    pids = set(limited.servable("network").pids)
     status, answer = await limited.ask("network", [HUGE // 4])
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
     assert await limited.ask("network", [0]) == (200, [8, 4])
-    assert {worker.child.pid for worker in limited.servable("network").workers} == pids
+    assert set(limited.servable("network").pids) == pids
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -191,13 +191,13 @@ async def test_an_onnx_model_runs_within_its_resident_size_and_200_mb(
     archive = export_model("sized", write_model(tmp_path / "sized", model), None, tmp_path).path
     server = await start_server(sized=archive)
     assert (await server.ask("sized", [100]))[0] == 200
-    (worker,) = server.servable("sized").workers
-    limit = resident_bytes(worker.child.pid) + 200 * MB
+    worker = server.servable("sized").pid
+    limit = resident_bytes(worker) + 200 * MB
     limited = await start_server(sized=(archive, {"worker_memory_limit": limit}))
     for _ in range(10):
         assert (await limited.ask("sized", [100]))[0] == 200
-    (worker,) = limited.servable("sized").workers
+    worker = limited.servable("sized").pid
     status, answer = await limited.ask("sized", [HUGE // 4])
     assert (status, answer["error"]["code"]) == (507, "out_of_memory"), answer
     assert (await limited.ask("sized", [100]))[0] == 200
-    assert limited.servable("sized").workers == [worker]
+    assert limited.servable("sized").pids == [worker]

@@ -30,7 +30,7 @@ from mms.fetch.cache import Cache
 from mms.fetch.download import FetchOptions, cached, fetch, opening
 from mms.fetch.location import parse_location
 from mms.fetch.source import Timeouts
-from tests.fileserver import (
+from tests.kit.fileserver import (
     FileServer,
     Handler,
     closed_port,

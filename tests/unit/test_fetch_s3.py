@@ -21,7 +21,7 @@ from mms.errors import ArchiveError, DownloadFailed, Forbidden
 from mms.fetch.admission import parse_policy
 from mms.fetch.download import FetchOptions, fetch
 from mms.fetch.source import Timeouts
-from tests.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
+from tests.kit.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
 
 # The same in every process of a parallel run: names of tests hold digests.
 CONTENT = random.Random(1).randbytes(1 << 20)

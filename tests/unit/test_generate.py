@@ -23,7 +23,8 @@ from mms.http.description import ModelDescription
 from mms.http.generate import ClientGenerator, find_generator, python_client
 from mms.http.openapi import Route
 from mms.serving.processes import reap_orphans
-from tests.conftest import StartServer, until
+from tests.kit.server import StartServer
+from tests.kit.waiting import until
 
 ROUTES = [Route("POST", "/predictions/{model}", "predictions", "Predict.")]
 URL = "http://127.0.0.1:8080"

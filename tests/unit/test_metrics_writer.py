@@ -33,7 +33,7 @@ from mms.metrics.writer import (
     make_writer,
 )
 from mms.protocol import Stage
-from tests.conftest import until
+from tests.kit.waiting import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)
 TOTAL = Reading("PredictionTotal", "Count", 7, "crepe")

@@ -29,7 +29,7 @@ from mms.archive.onnx import (
 from mms.archive.onnx_file import external_files, external_members
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import ExportError, SignatureError
-from tests.onnx_models import linear, write_external
+from tests.kit.onnx_models import linear, write_external
 
 FLOATS = "tensor(float)"
 JSON = "application/json"

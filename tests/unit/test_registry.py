@@ -16,7 +16,7 @@ from mms.config.settings import ModelSettings
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
 from mms.serving.registry import Registry, Traffic
 from mms.serving.servable import Servable
-from tests.models import make_archive
+from tests.kit.archives import make_archive
 
 VERSIONS = ("1", "2", "3")
 NAMES = ("a", "b")

@@ -12,7 +12,7 @@ import pytest_asyncio
 import uvloop
 from PIL import Image
 
-from tests.conftest import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, fresh_client, running_servers
 from tests.v2.models import make_models, write_store
 
 #: Longest body that the server takes.

@@ -13,7 +13,7 @@ import orjson
 
 from mms.archive.export import export_model
 from mms.protocol import V2_HEADER_LENGTH
-from tests.models import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature
 
 #: Two networks. The first: y = x W' + b on (N, 3) -> (N, 2), the first entry, and ten plus the
 #: rest. The second takes two (N, 3) and gives their sum, and where the first is larger.

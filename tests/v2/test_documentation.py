@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mms.grpc.errors import CODES
-from tests.conftest import LIMIT_S, RunningServer
+from tests.kit.server import RunningServer
+from tests.kit.waiting import LIMIT_S
 from tests.management.stores import Traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -37,11 +38,10 @@ async def test_every_example_prints_what_stands_below_it(
 ) -> None:
     traces = Traces(server)
     (tmp_path / "cat.jpg").write_bytes(image)
-    running = server.server
     for documented, port in (
-        (8080, running.port),
-        (8081, running.management_port),
-        (8001, running.grpc_port),
+        (8080, server.port),
+        (8081, server.management_port),
+        (8001, server.grpc_port),
     ):
         program = program.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{port}")
     expected = [line[2:] for line in program.splitlines() if line.startswith("# ")]

@@ -21,7 +21,8 @@ from mms.errors import AddressInUse
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.version import __version__
-from tests.conftest import RunningServer, running_servers, until
+from tests.kit.server import RunningServer, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import let_go, waiting
 from tests.v2 import triton
 from tests.v2.conftest import COLOUR, MAX_BYTES
@@ -42,7 +43,7 @@ async def stub_for(port: int) -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def stub(server: RunningServer) -> AsyncIterator[Any]:
-    async with stub_for(server.server.grpc_port) as stub:
+    async with stub_for(server.grpc_port) as stub:
         yield stub
 
 
@@ -94,7 +95,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
 async def test_the_client_of_the_protocol_gets_what_it_asks_for(
     server: RunningServer, image: bytes
 ) -> None:
-    results = await triton.ask("grpc", f"127.0.0.1:{server.server.grpc_port}", image)
+    results = await triton.ask("grpc", f"127.0.0.1:{server.grpc_port}", image)
     for name in ("live", "ready", "model_ready", "version_ready"):
         assert results[name] is True
     assert results["server"]["version"] == __version__
@@ -367,9 +368,7 @@ class TestErrors:
     async def test_a_server_that_starts_does_not_take_models_for_unknown(
         self, server: RunningServer, stub: Any
     ) -> None:
-        context = server.server.context
-        context.is_started = False
-        try:
+        with server.before_its_start():
             for call in (
                 stub.ModelInfer(asking("later")),
                 stub.ModelReady(pb.ModelReadyRequest(name="later")),
@@ -379,8 +378,6 @@ class TestErrors:
                 assert metadata["retry-after"] == "1"
                 assert metadata["grpc-retry-pushback-ms"] == "1000"
             assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
-        finally:
-            context.is_started = True
 
 
 def waits(notes: Path) -> Any:
@@ -420,7 +417,7 @@ class TestTime:
         self, server: RunningServer, stub: Any, notes: Path
     ) -> None:
         servable = server.servable("types")
-        counts = servable.metrics.requests
+        counts = servable.requests
 
         def ended() -> int:
             # The client's own clock ends the call, too; on a slow machine that looks like leaving.
@@ -467,7 +464,7 @@ async def test_large_contents_which_are_taken_apart_in_a_thread(
     async with running_servers(tmp_path) as start:
         server = await start({"grpc_port": 0, "access_log": True}, handler=(handler, settings))
         count = 400_000
-        async with stub_for(server.server.grpc_port) as stub:
+        async with stub_for(server.grpc_port) as stub:
             request = asking("handler", ("double", "FP32", [count], [1.5] * count))
             response = await stub.ModelInfer(request)
         assert np.frombuffer(response.raw_output_contents[0], "<f4").tolist() == [3.0] * count
@@ -490,7 +487,7 @@ async def test_traffic_is_split_stuck_and_copied_as_over_http(tmp_path: Path) ->
         async def split(traffic: dict[str, Any]) -> None:
             assert (await server.manage("PUT", "/models/handler/traffic", traffic))[0] == 200
 
-        async with stub_for(server.server.grpc_port) as stub:
+        async with stub_for(server.grpc_port) as stub:
 
             async def version(*metadata: tuple[str, str], **fields: str) -> str:
                 request = texts("handler", "text", "x", **fields)
@@ -506,8 +503,8 @@ async def test_traffic_is_split_stuck_and_copied_as_over_http(tmp_path: Path) ->
             assert {k: await version(("x-user", k)) for k in by_user} == by_user
             await split({"shadow": "2"})
             assert await version() == "1"
-            await until(lambda: server.server.metrics.shadows)
-            assert dict(server.server.metrics.shadows) == {("handler", "2", "same"): 1}
+            await until(lambda: server.shadows)
+            assert dict(server.shadows) == {("handler", "2", "same"): 1}
 
 
 async def test_a_stop_answers_what_was_accepted_and_no_more(tmp_path: Path) -> None:
@@ -517,13 +514,13 @@ async def test_a_stop_answers_what_was_accepted_and_no_more(tmp_path: Path) -> N
     notes.mkdir()
     async with running_servers(tmp_path) as start:
         server = await start({"grpc_port": 0}, handler=(handler, settings))
-        async with stub_for(server.server.grpc_port) as stub:
+        async with stub_for(server.grpc_port) as stub:
             request = texts("handler", "wait", str(notes))
             running = [asyncio.create_task(_result(stub.ModelInfer(request))) for _ in range(2)]
             await waiting(notes)
             await until(lambda: server.servable("handler").queue_depth == 1)
-            stopping = asyncio.create_task(server.server.stop())
-            await until(lambda: server.server.context.is_draining)
+            stopping = asyncio.create_task(server.stop())
+            await until(lambda: server.is_draining)
             await asyncio.sleep(0)
             assert (await refused(stub.ModelInfer(request)))[0] is Code.UNAVAILABLE
             assert not any(task.done() for task in running)
@@ -540,13 +537,13 @@ async def test_a_stop_in_a_hurry_ends_every_call(tmp_path: Path) -> None:
     notes.mkdir()
     async with running_servers(tmp_path) as start:
         server = await start({"grpc_port": 0}, handler=(handler, settings))
-        async with stub_for(server.server.grpc_port) as stub:
+        async with stub_for(server.grpc_port) as stub:
             request = texts("handler", "wait", str(notes))
             running = asyncio.create_task(refused(stub.ModelInfer(request)))
             await waiting(notes)
-            server.server.request_stop()
-            server.server.request_stop()
-            await server.server.stop()
+            server.request_stop()
+            server.request_stop()
+            await server.stop()
             assert (await running)[0] is Code.UNAVAILABLE
     let_go(notes)
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mms.protocol import V2_HEADER_LENGTH
 from mms.version import __version__
-from tests.conftest import RunningServer, running_servers, until
+from tests.kit.server import RunningServer, running_servers
+from tests.kit.waiting import until
 from tests.management.stores import let_go, waiting
 from tests.v2 import triton
 from tests.v2.conftest import COLOUR, MAX_BYTES
@@ -60,7 +61,7 @@ def linear(data: Any, shape: list[int] | None = None, datatype: str = "FP32") ->
 async def test_the_client_of_the_protocol_gets_what_it_asks_for(
     server: RunningServer, image: bytes
 ) -> None:
-    results = await triton.ask("http", f"127.0.0.1:{server.server.port}", image)
+    results = await triton.ask("http", f"127.0.0.1:{server.port}", image)
     for name in ("live", "ready", "model_ready", "version_ready"):
         assert results[name] is True
     assert results["server"] == {
@@ -152,7 +153,7 @@ class TestHealthAndMetadata:
         self, server: RunningServer, tmp_path: Path
     ) -> None:
         archives = {
-            name: (server.servable(name).archive.source, {"load": "lazy"})
+            name: (server.servable(name).source, {"load": "lazy"})
             for name in ("linear", "two", "vision", "paint")
         }
         async with running_servers(tmp_path) as start:
@@ -160,7 +161,7 @@ class TestHealthAndMetadata:
             for name in ("linear", "two", "paint"):
                 path = f"/v2/models/{name}"
                 assert await sleeping.get(path) == await server.get(path)
-                assert not sleeping.servable(name).workers
+                assert not sleeping.servable(name).pids
             _, vision = await sleeping.get("/v2/models/vision")
             # Only a worker knows that the service makes an object of its output.
             assert vision["inputs"][0]["datatype"] == "BYTES"
@@ -494,15 +495,11 @@ class TestLimits:
 async def test_a_server_that_starts_does_not_take_models_for_unknown(
     server: RunningServer,
 ) -> None:
-    context = server.server.context
-    context.is_started = False
-    try:
+    with server.before_its_start():
         for path in ("/v2/models/later", "/v2/models/later/ready"):
             assert await server.get(path) == (503, {"error": "the server is starting"})
         answer = await post(server, "later", b"{}")
         assert answer == (503, {"error": "the server is starting"})
-    finally:
-        context.is_started = True
 
 
 async def test_a_shadow_is_compared_without_its_version(tmp_path: Path) -> None:
@@ -519,6 +516,6 @@ async def test_a_shadow_is_compared_without_its_version(tmp_path: Path) -> None:
         assert (await server.manage("PUT", "/models/handler/traffic", {"shadow": "2"}))[0] == 200
         status, answer = await post(server, "handler", body_of(tensor("text", "BYTES", [1], ["x"])))
         assert (status, answer["model_version"]) == (200, "1")
-        outcomes = server.server.metrics.shadows
+        outcomes = server.shadows
         await until(lambda: outcomes)
         assert dict(outcomes) == {("handler", "2", "same"): 1}

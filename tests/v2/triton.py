@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.conftest import LIMIT_S
+from tests.kit.waiting import LIMIT_S
 
 
 async def ask(kind: str, address: str, image: bytes) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def make_archive(
     name: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Pack ``tests/services/<service>.py`` and return the archive's path.
+    """Pack ``tests/kit/services/<service>.py`` and return the archive's path.
 
     Args:
         folder: Where to work and to put the archive.
@@ -129,7 +129,7 @@ def make_mar(
 
     Args:
         folder: Where to.
-        source: Text of ``service.py``, or the name of a file of ``tests/handlers``.
+        source: Text of ``service.py``, or the name of a file of ``tests/kit/handlers``.
         handler: As the manifest names it.
         name: Of the model.
         files: Further files by name.

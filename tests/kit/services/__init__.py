@@ -1,0 +1,1 @@
+"""Tiny real services, one per behaviour. `tests.kit.archives` packs them."""

@@ -1,0 +1,34 @@
+"""Wait for events: a condition with a limit, never a length of time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+#: How long anything that should happen may take. Generous: these machines are slow and noisy.
+LIMIT_S = 60.0
+#: Between two looks: at what this process knows, and at what a server has to be asked for, which
+#: costs it more than a request does.
+_POLL_S, _ASK_POLL_S = 0.01, 0.15
+
+
+async def until(
+    condition: Callable[[], Any], limit_s: float = LIMIT_S, what: str | None = None
+) -> None:
+    """Wait until a condition, which may be a coroutine function, holds.
+
+    Raises:
+        AssertionError: It does not within the limit.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        holds, poll_s = condition(), _POLL_S
+        if inspect.isawaitable(holds):
+            holds, poll_s = await holds, _ASK_POLL_S
+        if holds:
+            return
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what or condition}"
+        await asyncio.sleep(poll_s)
