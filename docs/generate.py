@@ -25,7 +25,7 @@ from mms.http.management import make_management_app
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.metrics.writer import Counts, Machine
 from mms.serving.budget import Budget
-from mms.serving.controlplane import ModelManager
+from mms.serving.controlplane import ControlPlane
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
@@ -214,14 +214,12 @@ def _context() -> Context:
     exporter = Exporter(registry, metrics)
     budget = Budget(0)
     shadows = Shadows(metrics.shadows, budget)
-    return Context(registry, ServerSettings(), metrics, exporter, shadows, budget)
+    controlplane = ControlPlane(Config(ServerSettings(), (), {}), registry, lambda _: {})
+    return Context(registry, ServerSettings(), metrics, exporter, shadows, budget, controlplane)
 
 
 def _management_app() -> web.Application:
-    context = _context()
-    config = Config(ServerSettings(), (), {})
-    manager = ModelManager(config, context.registry, Path(), lambda _: {})
-    return make_management_app(context, manager, Guard(ServerSettings()))
+    return make_management_app(_context(), Guard(ServerSettings()))
 
 
 def _routes(app: web.Application) -> str:

@@ -47,10 +47,12 @@ from mms.metrics.exporter import (
 )
 from mms.metrics.writer import MetricsWriter, make_writer
 from mms.serving.budget import Budget, default_limit
-from mms.serving.controlplane import ModelManager
+from mms.serving.controlplane import ControlPlane
+from mms.serving.janitor import Janitor
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
+from mms.serving.startup import Startup
 
 if TYPE_CHECKING:
     from mms.grpc.server import GrpcServer
@@ -90,13 +92,20 @@ class Server:
         longest_delay_s: float = LONGEST_DELAY_S,
     ) -> None:
         self.config = config
-        self._progress = progress
         self._reread = reread
         self._reloading: asyncio.Task[None] | None = None
         self.registry = Registry()
         self.metrics = ServerMetrics(gauges=self._gauges)
         self.budget = Budget(config.server.max_buffered_bytes or _default_budget())
         self._edge = Edge(config.server, self.budget, self.metrics)
+        self.controlplane = ControlPlane(
+            config,
+            self.registry,
+            partial(_worker_environment, config.server.blacklist_env_vars),
+            progress,
+        )
+        self.startup = Startup(self.controlplane, self.registry)
+        self.janitor = Janitor(self.controlplane, self.registry)
         self.context = Context(
             self.registry,
             config.server,
@@ -104,6 +113,7 @@ class Server:
             Exporter(self.registry, self.metrics, metrics_age_s),
             Shadows(self.metrics.shadows, self.budget),
             self.budget,
+            self.controlplane,
         )
         self._announce = announce
         self._longest_delay_s = longest_delay_s
@@ -115,7 +125,6 @@ class Server:
         self.port = 0
         self.management_port = 0
         self.grpc_port = 0
-        self.manager: ModelManager | None = None
         self.workspace = Path()
 
     async def run(self) -> None:
@@ -154,17 +163,11 @@ class Server:
         if self.config.server.grpc_port >= 0:
             await self._listen_for_grpc()
         self.workspace = self._make_workspace()
-        self.manager = ModelManager(
-            self.config,
-            self.registry,
-            self.workspace,
-            partial(_worker_environment, self.config.server.blacklist_env_vars),
-            progress=self._progress,
-        )
-        self.context.manager = self.manager
+        self.controlplane.open(self.workspace)
         if self.config.server.management_port >= 0:
-            await self._listen_for_management(self.manager, guard)
-        await self.manager.start()
+            await self._listen_for_management(guard)
+        await self.startup.start()
+        self.janitor.start()
         self.context.is_started = True
         if generator:
             await generator.generate(routes_of(app), models_of(self.registry), self.url)
@@ -187,8 +190,8 @@ class Server:
         # Beside the queues, which it waits for; they fail what is left when its time is up.
         stopping = asyncio.create_task(self._stop_grpc(timeout_s))
         await self.context.shadows.stop()
-        if self.manager:
-            await self.manager.stop(timeout_s, self._stop_now)
+        await self.janitor.stop()
+        await self.controlplane.stop(timeout_s, self._stop_now)
         await stopping
         await self._stack.aclose()
         self._edge.close()
@@ -221,7 +224,7 @@ class Server:
     async def _reload(self) -> None:
         try:
             config = self._reread() if self._reread else self.config
-            done = await self.manager.apply(config) if self.manager else []
+            done = await self.startup.apply(config)
         except MMSError as error:
             logger.error("the configuration is not applied: %s", error)
         except Exception:
@@ -274,7 +277,7 @@ class Server:
             server, self._grpc = self._grpc, None
             await server.stop(timeout_s + _LAST_ANSWERS_S)
 
-    async def _listen_for_management(self, manager: ModelManager, guard: Guard) -> None:
+    async def _listen_for_management(self, guard: Guard) -> None:
         settings = self.config.server
         if not guard.asks_for_token and not is_loopback(settings.management_host):
             raise ConfigError(
@@ -282,7 +285,7 @@ class Server:
                 f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
             )
         sock = _bind(settings.management_host, settings.management_port, "management-port")
-        app = make_management_app(self.context, manager, guard)
+        app = make_management_app(self.context, guard)
         await self._serve(app, sock, is_management=True)
         self.management_port = sock.getsockname()[1]
 

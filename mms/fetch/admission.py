@@ -129,6 +129,28 @@ def admit(url: str, model_store: str, policy: Policy) -> str:
     return f"{path}{separator}{pin}"
 
 
+def check_place(location: str, model_store: str, policy: Policy) -> None:
+    """Refuse the path of an archive that callers could not have registered.
+
+    Args:
+        location: As it was registered. What is remote is checked when it is fetched.
+        model_store: Folder of the archives that callers may register.
+        policy: What else they may.
+
+    Raises:
+        Forbidden: It is neither in the model store nor permitted.
+    """
+    path = parse_location(location).path
+    if path is None:
+        return
+    real = os.path.realpath(path)
+    if model_store and Path(real).is_relative_to(os.path.realpath(model_store)):
+        return
+    if not policy.patterns:
+        raise Forbidden(f"{location} is not in the model store")
+    policy.check_url(f"file://{real}")
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is one that only the internet has: no private, local or shared one."""
     ip = ipaddress.ip_address(address.partition("%")[0])

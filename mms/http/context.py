@@ -9,7 +9,7 @@ from aiohttp import web
 from mms.config.settings import ServerSettings
 from mms.metrics.exporter import Exporter, ServerMetrics
 from mms.serving.budget import Budget
-from mms.serving.controlplane import ModelManager
+from mms.serving.controlplane import ControlPlane
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 
@@ -25,7 +25,7 @@ class Context:
         exporter: Renders all metrics.
         shadows: Copies of requests for other versions.
         budget: Bytes of requests and answers that may be held.
-        manager: Changes which models there are; None before there is one.
+        controlplane: Changes which models there are.
         is_started: Whether every start-up model has been loaded.
         is_stopping: Whether the server is about to stop: not ready, but still serving.
         is_draining: Whether it accepts no more.
@@ -37,7 +37,7 @@ class Context:
     exporter: Exporter
     shadows: Shadows
     budget: Budget
-    manager: ModelManager | None = None
+    controlplane: ControlPlane
     is_started: bool = False
     is_stopping: bool = False
     is_draining: bool = False
@@ -48,12 +48,11 @@ class Context:
 
         Where models were configured and none is left, nothing can be served.
         """
-        expects_models = self.manager is not None and self.manager.expects_models
         return (
             self.is_started
             and not self.is_stopping
-            and not (expects_models and self.registry.is_empty)
-            and all(s.is_ready for s in self.registry.servables() if s.is_startup)
+            and not (self.controlplane.expects_models and self.registry.is_empty)
+            and all(s.is_ready for s in self.controlplane.startup_servables())
         )
 
 

@@ -22,8 +22,9 @@ from mms.http.openapi import Route, routes_of
 from mms.protocol import Ready, RequestMeta
 from mms.server import Server
 from mms.serving.budget import Budget
-from mms.serving.controlplane import ModelManager
 from mms.serving.lifecycle import ServableState
+from mms.serving.memory import shared_bytes
+from mms.serving.registration import Registration, Trust
 from mms.serving.registry import Traffic
 from mms.serving.servable import Servable
 from tests.kit.waiting import LIMIT_S, until
@@ -38,8 +39,9 @@ class ServableView:
     servable are equal.
     """
 
-    def __init__(self, servable: Servable) -> None:
+    def __init__(self, servable: Servable, server: Server) -> None:
         self._servable = servable
+        self._server = server
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ServableView) and other._servable is self._servable
@@ -62,7 +64,7 @@ class ServableView:
     @property
     def is_startup(self) -> bool:
         """Whether the readiness of the whole server waits for it."""
-        return self._servable.is_startup
+        return self._servable in self._server.controlplane.startup_servables()
 
     @property
     def settings(self) -> ModelSettings:
@@ -165,7 +167,7 @@ class ServableView:
         return self._servable.metrics.restarts
 
     def memory_bytes(self) -> int:
-        return self._servable.memory_bytes()
+        return shared_bytes(self._servable.pids)
 
     async def sleep(self) -> None:
         """Unload it now, as if it had been idle for long."""
@@ -267,16 +269,16 @@ class RunningServer:
             ModelNotFound: There is no such model.
             VersionNotFound: There is no such version.
         """
-        return ServableView(self._server.registry.get(name, version))
+        return ServableView(self._server.registry.get(name, version), self._server)
 
     def versions(self, name: str) -> dict[str, ServableView]:
         """Return all versions of a model."""
         versions = self._server.registry.model(name).versions
-        return {version: ServableView(servable) for version, servable in versions.items()}
+        return {version: ServableView(found, self._server) for version, found in versions.items()}
 
     def servables(self) -> list[ServableView]:
         """Return all versions of all models."""
-        return [ServableView(servable) for servable in self._server.registry.servables()]
+        return [ServableView(found, self._server) for found in self._server.registry.servables()]
 
     def default(self, name: str) -> str:
         """Return the default version of a model."""
@@ -288,34 +290,24 @@ class RunningServer:
 
     async def register(self, name: str, archive: Path, version: str, **settings: Any) -> None:
         """Register a version that does not become the default, without a management API."""
-        await self._manager.register(
-            name,
-            str(archive),
-            version=version,
-            settings=ModelSettings(workers=1, **settings),
-            origins={},
-            make_default=False,
-        )
+        values = resolved(ModelSettings, {"workers": 1, **settings})
+        registration = Registration(name, str(archive), values, {}, Trust.OPERATOR, version)
+        await self._server.controlplane.register(registration, make_default=False)
 
     def set_default(self, name: str, version: str) -> None:
-        self._manager.set_default(name, version)
+        self._server.controlplane.set_default(name, version)
 
     async def unregister(self, name: str, version: str) -> None:
-        await self._manager.unregister(name, version)
+        await self._server.controlplane.unregister(name, version)
 
     async def reload(self, name: str) -> None:
         """Load a model's archive again, as if its file had changed."""
         servable = self._server.registry.get(name)
-        await self._manager.replace(servable)
+        await self._server.controlplane.replace(servable)
 
     async def apply(self, config: Config) -> list[str]:
         """Do what a new configuration asks for, and return what was done."""
-        return await self._manager.apply(config)
-
-    @property
-    def _manager(self) -> ModelManager:
-        assert self._server.manager is not None
-        return self._server.manager
+        return await self._server.startup.apply(config)
 
     @contextlib.contextmanager
     def before_its_start(self) -> Iterator[None]:

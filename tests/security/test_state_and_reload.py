@@ -14,7 +14,7 @@ import pytest
 
 from mms.config.build import Config, build_config
 from mms.errors import ConfigError
-from mms.serving.state import State, read_state, write_state
+from mms.serving.state import SavedTraffic, State, read_state, write_state
 from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
 from tests.management.stores import says
@@ -61,9 +61,7 @@ class TestV20:
         victim = tmp_path / "victim"
         victim.write_text(json.dumps(EMPTY))
         file.symlink_to(victim)
-        changed = State(
-            [], {"m": {"default": "", "weights": {}, "sticky_header": "", "shadow": ""}}
-        )
+        changed = State([], {"m": SavedTraffic("", {}, "", "")})
         write_state(str(file), changed)
         assert json.loads(victim.read_text()) == EMPTY
         assert not file.is_symlink()
@@ -122,7 +120,8 @@ class TestV20:
             {**entry("crowd", store / "good"), "size": 10**9},
         ]
         (store / "link").symlink_to(tmp_path / "outside")
-        write_state(str(file), State(entries, {}))
+        file.write_text(json.dumps({"models": entries, "traffic": {}}))
+        file.chmod(0o600)
         server = await start_server(
             {"management_port": 0, "model_store": str(store), "state_file": str(file)}
         )
