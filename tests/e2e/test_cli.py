@@ -305,6 +305,15 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(
     assert "Traceback" not in result.stderr
 
 
+def test_the_banner_names_the_address_of_the_management_api(echo: Path, serve: Serve) -> None:
+    command = serve("--models", f"e={echo}", "--load", "lazy", "--management-host", "127.0.0.2")
+    command.url()
+    match = wait_for(lambda: re.search(r"Management on (http://\S+)\n", command.output))
+    assert match[1].startswith("http://127.0.0.2:")
+    with urllib.request.urlopen(match[1], timeout=LIMIT_S) as response:
+        assert [model["modelName"] for model in json.load(response)["models"]] == ["e"]
+
+
 def test_print_config_tells_each_values_origin(echo: Path, tmp_path: Path) -> None:
     file = tmp_path / "mms.yaml"
     file.write_text(f"batch_size: 4\nmodels:\n  yaml: {{path: {echo}, batch_size: 5}}\n")
