@@ -38,7 +38,7 @@ $(BIN)/.installed: pyproject.toml
 	  { echo "mxnet-model-server needs Python 3.10 to 3.12; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@$(BIN)/python -m mms.worker.engine
+	@$(BIN)/python -m mms.engines.imports
 	@touch $@
 
 serve: setup $(CREPE) ## Build the example model if needed, and serve it on port 8080

@@ -22,7 +22,7 @@ import orjson
 
 from benchmarks.schedule import poisson
 from benchmarks.shared_queue import SharedQueue
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.services.image_net import CLASSES, make_net
-from mms.archive.export import export_model
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
+from mms.export.package import export_model
 
 NAME = "image_net"
 WIDTH, HEIGHT = 320, 240

@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.client import Demand, Request, Sample, measure
 from benchmarks.processes import BenchmarkError, start, stopping
-from mms.metrics.exporter import METRICS_AGE_S
+from mms.telemetry.prometheus import METRICS_AGE_S
 
 _START_LIMIT_S = 120.0
 _REPLACE_LIMIT_S = 60.0

@@ -23,9 +23,9 @@ from benchmarks.result import describe_machine as machine
 from benchmarks.schedule import percentiles
 from benchmarks.server import Server, serving
 from benchmarks.table import render
-from mms.archive.export import export_model
 from mms.archive.reader import open_archive
 from mms.config.resources import usable_cores
+from mms.export.package import export_model
 
 _SERVICES = Path(__file__).parent / "services"
 _CREPE = ROOT / "build" / "character_cnn.model"

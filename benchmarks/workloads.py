@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.client import Level, Request
 from benchmarks.processes import ROOT, BenchmarkError
 from benchmarks.references import Reference, bare_http, bare_model
-from mms.archive.export import export_model
 from mms.archive.reader import Archive, open_archive
+from mms.export.package import export_model
 
 _SERVICES = Path(__file__).parent / "services"
 #: Batches of models: large enough to gain from a joint forward, small enough for two cores.

@@ -22,13 +22,16 @@ from mms.http.context import Context
 from mms.http.errors import status_of
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
-from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
-from mms.metrics.writer import Counts, Machine
 from mms.serving.budget import Budget
 from mms.serving.controlplane import ControlPlane
+from mms.serving.dataplane import DataPlane
 from mms.serving.lifecycle import ServableState, WorkerState
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.telemetry.machine import Machine
+from mms.telemetry.prometheus import Exporter, ServableSnapshot
+from mms.telemetry.readings import Counts
 
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"
@@ -214,8 +217,9 @@ def _context() -> Context:
     exporter = Exporter(registry, metrics)
     budget = Budget(0)
     shadows = Shadows(metrics.shadows, budget)
+    dataplane = DataPlane(registry, metrics, shadows, logs_access=False)
     controlplane = ControlPlane(Config(ServerSettings(), (), {}), registry, lambda _: {})
-    return Context(registry, ServerSettings(), metrics, exporter, shadows, budget, controlplane)
+    return Context(registry, ServerSettings(), exporter, dataplane, controlplane)
 
 
 def _management_app() -> web.Application:

@@ -2,7 +2,7 @@
 
 The package reads in the direction the data flows::
 
-    cli -> config -> http -> serving -> protocol <- worker -> model_service
+    cli -> config -> http -> serving -> wire <- worker -> model_service
 
 ``mms.model_service``, ``mms.utils.mxnet``, ``mms.service`` and ``mms.context`` are public: they
 hold the names that services of MMS 0.4 and 1.x import. Only they and ``mms.worker`` may import

@@ -46,6 +46,7 @@ goes into ``detail`` and the log.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -331,7 +332,12 @@ def from_wire(code: str, message: str, detail: ErrorDetail | None, status: int) 
     """
     if code == RejectedByService.code:
         return RejectedByService(message, status, detail)
-    for cls in subclasses():
-        if cls.code == code and not issubclass(cls, Unavailable):
-            return cls(message, detail)
-    return InferenceFailed(message, detail)
+    return _from_workers().get(code, InferenceFailed)(message, detail)
+
+
+@functools.cache
+def _from_workers() -> dict[str, type[MMSError]]:
+    """Return what a worker may have raised, by code; found once, since walking the tree is slow."""
+    # Where two have a code, the first one in the tree counts.
+    found = [cls for cls in subclasses() if not issubclass(cls, Unavailable)]
+    return {cls.code: cls for cls in reversed(found)}

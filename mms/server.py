@@ -32,27 +32,23 @@ from mms.http.app import is_loopback, make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures
 from mms.http.connection import Runner
 from mms.http.context import Context
-from mms.http.description import models_of
 from mms.http.edge import Edge
-from mms.http.generate import find_generator
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
-from mms.http.openapi import routes_of
-from mms.metrics.exporter import (
-    METRICS_AGE_S,
-    Exporter,
-    ServableMetrics,
-    ServerGauges,
-    ServerMetrics,
-)
-from mms.metrics.writer import MetricsWriter, make_writer
+from mms.http.openapi.description import models_of
+from mms.http.openapi.document import routes_of
+from mms.http.openapi.generate import find_generator
 from mms.serving.budget import Budget, default_limit
 from mms.serving.controlplane import ControlPlane
+from mms.serving.dataplane import DataPlane, ServerState
 from mms.serving.janitor import Janitor
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 from mms.serving.startup import Startup
+from mms.telemetry.counters import ServableMetrics, ServerGauges, ServerMetrics
+from mms.telemetry.prometheus import METRICS_AGE_S, Exporter
+from mms.telemetry.writer import MetricsWriter, make_writer
 
 if TYPE_CHECKING:
     from mms.grpc.server import GrpcServer
@@ -98,6 +94,10 @@ class Server:
         self.metrics = ServerMetrics(gauges=self._gauges)
         self.budget = Budget(config.server.max_buffered_bytes or _default_budget())
         self._edge = Edge(config.server, self.budget, self.metrics)
+        self._shadows = Shadows(self.metrics.shadows, self.budget)
+        self.dataplane = DataPlane(
+            self.registry, self.metrics, self._shadows, config.server.access_log
+        )
         self.controlplane = ControlPlane(
             config,
             self.registry,
@@ -109,10 +109,8 @@ class Server:
         self.context = Context(
             self.registry,
             config.server,
-            self.metrics,
             Exporter(self.registry, self.metrics, metrics_age_s),
-            Shadows(self.metrics.shadows, self.budget),
-            self.budget,
+            self.dataplane,
             self.controlplane,
         )
         self._announce = announce
@@ -168,18 +166,19 @@ class Server:
             await self._listen_for_management(guard)
         await self.startup.start()
         self.janitor.start()
-        self.context.is_started = True
+        self.dataplane.state = ServerState.SERVING
         if generator:
             await generator.generate(routes_of(app), models_of(self.registry), self.url)
 
     async def stop(self) -> None:
         """Turn not ready, stop listening, finish what was accepted, stop the workers."""
         settings = self.config.server
-        self.context.is_stopping = True
-        if self.context.is_started and settings.drain_delay:
-            # Still serving, until load balancers have noticed that we are not ready.
-            await self._sleep_unless_forced(settings.drain_delay)
-        self.context.is_draining = True
+        if self.dataplane.state is ServerState.SERVING:
+            self.dataplane.state = ServerState.STOPPING
+            if settings.drain_delay:
+                # Until load balancers have noticed that we are not ready.
+                await self._sleep_unless_forced(settings.drain_delay)
+        self.dataplane.state = ServerState.DRAINING
         if self._is_reloading and self._reloading:
             self._reloading.cancel()
             await asyncio.gather(self._reloading, return_exceptions=True)
@@ -189,7 +188,7 @@ class Server:
         timeout_s = 0.0 if self._stop_now.is_set() else settings.shutdown_timeout
         # Beside the queues, which it waits for; they fail what is left when its time is up.
         stopping = asyncio.create_task(self._stop_grpc(timeout_s))
-        await self.context.shadows.stop()
+        await self._shadows.stop()
         await self.janitor.stop()
         await self.controlplane.stop(timeout_s, self._stop_now)
         await stopping
@@ -214,8 +213,12 @@ class Server:
 
     def request_reload(self) -> None:
         """Read the configuration file again and bring the start-up models to what it says."""
-        if self._reread and self.context.is_started and not self._is_reloading:
+        if self._reread and self._is_started and not self._is_reloading:
             self._reloading = asyncio.create_task(self._reload())
+
+    @property
+    def _is_started(self) -> bool:
+        return self.dataplane.state is not ServerState.STARTING
 
     @property
     def _is_reloading(self) -> bool:
@@ -256,7 +259,7 @@ class Server:
     async def _listen_for_grpc(self) -> None:
         settings = self.config.server
         try:
-            from mms.grpc.server import GrpcServer
+            from mms.grpc.server import GrpcServer, InferenceService
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"grpc_port: {error.name!r} is not installed; run: "
@@ -265,7 +268,14 @@ class Server:
         if settings.grpc_port:
             # gRPC's own error does not say why.
             _bind(settings.host, settings.grpc_port, "grpc-port").close()
-        server = GrpcServer(self.context, shows_errors(settings))
+        service = InferenceService(
+            self.dataplane,
+            settings,
+            self.budget,
+            lambda: self.context.is_ready,
+            shows_errors(settings),
+        )
+        server = GrpcServer(service, settings.max_request_bytes)
         try:
             self.grpc_port = await server.start(settings.host, settings.grpc_port)
         except OSError as error:

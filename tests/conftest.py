@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 import uvloop
 
-from tests.kit.server import StartServer, running_servers
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,6 +35,37 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
     """Return `running_servers` for one test."""
     async with running_servers(tmp_path) as start:
         yield start
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the tests of a module share."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def start_shared(folder: Path) -> AsyncIterator[StartServer]:
+    """Return `running_servers` for all tests of a module.
+
+    A module starts its server in a fixture called ``shared``, and its tests ask for ``server``.
+    """
+    async with running_servers(folder) as start:
+        yield start
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
+    """The server that a module's tests share, whole again, with a client of the test's own."""
+    async with fresh_client(shared) as server:
+        yield server
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder for a service's ``wait``."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(autouse=True)

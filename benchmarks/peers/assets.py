@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mms.archive.reader import open_archive
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 
 INPUT_SHAPE = (1, 69, 1014)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.peers.peer import BATCH_SIZE, Launch, Peer, Site, Workload, free_port
 from benchmarks.peers.requests import NOOP, REVIEW, json_request
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from mms.version import __version__
 
 ROOT = Path(__file__).parent.parent.parent

@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 
 mx = import_mxnet()
 

@@ -6,7 +6,7 @@ of its scales a class and a box offset for each of a grid of anchors.
 
 from typing import Any
 
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 
 mx = import_mxnet()
 nn = mx.gluon.nn

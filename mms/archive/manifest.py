@@ -68,7 +68,7 @@ class Quantization:
     Attributes:
         dtype: ``int8``.
         samples: Rows of the calibration data that were compared.
-        agreement: Share of them with the same largest output; see `mms.quantization.calibrate`.
+        agreement: Share of them with the same largest output; see `mms.export.calibrate`.
         max_relative_error: Largest difference of any output over the largest output.
     """
 

@@ -1,4 +1,4 @@
-"""signature.json: a model's typed inputs and outputs. Pure; imports only errors and quoting.
+"""signature.json: a model's typed inputs and outputs. Pure.
 
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from mms.archive.data_types import TABLE
 from mms.errors import SignatureError
 from mms.quoting import quoted
 
 JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
 #: Element types by their names in the Open Inference Protocol V2.
-DATA_TYPES = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
-    "FP16", "FP32", "FP64", "BYTES",
-)  # fmt: skip
+DATA_TYPES = tuple(type_.name for type_ in TABLE)
 #: Inputs, or outputs, of one model or request.
 MAX_TENSORS = 1000
 #: NumPy has no more.

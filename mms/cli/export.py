@@ -16,18 +16,18 @@ from typing import Any
 
 import click
 
-from mms.archive.export import Export, export_model, export_quantized
 from mms.archive.manifest import SERVING_KEYS, Quantization
 from mms.archive.reader import open_archive
 from mms.config.layers import check_keys
 from mms.config.resources import usable_cores
 from mms.config.settings import ModelSettings
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
+from mms.export.package import Export, export_model, export_quantized
 from mms.log import configure_logging
-from mms.protocol import RequestMeta
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
+from mms.wire.messages import Dialect, RequestMeta
 
 #: Hidden, since it stands beside archives for a moment.
 _STAGING_PREFIX = ".mxnet-model-export-"
@@ -223,7 +223,7 @@ def _quantize(
     folder = original.path.parent
     archive = open_archive(original.path, folder)
     prefix = folder / f"{original.manifest.model_name}-int8"
-    command = [sys.executable, "-m", "mms.quantization.calibrate"]
+    command = [sys.executable, "-m", "mms.export.calibrate"]
     click.echo(f"quantizing by {calibration_data} ...", err=True)
     done = subprocess.run(
         [*command, str(archive.folder), str(calibration_data), str(prefix)],
@@ -290,7 +290,7 @@ async def _ask(export: Export, folder: Path) -> str | None:
         if sample is None:
             return None
         body = (archive.folder / sample.file).read_bytes()
-        meta = RequestMeta("check", "predictions", sample.content_type, "")
+        meta = RequestMeta("check", Dialect.PLAIN, sample.content_type, "")
         answer = await servable.infer(meta.encode(), [body], len(body))
     except StartupError:
         raise

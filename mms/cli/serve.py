@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -175,7 +176,7 @@ def _parse_model(
             )
         return name, location
     options = fetch_options(settings, progress)
-    path = fetch(text, options)
+    path = asyncio.run(fetch(text, options))
     with opening(text, path, options):
         return read_manifest(path).model_name, text
 

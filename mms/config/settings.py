@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from mms.config.declaration import COMMA_BEFORE_SCHEME, Unit, setting
-from mms.protocol import MAX_COUNT, MAX_PAYLOAD_BYTES, RequestLimits
+from mms.wire.frames import MAX_COUNT, MAX_PAYLOAD_BYTES
+from mms.wire.messages import RequestLimits
 
 ENV_PREFIX = "MMS_"
 #: Upper bounds. They are far above any use, and below what would harm: a number of workers that

@@ -3,13 +3,13 @@
 ::
 
     blobs/SHA256       archives, under the sha256 of their content
-    index/KEY          JSON: which blob a URL gave, and by what to ask whether it still does
-    parts/KEY          a download that was cut; KEY.json holds by what it may be gone on with
+    index/KEY          JSON: the blob that a URL gave, and the validator to ask for changes with
+    parts/KEY          an interrupted download; KEY.json holds the validator to resume it with
     locks/KEY          held by whoever downloads this URL, in whatever process
 
 KEY is `Location.key`, so that no URL, and no secret in one, lies on disk. Whatever is read here
-is checked: a blob is hashed before it is given out, and an entry that makes no sense counts as
-none. So the folder, or anything in it, may be deleted at any time.
+is checked: a blob is hashed before it is used, and an invalid entry counts as none. So the folder,
+or anything in it, may be deleted at any time. All calls block.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mms.archive.reader import hash_file
-from mms.errors import DownloadFailed
 from mms.fetch.source import CHUNK_BYTES, Validator
 from mms.files import write_atomically
 
-_LOCK_POLL_S = 0.05
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -98,22 +95,9 @@ class Cache:
         """Return the download of a URL, begun or not; for the holder of its lock."""
         return Part(self._folder("parts") / key)
 
-    @contextlib.contextmanager
-    def lock(self, key: str, stop: threading.Event) -> Iterator[None]:
-        """Keep all others, threads and processes, from downloading the same URL.
-
-        Raises:
-            DownloadFailed: `stop` was set while waiting.
-        """
-        # The file stays: one that is removed while another waits for it would be two locks.
-        descriptor = os.open(self._folder("locks") / key, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            while not _try_lock(descriptor):
-                if stop.wait(_LOCK_POLL_S):
-                    raise DownloadFailed("the download was stopped")
-            yield
-        finally:
-            os.close(descriptor)
+    def lock(self, key: str) -> Lock:
+        """Return what keeps all others, threads and processes, from downloading the same URL."""
+        return Lock(self._folder("locks") / key)
 
     def _folder(self, name: str) -> Path:
         folder = self._root / name
@@ -122,8 +106,31 @@ class Cache:
         return folder
 
 
+class Lock:
+    """The lock of a URL; its file is open until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        # The file stays: one that is removed while another waits for it would be two locks.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def acquire(self) -> bool:
+        """Return whether the lock is this one's now; does not wait for others."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let others have it."""
+        os.close(self._descriptor)
+
+
 class Part:
-    """A file that is being downloaded, or was, until the connection was cut."""
+    """A file that is being downloaded, or whose download was interrupted.
+
+    A part that cannot be written does not stay: its bytes are what the disk has no room for.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,30 +140,23 @@ class Part:
         self.size = 0
 
     def begun(self) -> tuple[int, Validator]:
-        """Return how much of which file is here; (0, ...) if it cannot be gone on with."""
+        """Return the bytes that are here and their validator, or (0, ...) if not resumable."""
         validator = _validator(_read_json(self._note))
         if validator is None or not validator.strong or not self._path.exists():
             return 0, Validator()
         return self._path.stat().st_size, validator
 
-    @contextlib.contextmanager
-    def writing(self, start: int, validator: Validator) -> Iterator[None]:
-        """Have `write` put bytes at `start`, which is the size so far, or 0 to begin anew.
-
-        A part that cannot be written does not stay: its bytes are what the disk has no room for.
-        """
+    def open(self, start: int, validator: Validator) -> None:
+        """Have `write` append at `start`, which is the size so far, or 0 to start over."""
+        self.close()
         self._hash, self.size = hashlib.sha256(), start
-        try:
+        with self._discarded_on_error():
             if not start:
                 self.discard()
                 write_atomically(self._note, json.dumps(asdict(validator)).encode())
             # Unbuffered: what was received is in the file, whatever happens next.
-            with _open_private(self._path) as self._file:
-                self._hash_first(start)
-                yield
-        except OSError:
-            self.discard()
-            raise
+            self._file = _open_private(self._path)
+            self._hash_first(start)
 
     def _hash_first(self, count: int) -> None:
         """Hash what is there, and go to its end."""
@@ -169,8 +169,22 @@ class Part:
         self._hash.update(data)
         self.size += len(data)
         left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
+        with self._discarded_on_error():
+            while left:
+                left = left[self._file.write(left) :]
+
+    @contextlib.contextmanager
+    def _discarded_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.discard()
+            raise
+
+    def close(self) -> None:
+        """Close the file; it stays as it is."""
+        if self._file is not None:
+            self._file.close()
 
     @property
     def digest(self) -> str:
@@ -179,6 +193,7 @@ class Part:
 
     def move(self, target: Path) -> None:
         """Move the finished file to its place."""
+        self.close()
         os.replace(self._path, target)
         self._note.unlink(missing_ok=True)
 
@@ -188,7 +203,7 @@ class Part:
         self._note.unlink(missing_ok=True)
 
     def discard_useless(self) -> None:
-        """Remove what is here if nothing can be done with it later."""
+        """Remove what is here unless it can be resumed."""
         if not self.begun()[0]:
             self.discard()
 
@@ -196,14 +211,6 @@ class Part:
 def _open_private(path: Path) -> Any:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     return os.fdopen(descriptor, "r+b", buffering=0)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_json(path: Path) -> Any:

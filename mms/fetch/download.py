@@ -1,16 +1,16 @@
-"""Return the file of a model, wherever it is: fetch it if need be, and keep it.
+"""Resolve a model location to a local file, downloading and caching it as needed.
 
-An unchanged archive is not downloaded twice, a cut download is gone on with, and what a URL gave
-once can be had without the network: at once if ``#sha256=`` pins it, and else with a warning once
-the other end did not answer. Blocks; for threads, and for processes that share a cache.
+An unchanged archive is not downloaded twice, an interrupted download resumes, and cached archives
+work offline: at once if ``#sha256=`` pins them, and otherwise with a warning once the peer did not
+answer. Many threads and processes may share a cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ from typing import Protocol
 from mms.archive.reader import hash_file
 from mms.errors import ArchiveError, DownloadFailed, StorageFull
 from mms.fetch.admission import Policy
-from mms.fetch.cache import Cache, Entry, Part
+from mms.fetch.blocking import BlockingThread
+from mms.fetch.cache import Cache, Entry, Lock, Part
 from mms.fetch.http import open_http
 from mms.fetch.location import Location, Scheme, parse_location
 from mms.fetch.s3 import open_s3
@@ -28,20 +29,22 @@ from mms.fetch.source import Answer, Ask, Interrupted, Source, Timeouts, Validat
 
 logger = logging.getLogger("mms.fetch")
 
-#: Slower than this for as long as `Timeouts.read_s`, and the other end counts as dead: a byte now
-#: and then must not hold a model up for ever.
+#: A peer that is slower than this for as long as `Timeouts.read_s` is stalled: a byte now and then
+#: must not hold a model up for ever.
 _SLOWEST_BYTES_PER_S = 1024
+#: Between attempts to get the lock of a URL that another downloads.
+_LOCK_POLL_S = 0.05
 _SOURCES: Mapping[Scheme, Source] = {"http": open_http, "https": open_http, "s3": open_s3}
 
 
 class Progress(Protocol):
-    """Who is told how downloads go on; from several threads at once."""
+    """Receives the progress of downloads, several at once."""
 
     def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Record how much of a download is here, and how much there is if that is known."""
+        """Record how much of a download is here, and how long it is if that is known."""
 
     def finish(self, name: str) -> None:
-        """Record its end, good or bad."""
+        """Record the end of a download, successful or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,10 @@ class FetchOptions:
     Attributes:
         cache: Folder to keep archives in; made if missing.
         max_bytes: Longest archive.
-        timeouts: How long to wait for the other end.
-        attempts: How often to try in all, where another attempt may help.
+        timeouts: How long to wait for the peer.
+        attempts: How often to try in all when failures are transient.
         backoff_s: How long to wait before the second attempt, in seconds; doubled each time.
-        progress: Who is told how it goes on.
+        progress: Receives the progress.
     """
 
     cache: Path
@@ -65,21 +68,17 @@ class FetchOptions:
     progress: Progress | None = None
 
 
-def fetch(
-    text: str,
-    options: FetchOptions,
-    policy: Policy | None = None,
-    stop: threading.Event | None = None,
-) -> Path:
+async def fetch(text: str, options: FetchOptions, policy: Policy | None = None) -> Path:
     """Return the file or folder at a location.
+
+    If the caller is cancelled, what has been received stays for the next download to resume.
 
     Args:
         text: Path, ``file://``, ``http://``, ``https://`` or ``s3://`` location, each with
-            ``#sha256=`` and the archive's digest if it is to be that one and no other.
+            ``#sha256=`` and the archive's digest if it must be that one and no other.
         options: How to fetch.
-        policy: What may be fetched, of remote locations; None is anything. Who lets others name
-            files on this machine checks these himself.
-        stop: Set by another thread to have this end soon.
+        policy: What may be fetched from remote locations; None permits everything. Callers must
+            check local paths themselves.
 
     Returns:
         The path on this machine; one in the cache is not the caller's to change.
@@ -90,17 +89,18 @@ def fetch(
         Forbidden: The policy does not permit it.
     """
     location = parse_location(text)
-    path = local_file(location)
+    path = await asyncio.to_thread(local_file, location)
     if path is not None:
         return path
     if policy:
         policy.check_url(location.url)
     with _disk_errors(location, options):
-        return _Download(location, options, policy, stop or threading.Event()).run()
+        async with BlockingThread() as disk:
+            return await _Download(location, options, policy, disk).run()
 
 
 def cached(text: str, options: FetchOptions) -> Path | None:
-    """Return what a location gave last, or the path on this machine, without asking anybody.
+    """Return what a location gave last, or the path on this machine, without any request.
 
     Raises:
         ArchiveError: The location is not valid, or the cache cannot be read.
@@ -117,11 +117,11 @@ def cached(text: str, options: FetchOptions) -> Path | None:
 
 @contextlib.contextmanager
 def opening(text: str, path: Path, options: FetchOptions) -> Iterator[None]:
-    """Read what `fetch` gave: errors name the location, and what is no archive is not kept.
+    """Read what `fetch` returned: errors name the location, and an invalid archive is not kept.
 
     Args:
         text: The location.
-        path: What `fetch` gave for it.
+        path: What `fetch` returned for it.
         options: As for `fetch`.
     """
     try:
@@ -138,7 +138,7 @@ def opening(text: str, path: Path, options: FetchOptions) -> Iterator[None]:
 
 
 def local_file(location: Location) -> Path | None:
-    """Return the path of a location that is on this machine; None for any other.
+    """Return the path of a location on this machine; None for any other.
 
     Raises:
         ArchiveError: The file differs from its pin.
@@ -171,77 +171,93 @@ def _disk_errors(location: Location, options: FetchOptions) -> Iterator[None]:
         kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else DownloadFailed
         raise kind(
             f"{location.shown}: cannot be kept in {options.cache}: {error.strerror or error}; "
-            "make room there, or name another folder with cache_dir"
+            "make room there, or set cache_dir to another folder"
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What the cache holds of a URL, and what the server said of it."""
+    """What the cache holds for a URL, and its validator."""
 
     path: Path
     validator: Validator
 
 
 class _Download:
-    """One call of `fetch`."""
+    """One call of `fetch` for a remote location.
+
+    Everything on the disk is done in one thread, in order: hashes of large files and slow disks
+    hold up nobody, and a cancelled download closes its files behind its last write.
+    """
 
     def __init__(
         self,
         location: Location,
         options: FetchOptions,
         policy: Policy | None,
-        stop: threading.Event,
+        disk: BlockingThread,
     ) -> None:
         self._location = location
         self._options = options
         self._policy = policy
-        self._stop = stop
+        self._disk = disk
         self._cache = Cache(options.cache)
         self._source = _SOURCES[location.scheme]
 
-    def run(self) -> Path:
-        """Return the archive from the cache, or from where it is."""
-        pinned = self._pinned()
+    async def run(self) -> Path:
+        """Return the archive from the cache, or download it."""
+        pinned, before = await self._disk.call(self._look)
         if pinned:
             return pinned
-        key = self._location.key
-        before = self._cache.entry(key)
-        with self._cache.lock(key, self._stop):
-            pinned = self._pinned()
-            if pinned:
-                return pinned
-            entry = self._cache.entry(key)
-            # Of a pinned one, the cache holds another archive at most: all of it is asked for.
-            path = self._cache.blob(entry.digest) if entry and not self._location.pin else None
-            if entry is None or path is None:
-                return self._ask(None)
-            if entry != before:
-                # Another has fetched it while this waited for the lock.
-                return path
-            return self._ask(_Kept(path, entry.validator))
+        await self._lock()
+        pinned, entry = await self._disk.call(self._look)
+        if pinned:
+            return pinned
+        path = await self._disk.call(self._cache.blob, entry.digest) if entry else None
+        if entry is None or path is None:
+            return await self._download(None)
+        if entry != before:
+            # Another has fetched it while this waited for the lock.
+            return path
+        return await self._download(_Kept(path, entry.validator))
 
-    def _pinned(self) -> Path | None:
-        return self._cache.blob(self._location.pin) if self._location.pin else None
+    def _look(self) -> tuple[Path | None, Entry | None]:
+        """Return the pinned archive if it is here; without a pin, what the URL gave last."""
+        if self._location.pin:
+            return self._cache.blob(self._location.pin), None
+        return None, self._cache.entry(self._location.key)
 
-    def _ask(self, kept: _Kept | None) -> Path:
-        """Ask whether there is a newer one than is kept, and return the newest there is."""
-        shown = self._location.shown
+    async def _lock(self) -> None:
+        lock = await self._disk.call(self._open_lock)
+        while not await self._disk.call(lock.acquire):  # noqa: ASYNC110 - processes share it
+            await asyncio.sleep(_LOCK_POLL_S)
+
+    def _open_lock(self) -> Lock:
+        lock = self._cache.lock(self._location.key)
+        return self._disk.held.enter_context(contextlib.closing(lock))
+
+    def _open_part(self) -> Part:
         part = self._cache.part(self._location.key)
+        self._disk.held.callback(part.discard_useless)
+        self._disk.held.callback(part.close)
+        return part
+
+    async def _download(self, kept: _Kept | None) -> Path:
+        """Return the newest archive there is: downloaded, or kept if it has not changed."""
+        shown = self._location.shown
+        part = await self._disk.call(self._open_part)
         try:
-            return self._try_often(part, kept)
+            return await self._try_often(part, kept)
         except Interrupted as error:
             if kept is None:
                 raise DownloadFailed(
                     f"{shown}: {error} (attempts: {self._options.attempts})"
                 ) from None
-            logger.warning("%s: %s; serving the copy fetched before", shown, str(error))
+            logger.warning("%s: %s; serving the cached copy", shown, str(error))
             return kept.path
-        finally:
-            part.discard_useless()
 
-    def _try_often(self, part: Part, kept: _Kept | None) -> Path:
-        """Return the downloaded archive, or the one that is kept if it has not changed.
+    async def _try_often(self, part: Part, kept: _Kept | None) -> Path:
+        """Return what `_try_once` returns in the end.
 
         Raises:
             Interrupted: The last attempt was; only the part stays.
@@ -249,37 +265,38 @@ class _Download:
         attempt = 1
         while True:
             try:
-                return self._try_once(part, kept)
+                return await self._try_once(part, kept)
             except Interrupted as error:
                 if error.starts_over:
-                    part.discard()
+                    await self._disk.call(part.discard)
                 if attempt >= self._options.attempts:
                     raise
-                logger.info("%s: %s; trying again", self._location.shown, str(error))
-            if self._stop.wait(self._options.backoff_s * 2 ** (attempt - 1)):
-                raise self._stopped()
+                logger.info("%s: %s; retrying", self._location.shown, str(error))
+            await asyncio.sleep(self._options.backoff_s * 2 ** (attempt - 1))
             attempt += 1
 
-    def _try_once(self, part: Part, kept: _Kept | None) -> Path:
-        offset, validator = part.begun()
+    async def _try_once(self, part: Part, kept: _Kept | None) -> Path:
+        offset, validator = await self._disk.call(part.begun)
         if kept and not offset:
             validator = kept.validator
         ask = Ask(self._location, offset, validator, self._policy, self._options.timeouts)
-        with self._source(ask) as answer:
+        async with self._source(ask) as answer:
             if answer is None:
                 if kept is None or offset:
-                    raise Interrupted("says that nothing has changed, unasked", starts_over=True)
+                    raise Interrupted("unexpected status (304)", starts_over=True)
                 logger.info("%s has not changed since it was fetched", self._location.shown)
                 return kept.path
             started = time.monotonic()
-            self._receive(answer, part)
+            await self._receive(answer, part)
         digest, size = part.digest, part.size
         try:
             _check_pin(self._location, digest)
         except ArchiveError:
-            part.discard()
+            await self._disk.call(part.discard)
             raise
-        path = self._cache.store(self._location.key, part, Entry(digest, answer.validator))
+        path = await self._disk.call(
+            self._cache.store, self._location.key, part, Entry(digest, answer.validator)
+        )
         logger.info(
             "downloaded %s: %s in %.1f s, sha256 %s",
             self._location.shown,
@@ -289,53 +306,48 @@ class _Download:
         )
         return path
 
-    def _receive(self, answer: Answer, part: Part) -> None:
-        """Put what comes into the part, within the limits."""
+    async def _receive(self, answer: Answer, part: Part) -> None:
+        """Write the body to the part, within the limits."""
         shown, progress = self._location.shown, self._options.progress
-        self._check_size(answer.total or 0, part)
+        await self._check_size(answer.total or 0, part)
         logger.info(
             "downloading %s (%s)%s",
             shown,
             "of unknown size" if answer.total is None else in_megabytes(answer.total),
-            f", from {in_megabytes(answer.start)} on" if answer.start else "",
+            f", resuming at {in_megabytes(answer.start)}" if answer.start else "",
         )
         pace = _Pace(self._options.timeouts.read_s)
         try:
-            with part.writing(answer.start, answer.validator):
-                while data := answer.read():
-                    if self._stop.is_set():
-                        raise self._stopped()
-                    self._check_size(part.size + len(data), part)
-                    part.write(data)
-                    pace.check(part.size)
-                    if progress:
-                        progress.update(shown, part.size, answer.total)
+            await self._disk.call(part.open, answer.start, answer.validator)
+            while data := await answer.read():
+                await self._check_size(part.size + len(data), part)
+                await self._disk.call(part.write, data)
+                pace.check(part.size)
+                if progress:
+                    progress.update(shown, part.size, answer.total)
         finally:
             if progress:
                 progress.finish(shown)
         if not part.size:
-            # http.client takes a head that was cut for a whole one.
-            raise Interrupted("nothing was sent", starts_over=True)
+            # No archive is empty; what sent it may have been cut off before it began.
+            raise Interrupted("the response is empty", starts_over=True)
         if answer.total is not None and part.size != answer.total:
             raise Interrupted(
-                f"cut after {part.size} of {answer.total} bytes",
+                f"interrupted after {part.size} of {answer.total} bytes",
                 starts_over=part.size > answer.total,
             )
 
-    def _check_size(self, size: int, part: Part) -> None:
+    async def _check_size(self, size: int, part: Part) -> None:
         if size > self._options.max_bytes:
-            part.discard()
+            await self._disk.call(part.discard)
             raise DownloadFailed(
                 f"{self._location.shown}: longer than the {self._options.max_bytes} bytes that "
                 "max_archive_bytes allows"
             )
 
-    def _stopped(self) -> DownloadFailed:
-        return DownloadFailed(f"{self._location.shown}: the download was stopped")
-
 
 class _Pace:
-    """Notices an other end that sends something, but next to nothing."""
+    """Detects a stalled peer: one that sends something, but next to nothing."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
@@ -354,10 +366,13 @@ class _Pace:
         if now - self._since < self._window_s:
             return
         if size - self._size < _SLOWEST_BYTES_PER_S * self._window_s:
-            raise Interrupted(f"less than {_SLOWEST_BYTES_PER_S} bytes/s for {self._window_s:g} s")
+            raise Interrupted(
+                f"the peer stalled: less than {_SLOWEST_BYTES_PER_S} bytes/s "
+                f"for {self._window_s:g} s"
+            )
         self._since, self._size = now, size
 
 
 def in_megabytes(size: int) -> str:
-    """Return a size for people."""
+    """Return a size in readable form."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size} bytes"

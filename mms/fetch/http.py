@@ -1,71 +1,75 @@
-"""Ask an HTTP server for an archive.
+"""Request an archive from an HTTP server.
 
-Built on the standard library's `http.client`, because each connection has to be looked at before
-it is made: a name is resolved once, its addresses are checked, and one of these very addresses is
-connected to, for each redirect anew. Proxies are those of the environment (``https_proxy``,
+Redirects are followed here, one by one, so that each URL is checked before anything is sent to it.
+Addresses are checked where sockets are made: a name is resolved once, and what is checked is the
+very address that is connected to next. Proxies are those of the environment (``https_proxy``,
 ``no_proxy``), certificates those of the system (``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
-import http.client
+import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
 from mms.errors import ArchiveError, DownloadFailed
-from mms.fetch.admission import Policy
+from mms.fetch.blocking import BlockingThread
 from mms.fetch.location import Location, is_remote, parse_location, shown
-from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
+from mms.fetch.source import Answer, Ask, Interrupted, make_validator
 from mms.version import __version__
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = {"http": 80, "https": 443}
-#: Statuses of a server that may answer otherwise in a moment: busy, or unwell.
-_PASSING = (408, 425, 429)
+#: Longest header that is read. Locations of signed URLs and cookies can exceed aiohttp's 8 KiB.
+_MAX_HEADER_BYTES = 32 << 10
+#: Statuses below 500 of a transient failure.
+_TRANSIENT = (408, 425, 429)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _HINTS = {
-    401: "it asks for credentials",
-    403: "it refuses; a signed URL may have expired",
+    401: "the server requires credentials",
+    403: "the server denies access; a signed URL may have expired",
     404: "there is no such file",
     410: "the file is gone",
 }
 
 
-@contextlib.contextmanager
-def open_http(ask: Ask) -> Iterator[Answer | None]:
-    """Send a request, follow its redirects, and return the answer; None is "not changed".
+@contextlib.asynccontextmanager
+async def open_http(ask: Ask) -> AsyncIterator[Answer | None]:
+    """Send a request, follow its redirects, and yield the answer; None means "not modified".
 
     Raises:
-        Interrupted: The server cannot be reached, breaks off, or is unwell.
-        DownloadFailed: It refuses, or what it answers cannot be used.
+        Interrupted: The server cannot be reached, breaks off, or reports a transient failure.
+        DownloadFailed: It refuses, or its response cannot be used.
         Forbidden: The policy does not permit the URL, a redirect's target, or an address.
     """
     location = ask.location
     for _ in range(_MAX_REDIRECTS + 1):
-        with contextlib.ExitStack() as stack:
-            response = _request(location, ask, stack)
+        async with _request(location, ask) as response:
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or target is None:
                 yield _answer(response, ask)
                 return
         location = _redirected(location, target, ask)
-    raise DownloadFailed(f"{ask.location.shown}: redirected more than {_MAX_REDIRECTS} times")
+    raise DownloadFailed(f"{ask.location.shown}: more than {_MAX_REDIRECTS} redirects")
 
 
 def _redirected(location: Location, target: str, ask: Ask) -> Location:
-    """Return where a redirect leads, if one may go there."""
-    # Header bytes arrive as Latin-1; what is meant is UTF-8, and quoted like a URL that is typed.
-    text = target.encode("latin-1").decode(errors="replace")
+    """Return where a redirect leads, if it may be followed."""
+    # Bytes that are not UTF-8 must not reach a log or a reply as lone surrogates.
+    text = target.encode(errors="surrogateescape").decode(errors="replace")
     try:
         url = urljoin(location.url, text).partition("#")[0]
         following = parse_location(url) if is_remote(url) else None
@@ -78,8 +82,8 @@ def _redirected(location: Location, target: str, ask: Ask) -> Location:
         )
     if location.scheme == "https" and following.scheme == "http":
         raise DownloadFailed(
-            f"{ask.location.shown}: redirected from https:// to {following.shown}, which anybody "
-            "on the way could change"
+            f"{ask.location.shown}: redirected from https:// to {following.shown}, which is not "
+            "encrypted"
         )
     if ask.policy:
         ask.policy.check_url(following.url)
@@ -87,7 +91,7 @@ def _redirected(location: Location, target: str, ask: Ask) -> Location:
 
 
 def _with_user(location: Location, former: Location) -> Location:
-    """Take a user name and password along to the same server, and to no other."""
+    """Keep a user name and password for the same server, and for no other."""
     old, new = urlsplit(former.url), urlsplit(location.url)
     user, _, host = old.netloc.rpartition("@")
     if not user or (old.scheme, host) != (new.scheme, new.netloc):
@@ -95,24 +99,124 @@ def _with_user(location: Location, former: Location) -> Location:
     return parse_location(new._replace(netloc=old.netloc).geturl())
 
 
-def _request(location: Location, ask: Ask, stack: contextlib.ExitStack) -> http.client.HTTPResponse:
-    """Connect, ask, and read the answer's head."""
-    with _network_errors(ask):
-        route = _connect(location, ask, stack)
-        headers = {
-            "Host": route.host_header,
-            "User-Agent": f"mxnet-model-server/{__version__}",
-            "Accept": "*/*",
-            # Ranges and lengths are those of the file itself only where nothing packs it.
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-            **route.headers,
-            **_conditions(ask),
-        }
-        route.connection.request("GET", route.target, headers=headers)
-        response = route.connection.getresponse()
-    stack.callback(response.close)
-    return response
+@contextlib.asynccontextmanager
+async def _request(location: Location, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send one request on a connection of its own, and yield the response, its body unread."""
+    parts = urlsplit(location.url)
+    user, _, netloc = parts.netloc.rpartition("@")
+    headers = {
+        "User-Agent": f"mxnet-model-server/{__version__}",
+        # Ranges and lengths are those of the file itself only without a content encoding.
+        "Accept-Encoding": "identity",
+        **_conditions(ask),
+    }
+    if user:
+        headers["Authorization"] = _basic(user)
+    proxy = _proxy(parts, ask)
+    proxy_headers = _proxy_headers(proxy) if proxy else {}
+    if parts.scheme == "http":
+        headers |= proxy_headers
+    timeouts = ask.timeouts
+    async with contextlib.AsyncExitStack() as stack:
+        with _network_errors(ask):
+            session = await stack.enter_async_context(_session(parts.hostname or "", ask))
+            sending = session.get(
+                URL(parts._replace(netloc=_dotted(netloc)).geturl(), encoded=True),
+                headers=headers,
+                allow_redirects=False,
+                proxy="http://" + proxy.netloc.rpartition("@")[2] if proxy else None,
+                proxy_headers=proxy_headers if proxy else None,
+                # Reads files. aiohttp's own context is from before the environment was set.
+                ssl=await asyncio.to_thread(ssl.create_default_context)
+                if parts.scheme == "https"
+                else True,
+            )
+            response = await _within(timeouts.connect_s + timeouts.read_s, sending)
+            stack.callback(response.close)
+        yield response
+
+
+@contextlib.asynccontextmanager
+async def _session(host: str, ask: Ask) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yield what sends requests to a host, at addresses that the policy permits."""
+
+    def make_socket(address: Any) -> socket.socket:
+        family, kind, protocol, _, socket_address = address
+        if ask.policy:
+            ask.policy.check_address(host, str(socket_address[0]))
+        return socket.socket(family, kind, protocol)
+
+    async def send_once(
+        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # aiohttp repeats a request whose connection breaks; attempts are counted in one place.
+        with _network_errors(ask):
+            return await send(request)
+
+    connector = aiohttp.TCPConnector(
+        resolver=_Resolver(),
+        use_dns_cache=False,
+        force_close=True,
+        # One address after another: a race would swallow that the policy forbids one of them.
+        happy_eyeballs_delay=None,
+        socket_factory=make_socket,
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        max_field_size=_MAX_HEADER_BYTES,
+        middlewares=(send_once,),
+        timeout=aiohttp.ClientTimeout(
+            sock_connect=ask.timeouts.connect_s, sock_read=ask.timeouts.read_s
+        ),
+    ) as session:
+        yield session
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names in a thread that nothing waits for when the server stops."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        async with BlockingThread() as thread:
+            found = await thread.call(
+                socket.getaddrinfo, host, port, family, type=socket.SOCK_STREAM
+            )
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for family, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: no thread outlives its call."""
+
+
+async def _within(
+    seconds: float, sending: Coroutine[Any, Any, aiohttp.ClientResponse]
+) -> aiohttp.ClientResponse:
+    """Return a response whose head is complete in time, however often its server sends a byte.
+
+    Unlike `asyncio.wait_for` before Python 3.12, this never takes a cancellation for a result.
+    """
+    task = asyncio.ensure_future(sending)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def _conditions(ask: Ask) -> dict[str, str]:
@@ -125,112 +229,66 @@ def _conditions(ask: Ask) -> dict[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def _answer(response: http.client.HTTPResponse, ask: Ask) -> Answer | None:
+def _answer(response: aiohttp.ClientResponse, ask: Ask) -> Answer | None:
     status, where = response.status, ask.location.shown
     if status == 304:
         return None
     if status == 416 and ask.offset:
-        raise Interrupted("the file has become shorter meanwhile", starts_over=True)
-    if status in _PASSING or status >= 500:
-        raise Interrupted(f"the server answers {status}")
+        raise Interrupted("the file is shorter than before", starts_over=True)
+    if status in _TRANSIENT or status >= 500:
+        raise Interrupted(f"the server responded with status {status}")
     if status not in (200, 206):
-        raise DownloadFailed(f"{where}: {_HINTS.get(status, 'the server answers')} ({status})")
-    packed = response.headers.get("Content-Encoding", "identity").lower()
-    if packed != "identity":
-        raise DownloadFailed(f"{where}: the server sends it packed ({packed[:50]}), unasked")
-    start, total = 0, response.length
-    if status == 206:
-        start, total = _range(response, ask)
+        raise DownloadFailed(f"{where}: {_HINTS.get(status, 'unexpected status')} ({status})")
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        encoding = encoding[:50].encode(errors="replace").decode()
+        raise DownloadFailed(f"{where}: unexpected Content-Encoding {encoding!r}")
+    start, total = _range(response, ask) if status == 206 else (0, response.content_length)
     headers = response.headers
     validator = make_validator(headers.get("ETag"), headers.get("Last-Modified"))
     return Answer(start, total, validator, partial(_read, response, ask))
 
 
-def _range(response: http.client.HTTPResponse, ask: Ask) -> tuple[int, int | None]:
+def _range(response: aiohttp.ClientResponse, ask: Ask) -> tuple[int, int | None]:
     """Return where a part begins and how long the whole is."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None or not ask.offset or int(match[1]) != ask.offset:
-        raise Interrupted("the server answers another part than was asked for", starts_over=True)
+        raise Interrupted("the server sent a range that was not requested", starts_over=True)
     return ask.offset, None if match[2] == "*" else int(match[2])
 
 
-def _read(response: http.client.HTTPResponse, ask: Ask) -> bytes:
+async def _read(response: aiohttp.ClientResponse, ask: Ask) -> bytes:
+    content = response.content
     with _network_errors(ask):
-        # read1 gives what is there; read would wait for a whole chunk, and with it a server that
-        # sends a byte now and then would seem to be dead.
-        return response.read1(CHUNK_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """A connection, and how to ask on it."""
-
-    connection: http.client.HTTPConnection
-    target: str
-    host_header: str
-    headers: dict[str, str]
-
-
-def _connect(location: Location, ask: Ask, stack: contextlib.ExitStack) -> _Route:
-    parts = urlsplit(location.url)
-    user, _, netloc = parts.netloc.rpartition("@")
-    headers = {"Authorization": _basic(user)} if user else {}
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    proxy = _proxy(parts, ask)
-    if proxy is None:
-        connection = _direct(parts, ask, stack)
-    elif parts.scheme == "https":
-        connection = _tunnel(parts, proxy, ask, stack)
-    else:
-        connection = _to_proxy(proxy, ask, stack)
-        connection.connect()
-        target = f"http://{netloc}{target}"
-        headers |= _proxy_headers(proxy)
-    connection.sock.settimeout(ask.timeouts.read_s)
-    return _Route(connection, target, netloc, headers)
-
-
-def _direct(
-    parts: SplitResult, ask: Ask, stack: contextlib.ExitStack
-) -> http.client.HTTPConnection:
-    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    sock = stack.enter_context(_dial(host, port, ask.policy, ask.timeouts.connect_s))
-    if parts.scheme == "https":
-        sock = stack.enter_context(_encrypted(sock, host))
-    connection = http.client.HTTPConnection(host, port)
-    # A connection that has its socket makes none of its own.
-    connection.sock = sock
-    return connection
-
-
-def _dial(host: str, port: int, policy: Policy | None, timeout_s: float) -> socket.socket:
-    """Connect to a host, at an address that was checked: nothing resolves it a second time."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
-        if policy:
-            policy.check_address(host, str(address[0]))
-    error = OSError("the name has no address")
-    for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(timeout_s)
-            sock.connect(address)
-        except OSError as failure:
-            sock.close()
-            error = failure
-        else:
-            return sock
-    raise error
+            return await content.readany()
+        except aiohttp.ClientPayloadError as error:
+            # The connection broke. aiohttp raises before it gives what had come by then.
+            content.set_exception(None)  # type: ignore[arg-type] # means "no exception"
+            rest = content.read_nowait()
+            content.set_exception(error)
+            # The end, if the length tells that it is not the real one.
+            if rest or response.content_length is not None:
+                return rest
+            raise
 
 
-def _encrypted(sock: socket.socket, host: str) -> ssl.SSLSocket:
-    return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+def _dotted(netloc: str) -> str:
+    """Return a host and port, with four numbers for an IPv4 address that is another form.
+
+    The system knows forms such as 2130706433, and aiohttp refuses them.
+    """
+    host, colon, port = netloc.partition(":")
+    with contextlib.suppress(OSError):
+        if host.replace(".", "").isdigit():
+            host = socket.inet_ntoa(socket.inet_aton(host))
+    return f"{host}{colon}{port}"
 
 
 def _proxy(parts: SplitResult, ask: Ask) -> SplitResult | None:
-    """Return the proxy to go through, if there is one."""
+    """Return the proxy of the environment for a URL, if there is one."""
     if ask.policy and not ask.policy.allow_private:
-        # A proxy would resolve the name itself, so that nobody could check where it connects.
+        # A proxy resolves the name itself, so that nobody could check where it connects.
         return None
     url = getproxies().get(parts.scheme)
     if not url or proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -241,32 +299,11 @@ def _proxy(parts: SplitResult, ask: Ask) -> SplitResult | None:
         if proxy.scheme == "http" and proxy.hostname and proxy.port != 0:
             return proxy
     except ValueError:
-        # Its port is no number; said below.
+        # Its port is not a number; reported below.
         pass
     raise DownloadFailed(
         f"{ask.location.shown}: {parts.scheme}_proxy must be an http:// URL, not {shown(url)}"
     )
-
-
-def _to_proxy(
-    proxy: SplitResult, ask: Ask, stack: contextlib.ExitStack
-) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection(
-        proxy.hostname or "", proxy.port or 80, timeout=ask.timeouts.connect_s
-    )
-    stack.callback(connection.close)
-    return connection
-
-
-def _tunnel(
-    parts: SplitResult, proxy: SplitResult, ask: Ask, stack: contextlib.ExitStack
-) -> http.client.HTTPConnection:
-    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    connection = _to_proxy(proxy, ask, stack)
-    connection.set_tunnel(host, port, headers=_proxy_headers(proxy))
-    connection.connect()
-    connection.sock = stack.enter_context(_encrypted(connection.sock, host))
-    return connection
 
 
 def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
@@ -281,30 +318,40 @@ def _basic(user: str) -> str:
 
 @contextlib.contextmanager
 def _network_errors(ask: Ask) -> Iterator[None]:
-    """Say what went wrong on the way, without a word of what the other end sent."""
+    """Say what went wrong on the network, without a word of what the peer sent."""
     try:
         yield
-    except ssl.SSLCertVerificationError as error:
+    except aiohttp.ClientConnectorCertificateError as error:
+        reason = getattr(error.certificate_error, "verify_message", "")
         raise DownloadFailed(
-            f"{ask.location.shown}: the server's certificate is not trusted: "
-            f"{error.verify_message}; SSL_CERT_FILE names a file with further authorities"
+            f"{ask.location.shown}: the server's certificate is not trusted: {reason}; "
+            "SSL_CERT_FILE names a file with further authorities"
         ) from None
-    except (OSError, http.client.HTTPException, UnicodeError) as error:
+    except aiohttp.InvalidURL:
+        raise DownloadFailed(f"{ask.location.shown}: the URL's host is not valid") from None
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         _interrupt(error, ask)
 
 
 def _interrupt(error: Exception, ask: Ask) -> NoReturn:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, asyncio.TimeoutError):
         timeouts = ask.timeouts
         reason = f"no answer within {timeouts.connect_s:g} s to connect, {timeouts.read_s:g} s more"
-    elif isinstance(error, socket.gaierror):
+    elif isinstance(error, aiohttp.ClientConnectorDNSError):
         reason = "the host's name cannot be resolved"
-    elif isinstance(error, http.client.RemoteDisconnected):
+    elif isinstance(error, aiohttp.ClientConnectorSSLError):
+        details = getattr(error.os_error, "reason", None) or type(error.os_error).__name__
+        reason = f"the TLS handshake failed ({details})"
+    elif isinstance(error, aiohttp.ServerDisconnectedError):
         reason = "the server closed the connection without an answer"
-    elif isinstance(error, http.client.IncompleteRead):
+    elif isinstance(error, aiohttp.ClientPayloadError):
         reason = "the connection was cut"
-    elif isinstance(error, OSError):
-        reason = error.strerror or str(error)
+    elif isinstance(error, aiohttp.ClientHttpProxyError):
+        reason = f"the proxy refused the tunnel with status {error.status}"
+    elif isinstance(error, aiohttp.ClientResponseError):
+        reason = "the response is not valid HTTP"
+    elif isinstance(error, OSError) and error.errno and error.errno > 0:
+        reason = os.strerror(error.errno)
     else:
-        reason = f"what answers there is no HTTP server ({type(error).__name__})"
+        reason = f"the connection failed ({type(error).__name__})"
     raise Interrupted(reason) from None

@@ -1,7 +1,8 @@
-"""Ask S3, or what speaks like it, for an archive.
+"""Request an archive from S3 or a compatible service.
 
 boto3 finds credentials, region and endpoint (``AWS_ENDPOINT_URL``) by itself. It is imported with
-the first ``s3://`` location only: it is an extra, and it takes its time and memory.
+the first ``s3://`` location only: it is an extra, and it takes its time and memory. Its calls
+block, so that each request has a thread.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 from mms.errors import DownloadFailed
+from mms.fetch.blocking import BlockingThread
 from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -25,28 +27,32 @@ _HINTS = {
 }
 
 
-@contextlib.contextmanager
-def open_s3(ask: Ask) -> Iterator[Answer | None]:
-    """Send a request and return the answer; None is "not changed".
+@contextlib.asynccontextmanager
+async def open_s3(ask: Ask) -> AsyncIterator[Answer | None]:
+    """Send a request and yield the answer; None means "not modified".
 
-    Where it is sent is for the environment to say, not for the location, so there is no address
-    to check.
+    The environment says where it is sent, not the location, so that there is no address to check.
 
     Raises:
-        Interrupted: The service cannot be reached, breaks off, or is unwell.
+        Interrupted: The service cannot be reached, breaks off, or reports a transient failure.
         DownloadFailed: It refuses, or boto3 is not installed or has no credentials.
     """
+    async with BlockingThread() as thread:
+        yield await thread.call(_open, ask, thread)
+
+
+def _open(ask: Ask, thread: BlockingThread) -> Answer | None:
+    """Send the request, in the thread that is to read the body."""
     bucket, _, key = ask.location.url.removeprefix("s3://").partition("/")
-    with contextlib.closing(_client(ask)) as client:
-        found = _get(client, {"Bucket": bucket, "Key": key, **_conditions(ask)}, ask)
-        if found is None:
-            yield None
-            return
-        with contextlib.closing(found["Body"]) as body:
-            start, total = _extent(found, ask)
-            # Its dates are no validators: an entity tag is always there.
-            validator = make_validator(found.get("ETag"), None)
-            yield Answer(start, total, validator, partial(_read, body))
+    client = thread.held.enter_context(contextlib.closing(_client(ask)))
+    found = _get(client, {"Bucket": bucket, "Key": key, **_conditions(ask)}, ask)
+    if found is None:
+        return None
+    body = thread.held.enter_context(contextlib.closing(found["Body"]))
+    start, total = _extent(found, ask)
+    # Its dates are no validators: an entity tag is always there.
+    validator = make_validator(found.get("ETag"), None)
+    return Answer(start, total, validator, partial(thread.call, _read, body))
 
 
 def _client(ask: Ask) -> Any:
@@ -66,7 +72,7 @@ def _client(ask: Ask) -> Any:
     config = Config(
         connect_timeout=ask.timeouts.connect_s,
         read_timeout=ask.timeouts.read_s,
-        # Attempts are counted in one place, which goes on where the last one stopped.
+        # Attempts are counted in one place, which resumes where the last one stopped.
         retries={"total_max_attempts": 1},
     )
     try:
@@ -111,17 +117,17 @@ def _get(client: Any, parameters: dict[str, str], ask: Ask) -> dict[str, Any] | 
 
 
 def _check_refusal(error: Any, ask: Ask) -> None:
-    """Return if the object has not changed, and raise what the refusal means otherwise."""
+    """Return if the object is unmodified, and raise what the refusal means otherwise."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))[:50]
     if status == 304:
         return
     if status in (412, 416) and ask.offset:
-        raise Interrupted("the object has changed meanwhile", starts_over=True) from None
+        raise Interrupted("the object has changed", starts_over=True) from None
     if status in (408, 429) or status >= 500:
-        raise Interrupted(f"the service answers {status} {code}") from None
+        raise Interrupted(f"the service responded with status {status} {code}") from None
     raise DownloadFailed(
-        f"{ask.location.shown}: {_HINTS.get(status, 'the service answers')} ({status} {code})"
+        f"{ask.location.shown}: {_HINTS.get(status, 'unexpected status')} ({status} {code})"
     ) from None
 
 
@@ -131,10 +137,10 @@ def _extent(found: dict[str, Any], ask: Ask) -> tuple[int, int | None]:
         return 0, found.get("ContentLength")
     match = _CONTENT_RANGE.fullmatch(found.get("ContentRange", ""))
     if match is None:
-        # Sent whole: not every service knows ranges.
+        # Sent whole: not every service supports ranges.
         return 0, found.get("ContentLength")
     if int(match[1]) != ask.offset:
-        raise Interrupted("the service answers another part than was asked for", starts_over=True)
+        raise Interrupted("the service sent a range that was not requested", starts_over=True)
     return ask.offset, int(match[2])
 
 

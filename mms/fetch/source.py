@@ -1,28 +1,28 @@
-"""What a place that archives are fetched from is asked and answers, be it HTTP or S3.
+"""The request and response interface that the HTTP and S3 sources share.
 
 The seam between `download`, which knows files, and `http` and `s3`, which know networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from mms.fetch.admission import Policy
 from mms.fetch.location import Location
 
-#: Bytes taken off the network at a time.
+#: Bytes read at a time.
 CHUNK_BYTES = 256 << 10
 #: What a server may send as a validator: longer ones are not kept.
 _MAX_VALIDATOR_CHARS = 512
 
 
 class Interrupted(Exception):
-    """The other end did not answer, or not to the end; another attempt may succeed.
+    """A transient failure: the peer did not answer, or not to the end. Another attempt may succeed.
 
     Attributes:
-        starts_over: Whether what was received before is of no use to it.
+        starts_over: Whether it cannot resume from what was received before.
     """
 
     def __init__(self, reason: str, starts_over: bool = False) -> None:
@@ -32,14 +32,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What a server says by which to tell whether a file has changed."""
+    """What a server says to tell one version of a file from another."""
 
     etag: str = ""
     last_modified: str = ""
 
     @property
     def strong(self) -> str:
-        """The one that stands for the very same bytes, to go on in the middle; "" without one."""
+        """The one that stands for the very same bytes, as resuming needs; "" without one."""
         return self.last_modified if not self.etag or self.etag.startswith("W/") else self.etag
 
 
@@ -54,11 +54,11 @@ def make_validator(etag: str | None, last_modified: str | None) -> Validator:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait for the other end, in seconds.
+    """How long to wait for the peer, in seconds.
 
     Attributes:
-        connect_s: For a connection, its encryption included.
-        read_s: For the next bytes.
+        connect_s: For a connection, its TLS handshake included.
+        read_s: For the next bytes; for all headers of a response, both together.
     """
 
     connect_s: float = 10.0
@@ -70,11 +70,11 @@ class Ask:
     """One request.
 
     Attributes:
-        location: What for; remote.
-        offset: Bytes of it that are here already; the rest is asked for.
+        location: What to request; remote.
+        offset: Bytes of it that are here already; the rest is requested.
         validator: Of these bytes. With offset 0, of the whole file that is here already: it is
             only sent again if it has changed.
-        policy: What may be connected to; None is anything.
+        policy: What may be connected to; None permits everything.
         timeouts: How long to wait.
     """
 
@@ -87,20 +87,21 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A file on its way.
+    """A response whose body is the file, or its rest.
 
     Attributes:
-        start: Where in the file `read` begins: what was asked for, or 0.
-        total: Length of the whole file, if the other end says it.
+        start: Where in the file `read` begins: the offset that was requested, or 0.
+        total: Length of the whole file, if the peer says it.
         validator: Of this file.
-        read: Gives the next bytes, none at the end. Raises Interrupted.
+        read: Returns the next bytes, and none at the end, or where the peer stopped before
+            `total`. Raises Interrupted.
     """
 
     start: int
     total: int | None
     validator: Validator
-    read: Callable[[], bytes]
+    read: Callable[[], Awaitable[bytes]]
 
 
-#: Answers a request; None is "not changed". Raises Interrupted, DownloadFailed or Forbidden.
-Source = Callable[[Ask], AbstractContextManager[Answer | None]]
+#: Answers a request; None means "not modified". Raises Interrupted, DownloadFailed or Forbidden.
+Source = Callable[[Ask], AbstractAsyncContextManager[Answer | None]]

@@ -12,31 +12,20 @@ from typing import Any
 
 import orjson
 
+from mms.archive.data_types import TABLE
 from mms.archive.signature import MAX_DIMENSIONS, MAX_TENSORS
 from mms.errors import InvalidRequest, PayloadTooLarge, ProtocolError
 from mms.grpc import inference_pb2 as pb
-from mms.protocol import V2_HEADER_LENGTH, Answer, Buffer
 from mms.quoting import quoted
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, Answer
 
 #: Elements of BYTES in one tensor, and parameters of one message: each is an object of Python's,
 #: made on the server's side of the workers. Models take one element as a body.
 MAX_TEXTS = 100_000
 MAX_PARAMETERS = 1000
 #: Datatype -> field of InferTensorContents, and the array type of its elements on the wire.
-_CONTENTS = {
-    "BOOL": ("bool_contents", "B"),
-    "INT8": ("int_contents", "b"),
-    "INT16": ("int_contents", "h"),
-    "INT32": ("int_contents", "i"),
-    "INT64": ("int64_contents", "q"),
-    "UINT8": ("uint_contents", "B"),
-    "UINT16": ("uint_contents", "H"),
-    "UINT32": ("uint_contents", "I"),
-    "UINT64": ("uint64_contents", "Q"),
-    "FP32": ("fp32_contents", "f"),
-    "FP64": ("fp64_contents", "d"),
-    "BYTES": ("bytes_contents", ""),
-}
+_CONTENTS = {type_.name: (type_.grpc_field, type_.array) for type_ in TABLE if type_.grpc_field}
 _LENGTH_BYTES = 4
 
 

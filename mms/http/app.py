@@ -7,7 +7,8 @@ import ipaddress
 from aiohttp import web
 
 from mms.config.settings import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status, v2
+from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
 from mms.http.middleware import make_middleware
@@ -26,9 +27,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     # other machines are served, anybody may ask, and proxies know this server by other names.
     check = guard.check_page if is_loopback(settings.host) else None
     app = web.Application(
-        middlewares=[
-            make_middleware(context.metrics, shows_errors(settings), settings.access_log, check)
-        ],
+        middlewares=[make_middleware(context.dataplane, shows_errors(settings), check)],
         # Bodies are read by us, with our own limit; this one only guards what reads otherwise.
         client_max_size=settings.max_request_bytes,
     )

@@ -9,8 +9,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from mms.errors import InvalidRequest, PayloadTooLarge, SlowClient, UnsupportedMedia
 from mms.http.connection import hold_of
-from mms.protocol import Buffer
 from mms.serving.budget import CHUNK_OVERHEAD_BYTES, Hold
+from mms.wire.frames import Buffer
 
 #: Encodings that workers undo.
 _ENCODINGS = ("gzip", "deflate", "identity")

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mms.config.settings import ServerSettings
-from mms.metrics.exporter import Exporter, ServerMetrics
-from mms.serving.budget import Budget
 from mms.serving.controlplane import ControlPlane
+from mms.serving.dataplane import DataPlane, ServerState
 from mms.serving.registry import Registry
-from mms.serving.shadow import Shadows
+from mms.telemetry.prometheus import Exporter
 
 
 @dataclass
@@ -21,26 +20,16 @@ class Context:
     Attributes:
         registry: The models.
         settings: The server's settings.
-        metrics: Counters of requests that belong to no model.
         exporter: Renders all metrics.
-        shadows: Copies of requests for other versions.
-        budget: Bytes of requests and answers that may be held.
+        dataplane: Answers calls.
         controlplane: Changes which models there are.
-        is_started: Whether every start-up model has been loaded.
-        is_stopping: Whether the server is about to stop: not ready, but still serving.
-        is_draining: Whether it accepts no more.
     """
 
     registry: Registry
     settings: ServerSettings
-    metrics: ServerMetrics
     exporter: Exporter
-    shadows: Shadows
-    budget: Budget
+    dataplane: DataPlane
     controlplane: ControlPlane
-    is_started: bool = False
-    is_stopping: bool = False
-    is_draining: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -49,8 +38,7 @@ class Context:
         Where models were configured and none is left, nothing can be served.
         """
         return (
-            self.is_started
-            and not self.is_stopping
+            self.dataplane.state is ServerState.SERVING
             and not (self.controlplane.expects_models and self.registry.is_empty)
             and all(s.is_ready for s in self.controlplane.startup_servables())
         )

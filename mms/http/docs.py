@@ -13,8 +13,8 @@ import orjson
 from aiohttp import web
 
 from mms.http.context import CONTEXT
-from mms.http.description import Document, models_of
-from mms.http.openapi import api_document, model_document, routes_document, routes_of
+from mms.http.openapi.description import Document, models_of
+from mms.http.openapi.document import api_document, model_document, routes_document, routes_of
 from mms.http.response import json_response
 
 _PAGE = "static/docs.html"

@@ -19,9 +19,9 @@ from mms.errors import MMSError, TooManyConnections
 from mms.http.errors import error_body, status_of
 from mms.http.limiter import LineLimiter
 from mms.http.response import ClosingResponse, closing_response
-from mms.metrics.exporter import ServerMetrics
 from mms.serving.budget import Budget
 from mms.serving.request_ids import RequestIds
+from mms.telemetry.counters import ServerMetrics
 
 logger = logging.getLogger("mms.http")
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from multidict import istr
 
-from mms.errors import Draining, InvalidRequest
+from mms.config.settings import ServerSettings
+from mms.errors import InvalidRequest
 from mms.http.body import content_encoding, read_body
 from mms.http.connection import hold_of
-from mms.http.context import CONTEXT, Context
+from mms.http.context import CONTEXT
 from mms.http.middleware import CALL
 from mms.http.response import answer_response
-from mms.protocol import V2_HEADER_LENGTH, V2_ROUTE, RequestMeta
-from mms.serving.registry import Model
-from mms.serving.servable import Servable
+from mms.wire.frames import Buffer
+from mms.wire.messages import V2_HEADER_LENGTH, Dialect, RequestMeta
 
 # Looked up for every request; as `istr` they need not be made lower-case each time.
 TIMEOUT_HEADER = istr("X-Request-Timeout-Ms")
 #: "high" goes before everything else that waits for the model.
 PRIORITY_HEADER = istr("X-Request-Priority")
-#: Whichever is on its way when the server stops gets its answer; who comes later is told when.
-_RETRY_WHEN_DRAINING_S = 5.0
 
 
 def add_routes(app: web.Application) -> None:
@@ -35,104 +33,99 @@ def add_routes(app: web.Application) -> None:
         resource.add_route("GET", predict)
         # What `curl -T` sends.
         resource.add_route("PUT", predict)
-    # The name tells the worker to wrap the answer as v0.4 did.
-    app.router.add_post("/{model}/predict", predict, name="legacy_predict")
+    app.router.add_post("/{model}/predict", predict_as_v04, name="legacy_predict")
 
 
 async def predict(request: web.Request) -> web.StreamResponse:
-    """Answer with the model's bare result; v0.4's route with ``{"prediction": ...}``."""
-    context, match = request.app[CONTEXT], request.match_info
-    model = find_model(context, match["model"])
-    return await predict_with(request, context, model, match.get("version"))
+    """Answer with the model's bare result."""
+    match = request.match_info
+    return await answer(request, match["model"], match.get("version"))
 
 
-async def predict_with(
+async def predict_as_v04(request: web.Request) -> web.StreamResponse:
+    """Answer with the model's result in ``{"prediction": ...}``, as 0.4 did."""
+    return await answer(request, request.match_info["model"], dialect=Dialect.V04)
+
+
+async def answer(
     request: web.Request,
-    context: Context,
-    model: Model,
+    model: str,
     version: str | None = None,
-    route: str = "",
+    dialect: Dialect = Dialect.PLAIN,
 ) -> web.StreamResponse:
-    """Answer a request with a version of a model, by default as its traffic is split.
+    """Answer a request with a model.
 
     Args:
         request: The request.
-        context: What handlers share.
-        model: Who answers.
+        model: Name of the model.
         version: The version asked for, if any.
-        route: What tells the worker how to read and answer it; by default the route's own name.
+        dialect: How the body is written, and the answer is to be.
 
     Raises:
         MMSError: Whatever kept the model from answering.
     """
-    servable = _choose(model, request) if version is None else model.version(version)
-    call = request[CALL]
-    call.metrics = servable.metrics
-    if context.is_draining:
-        raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
-    settings = context.settings
-    timeout_s = _timeout_s(request)
-    encoding = content_encoding(request)
-    chunks, size = await read_body(
-        request, settings.max_request_bytes, settings.body_timeout, is_packed=True
-    )
-    if servable.is_gone:
-        # Replaced or unregistered while the body came: nobody need notice.
-        servable = _successor(request, context, servable)
-        call.metrics = servable.metrics
-    meta = _encode_meta(request, call.id, route or call.route, encoding, servable)
-    is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
-    copy_to = model.versions.get(model.traffic.shadow) if version is None else None
-    asking = servable.infer(meta, chunks, size, timeout_s, is_urgent)
-    if copy_to is None or copy_to is servable:
-        answer = await asking
-    else:
-        answer = await context.shadows.answer(asking, copy_to, meta, chunks, size)
-    hold_of(request).replace(len(answer.body))
-    return answer_response(request, answer, call.id)
+    context, call = request.app[CONTEXT], request[CALL]
+    query = _Query(request, context.settings, model, version, dialect)
+    return answer_response(request, await context.dataplane.predict(call, query), call.id)
 
 
-def find_model(context: Context, name: str) -> Model:
-    """Return a model for a request.
+class _Query:
+    """dataplane.Query: a prediction asked for over HTTP."""
 
-    Raises:
-        ModelNotFound: No model has this name.
-        ModelNotReady: The server has not read all its archives yet.
-    """
-    return context.registry.find(name, context.is_started)
+    __slots__ = (
+        "_dialect", "_encoding", "_request", "_settings", "hold", "is_urgent", "model",
+        "timeout_s", "version",
+    )  # fmt: skip
 
+    def __init__(
+        self,
+        request: web.Request,
+        settings: ServerSettings,
+        model: str,
+        version: str | None,
+        dialect: Dialect,
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._dialect = dialect
+        self._encoding = ""
+        self.hold = hold_of(request)
+        self.model = model
+        self.version = version
+        self.is_urgent = False
+        self.timeout_s: float | None = None
 
-def _choose(model: Model, request: web.Request) -> Servable:
-    header = model.traffic.sticky_header
-    return model.choose(request.headers.get(header) if header else None)
+    def header(self, name: str) -> str | None:
+        """Return a header's value."""
+        return self._request.headers.get(name)
 
+    async def read(self) -> tuple[list[Buffer], int]:
+        """Return the body, having read what the headers say of it."""
+        request, settings = self._request, self._settings
+        self.timeout_s = _timeout_s(request)
+        self.is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
+        self._encoding = content_encoding(request)
+        return await read_body(
+            request, settings.max_request_bytes, settings.body_timeout, is_packed=True
+        )
 
-def _successor(request: web.Request, context: Context, servable: Servable) -> Servable:
-    model = context.registry.model(servable.name)
-    if request.match_info.get("version") is None and servable.version not in model.versions:
-        return _choose(model, request)
-    return model.version(servable.version)
-
-
-def _encode_meta(
-    request: web.Request, id_: str, route: str, encoding: str, servable: Servable
-) -> bytes:
-    """Return what the worker must know of a request besides its body."""
-    headers = request.headers
-    meta = RequestMeta(
-        id_,
-        route,
-        headers.get(hdrs.CONTENT_TYPE, ""),
-        headers.get(hdrs.ACCEPT, ""),
-        encoding,
-    )
-    if servable.archive.manifest.handler:
-        # 1.x handlers see all headers; others do not pay for them.
-        meta.headers = dict(headers)
-        meta.query = tuple(request.query.items())
-    elif route == V2_ROUTE and V2_HEADER_LENGTH in headers:
-        meta.headers = {V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]}
-    return meta.encode()
+    def meta(self, id_: str, wants_headers: bool) -> RequestMeta:
+        """Return what the worker must know of the request besides its body."""
+        headers = self._request.headers
+        meta = RequestMeta(
+            id_,
+            self._dialect,
+            headers.get(hdrs.CONTENT_TYPE, ""),
+            headers.get(hdrs.ACCEPT, ""),
+            self._encoding,
+        )
+        if wants_headers:
+            # Others do not pay for them. The names are no plain strings, which encode fast.
+            meta.headers = {str(name): headers[name] for name in headers}
+            meta.query = tuple(self._request.query.items())
+        elif self._dialect is Dialect.OIP and V2_HEADER_LENGTH in headers:
+            meta.headers = {V2_HEADER_LENGTH: headers[V2_HEADER_LENGTH]}
+        return meta
 
 
 def _timeout_s(request: web.Request) -> float | None:

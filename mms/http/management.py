@@ -19,11 +19,11 @@ from aiohttp import web
 from mms.config.settings import MAX_WORKERS
 from mms.errors import InvalidRequest, MMSError
 from mms.fetch.location import shown
-from mms.http import repository
+from mms.http import oip_repository as repository
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
-from mms.http.openapi import management_document, routes_of
+from mms.http.openapi.document import management_document, routes_of
 from mms.http.parameters import (
     MAX_BODY_BYTES,
     page_of_models,
@@ -33,11 +33,11 @@ from mms.http.parameters import (
     to_integer,
 )
 from mms.http.response import json_response
-from mms.protocol import error_document
 from mms.serving.memory import UNKNOWN, Memory, read_memory, shared_bytes
 from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
+from mms.wire.codec import error_document
 
 audit = logging.getLogger("mms.audit")
 logger = logging.getLogger("mms.management")
@@ -55,11 +55,10 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
         context: What the inference application shares.
         guard: Checks every request, whatever its route.
     """
-    settings = context.settings
     app = web.Application(
         middlewares=[
-            make_middleware(context.metrics, True, settings.access_log),
-            make_guard_middleware(guard, lambda: context.is_draining),
+            make_middleware(context.dataplane, debug_errors=True),
+            make_guard_middleware(guard, lambda: context.dataplane.is_draining),
         ],
         client_max_size=MAX_BODY_BYTES,
     )
@@ -232,12 +231,15 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
     settings, limits = servable.settings, servable.limits
     signature = servable.archive.signature
     quantization = servable.archive.manifest.serving.quantization
+    ready = servable.last_ready
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {
         "modelName": servable.name,
         "modelVersion": servable.version,
         "modelUrl": servable.archive.source,
         "runtime": "python",
+        "engine": ready.engine if ready else None,
+        "service": ready.service if ready else None,
         "state": servable.state.value,
         "ready": servable.is_ready,
         "minWorkers": servable.size,

@@ -16,8 +16,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 
-from mms.protocol import Answer, Buffer
 from mms.serving.budget import SMALL_BYTES
+from mms.wire.frames import Buffer
+from mms.wire.messages import Answer
 
 #: Larger bodies are written in pieces, each once the client has taken most of the one before: what
 #: is given to uvloop at once, it buffers at once.

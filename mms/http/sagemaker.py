@@ -20,10 +20,12 @@ from mms.fetch.location import is_remote, parse_location
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
-from mms.http.inference import find_model, predict_with
+from mms.http.inference import answer
 from mms.http.parameters import page_of_models
 from mms.http.response import json_response
+from mms.serving.dataplane import ServerState
 from mms.serving.registry import Model, listed
+from mms.wire.messages import Dialect
 
 _MAX_BODY_BYTES = 64 << 10
 
@@ -59,14 +61,12 @@ async def invocations(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     name = request.query.get("model_name") or _only_model(context)
-    return await predict_with(request, context, find_model(context, name))
+    return await answer(request, name, dialect=Dialect.V1)
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
     """Ask a model by its name, as 1.x's multi-model mode had it."""
-    context = request.app[CONTEXT]
-    model = find_model(context, request.match_info["model"])
-    return await predict_with(request, context, model)
+    return await answer(request, request.match_info["model"], dialect=Dialect.V1)
 
 
 async def load(request: web.Request) -> web.Response:
@@ -87,7 +87,7 @@ async def load(request: web.Request) -> web.Response:
         raise InvalidRequest('send {"model_name": NAME, "url": FOLDER} as JSON') from None
     if not isinstance(name, str) or not isinstance(url, str):
         raise InvalidRequest("model_name and url must be strings")
-    if context.is_draining:
+    if context.dataplane.is_draining:
         raise Draining("the server is starting or stopping", 1.0)
     admitted = context.controlplane.admit(url, {}, name=name)
     try:
@@ -117,7 +117,7 @@ async def unload(request: web.Request) -> web.Response:
     """Unload a model; what it has accepted is still answered."""
     context = request.app[CONTEXT]
     name = request.match_info["model"]
-    if context.is_draining:
+    if context.dataplane.is_draining:
         raise Draining("the server is starting or stopping", 1.0)
     await context.controlplane.unregister(name)
     return json_response(orjson.dumps({"status": f'Model "{name}" unregistered'}) + b"\n")
@@ -158,7 +158,7 @@ def _only_model(context: Context) -> str:
     ]
     if len(names) == 1:
         return names[0]
-    if not context.is_started:
+    if context.dataplane.state is ServerState.STARTING:
         raise ModelNotReady("the server is starting", retry_after_s=1.0)
     raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {listed(names)}")
 

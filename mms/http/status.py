@@ -37,7 +37,7 @@ async def ready(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     document = {
         "ready": context.is_ready,
-        "draining": context.is_draining,
+        "draining": context.dataplane.is_draining,
         "models": {
             f"{servable.name}/{servable.version}": {
                 "ready": servable.is_ready,

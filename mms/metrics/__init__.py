@@ -1,5 +1,1 @@
-"""What the server counts (`exporter`), and the names under which 1.x handlers report metrics.
-
-PUBLIC, as in MMS 1.x: `metrics_store`, `metric`, `dimension` and `unit`. Imports nothing by itself:
-workers have no use for the exporter.
-"""
+"""PUBLIC: the names under which handlers of MMS 1.x report metrics, under 1.x's import paths."""

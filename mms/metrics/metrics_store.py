@@ -93,7 +93,7 @@ class MetricsStore:
         self._add(name, value, self._request_id(idx), unit, None, dimensions)
 
     def report(self) -> list[Any]:
-        """Return everything as the server reads it: see `mms.metrics.reported`."""
+        """Return everything as the server reads it: see `mms.telemetry.service_metrics`."""
         return [
             [
                 str(metric.name),

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mms.engines.error_text import reason_line
+from mms.engines.imports import import_mxnet
+from mms.engines.int8_net import QuantizedNet
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
-from mms.quantization.net import QuantizedNet
-from mms.worker.engine import import_mxnet
-from mms.worker.failure import reason_line
 
 mx = import_mxnet()
 

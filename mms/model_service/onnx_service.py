@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mms.archive.onnx import (
+from mms.archive.data_types import TABLE
+from mms.archive.onnx_graph import (
     GraphValue,
     ImageLayout,
     can_batch,
@@ -23,30 +24,16 @@ from mms.archive.onnx import (
     show_shape,
 )
 from mms.archive.signature import Signature, parse_signature
+from mms.engines.images import read_image
+from mms.engines.onnx_session import graph_of, open_session
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 from mms.utils.mxnet.ndarray import top_probability
-from mms.worker.images import read_image
-from mms.worker.onnx import graph_of, open_session
 
 Array = NDArray[Any]
 
 #: NumPy's type for each of the V2 protocol's names; texts are Python's own.
-_DTYPES: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
+_DTYPES: dict[str, np.dtype[Any]] = {type_.name: np.dtype(type_.numpy) for type_ in TABLE}
 _KINDS = {"b": "booleans", "u": "whole numbers", "i": "whole numbers", "f": "numbers", "O": "texts"}
 #: Mean and standard deviation of ImageNet's channels in RGB order, as model zoos use.
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -249,7 +236,7 @@ def _to_array(value: Any, target: GraphValue, shape: Sequence[int]) -> Array:
     Raises:
         InvalidRequest: It is ragged, or holds what that type cannot.
     """
-    dtype = np.dtype(_DTYPES[target.data_type])
+    dtype = _DTYPES[target.data_type]
     try:
         return _texts(value) if dtype.kind == "O" else _numbers(value, dtype)
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -337,7 +324,7 @@ def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) ->
     size = (layout.width or image.width, layout.height or image.height)
     pixels: Array = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     pixels = pixels.reshape(size[1], size[0], layout.channels)
-    dtype = np.dtype(_DTYPES[target.data_type])
+    dtype = _DTYPES[target.data_type]
     if dtype.kind == "f":
         pixels = pixels.astype(np.float32) / 255
         if layout.channels == len(_MEAN):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import dataclasses
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -120,7 +116,7 @@ class Fetching:
         policy = None if is_trusted else self.policy
         # First its host's, so that nobody waits for a host with one of everybody's slots.
         async with self._host_slots(parsed.url), self._slots:
-            fetching = _in_thread(lambda stop: fetch(location, options, policy, stop))
+            fetching = fetch(location, options, policy)
             try:
                 return await asyncio.wait_for(fetching, None if is_trusted else self._deadline_s)
             except asyncio.TimeoutError:
@@ -166,31 +162,3 @@ class Fetching:
                 return read()
 
         return await asyncio.to_thread(read_fetched)
-
-
-async def _in_thread(work: Callable[[threading.Event], T]) -> T:
-    """Run what blocks in a thread of its own, and tell it to stop if the caller is cancelled.
-
-    The loop's own threads are waited for when the server ends; one that hangs on a dead network
-    would keep it.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-    stop = threading.Event()
-
-    def run() -> None:
-        settle: Callable[[], None]
-        try:
-            settle = partial(done.set_result, work(stop))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
-            settle = partial(done.set_exception, error)
-        # A closed loop raises: nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(lambda: None if done.done() else settle())
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name="fetch", daemon=True).start()
-    try:
-        return await done
-    finally:
-        stop.set()

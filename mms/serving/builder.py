@@ -11,7 +11,7 @@ from mms.archive.reader import remove_unpacked
 from mms.config.layers import with_archive_defaults
 from mms.config.settings import ServerSettings, request_limits
 from mms.errors import MMSError
-from mms.serving.archives import Fetching
+from mms.serving.archives import Fetching, stamp
 from mms.serving.placement import Placement
 from mms.serving.registration import Registration, Trust
 from mms.serving.servable import Servable
@@ -68,13 +68,15 @@ class Builder:
         Raises:
             MMSError: There is no valid archive. Nothing is left on disk then.
         """
+        # Before it is read: what changes meanwhile is seen as a change.
+        seen = await asyncio.to_thread(stamp, registration.path)
         if fetched is None:
             fetched = await self.fetch(registration)
         archive = await self._fetching.open(
             registration.path, fetched, self._workspace, registration.settings.handler
         )
         try:
-            return Servable(
+            servable = Servable(
                 registration.name,
                 version,
                 archive,
@@ -90,6 +92,8 @@ class Builder:
         except BaseException:
             remove_unpacked(archive, self._workspace)
             raise
+        servable.stamp = seen
+        return servable
 
     async def load(self, servable: Servable) -> None:
         """Start a servable's workers, and wait until they are ready.

@@ -22,7 +22,7 @@ from mms.config.settings import ModelSettings, ServerSettings
 from mms.errors import Conflict, Draining, Forbidden, InvalidRequest
 from mms.fetch.admission import Policy, admit
 from mms.fetch.download import Progress
-from mms.serving.archives import Fetching, stamp
+from mms.serving.archives import Fetching
 from mms.serving.builder import Builder
 from mms.serving.lifecycle import ServableState
 from mms.serving.model_store import find_archive
@@ -65,8 +65,6 @@ class ControlPlane:
         self._fetching = Fetching(config.server, progress)
         self._opened: Builder | None = None
         self._registrations: dict[tuple[str, str], Registration] = {}
-        # State of the files when they were read, to see changes.
-        self._stamps: dict[tuple[str, str], Any] = {}
         # One of a name is there as long as somebody holds it or waits for it: a client may ask for
         # any number of names, known or not.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -103,11 +101,12 @@ class ControlPlane:
 
     def startup_servables(self) -> list[Servable]:
         """Return the servables that readiness waits for."""
-        return [s for s in self._registry.servables() if self._is_startup(s)]
-
-    def _is_startup(self, servable: Servable) -> bool:
-        registration = self._registrations.get((servable.name, servable.version))
-        return registration is not None and registration.is_startup
+        return [
+            servable
+            for servable in self._registry.servables()
+            if (registration := self._registrations.get((servable.name, servable.version)))
+            and registration.is_startup
+        ]
 
     def open(self, workspace: Path) -> None:
         """Take registrations from now on.
@@ -234,12 +233,10 @@ class ControlPlane:
             self.check(name, registration.version)
             version = registration.version or DEFAULT_VERSION
             registration, key = replace(registration, version=version), (name, version)
-            seen = await asyncio.to_thread(stamp, registration.path)
             servable = await builder.open(registration, version, self.settings, fetched)
             # Known while it loads, so that asking for it gives 503 and not 404. A version beside
             # others is only known once it can answer.
             is_first = name not in self._registry
-            self._stamps[key] = seen
             self._registrations[key] = (
                 registration if stays else replace(registration, is_startup=False)
             )
@@ -250,7 +247,7 @@ class ControlPlane:
                     await builder.load(servable)
             except BaseException:
                 if not stays:
-                    self._forget(key)
+                    del self._registrations[key]
                     if is_first:
                         self._registry.remove(servable)
                     await builder.unload(servable, 0.0)
@@ -279,7 +276,6 @@ class ControlPlane:
     async def _swap(self, servable: Servable, registration: Registration) -> Servable:
         """Load a version as a registration says, and swap them; its name is locked."""
         key, builder = (servable.name, servable.version), self._builder
-        self._stamps[key] = await asyncio.to_thread(stamp, registration.path)
         fresh = await builder.open(registration, servable.version, self.settings)
         fresh.metrics = servable.metrics
         try:
@@ -310,13 +306,9 @@ class ControlPlane:
             versions = [version] if version is not None else list(model.versions)
             for servable in [model.version(v) for v in versions]:
                 self._registry.remove(servable)
-                self._forget((name, servable.version))
+                self._registrations.pop((name, servable.version), None)
                 self._tasks.start(self._builder.unload(servable, _DRAIN_S))
             self.save()
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._registrations.pop(key, None)
-        self._stamps.pop(key, None)
 
     async def reload(self, name: str) -> None:
         """Load all versions of a model again from their files, without a gap.
@@ -429,16 +421,6 @@ class ControlPlane:
         """Return where a servable's archive is; None if it is not registered any more."""
         registration = self._registrations.get((servable.name, servable.version))
         return registration.path if registration else None
-
-    def has_changed(self, servable: Servable, current: Any) -> bool:
-        """Whether a servable's files are others than those it was loaded from.
-
-        Args:
-            servable: One of the registry.
-            current: The stamp of its files now; None if they are remote or gone.
-        """
-        key = (servable.name, servable.version)
-        return current is not None and key in self._stamps and current != self._stamps[key]
 
     def save(self) -> None:
         """Write the state file."""

@@ -98,10 +98,13 @@ class Janitor:
             if path is None:
                 continue
             current = await asyncio.to_thread(stamp, path)
-            if not self._controlplane.has_changed(servable, current):
+            # There is none of what is remote or gone.
+            if current == servable.stamp or current is None:
                 continue
             extra = {"model": servable.name}
             logger.info("%s has changed; reloading", path, extra=extra)
+            # If it cannot be loaded so, it is not tried again until it changes once more.
+            servable.stamp = current
             try:
                 await self._controlplane.replace(servable)
             except MMSError as error:

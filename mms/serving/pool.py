@@ -21,12 +21,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, OutOfMemory, WorkerDied
-from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
 from mms.serving.placement import Placement
 from mms.serving.processes import Child, spawn
 from mms.serving.tasks import Tasks
 from mms.serving.worker import WorkerProcess
+from mms.wire.codec import encode_control
+from mms.wire.frames import Frame, FrameType
+from mms.wire.messages import LoadSpec
 
 logger = logging.getLogger("mms.pool")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mms.log import emit_worker_line
-from mms.protocol import SOCKET_BUFFER_BYTES
+from mms.wire.frames import SOCKET_BUFFER_BYTES
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: The socket's number in the child.

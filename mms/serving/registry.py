@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
-from mms.metrics.exporter import ServableSnapshot
 from mms.serving.memory import read_memory
 from mms.serving.servable import Servable
+from mms.telemetry.prometheus import ServableSnapshot
 
 DEFAULT_VERSION = "1"
 #: Names in an error message; with 500 models the whole list would be 6 kB of every 404.

@@ -29,26 +29,20 @@ from mms.errors import (
     Unavailable,
     WorkerDied,
 )
-from mms.metrics.exporter import ServableMetrics, ServableSnapshot
-from mms.protocol import (
-    Answer,
-    Buffer,
-    Frame,
-    LoadSpec,
-    Ready,
-    RequestLimits,
-    decode_result,
-    encode_batch,
-)
-from mms.serving.dispatcher import Batch, Dispatcher, Limits
-from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
 from mms.serving.memory import UNKNOWN, Memory
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
+from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
+from mms.serving.queue.job import Inference
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.serving.worker import WorkerProcess
+from mms.telemetry.counters import ServableMetrics
+from mms.telemetry.prometheus import ServableSnapshot
+from mms.wire.codec import decode_result, encode_batch
+from mms.wire.frames import Buffer, Frame
+from mms.wire.messages import Answer, LoadSpec, Ready, RequestLimits
 
 logger = logging.getLogger("mms.servable")
 
@@ -87,6 +81,8 @@ class Servable:
         self.name = name
         self.version = version
         self.archive = archive
+        #: Whether its service may look at a request's headers and query: 1.x handlers may.
+        self.wants_headers = bool(archive.manifest.handler)
         self.settings = settings
         self.state = ServableState.UNLOADED
         self._is_gone = False
@@ -96,6 +92,8 @@ class Servable:
         #: Why workers run requests one at a time, though batch_size says otherwise.
         self.alone_reason = ""
         self.last_used_at = time.monotonic()
+        #: The state of its archive's files when they were last looked at, to see changes.
+        self.stamp: Any = None
         #: Resident bytes of each worker, as they were read last; for the metrics.
         self.worker_memory: list[int] = []
         self.metrics = ServableMetrics(name, version)
@@ -433,11 +431,7 @@ class Servable:
         timeout = limit if timeout_s is None else min(timeout_s, limit)
         future: asyncio.Future[Answer] = self._loop.create_future()
         job = Inference(meta, chunks, size, now, now + timeout, future, is_urgent)
-        try:
-            self._dispatcher.submit(job)
-        except MMSError as error:
-            self.metrics.rejected[error.code] += 1
-            raise
+        self._dispatcher.submit(job)
         self.metrics.request_bytes.observe(size)
         self._schedule_pump()
         if job.deadline < self._timer_at:
@@ -446,10 +440,6 @@ class Servable:
             return await future
         except asyncio.CancelledError:
             self._abandon(job)
-            self.metrics.rejected["client_left"] += 1
-            raise
-        except DeadlineExceeded:
-            self.metrics.rejected["deadline"] += 1
             raise
         finally:
             # The future refers to an error, that to this frame, and this frame to the future: in

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Awaitable, Sequence
 
 from mms.errors import BufferFull, MMSError, PayloadTooLarge
-from mms.protocol import Answer, Buffer
 from mms.serving.budget import Budget, Hold
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
+from mms.wire.frames import Buffer
+from mms.wire.messages import Answer
 
 #: Copies under way at once; beyond it, requests are not copied. A slow shadow must cost nothing.
 _MAX_COPIES = 100

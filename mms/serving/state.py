@@ -48,8 +48,8 @@ class State(msgspec.Struct, frozen=True):
         traffic: Of each model by name.
     """
 
-    models: list[SavedModel] = []
-    traffic: dict[str, SavedTraffic] = {}
+    models: list[SavedModel]
+    traffic: dict[str, SavedTraffic]
 
 
 def read_state(path: str) -> State:
@@ -59,7 +59,7 @@ def read_state(path: str) -> State:
         ConfigError: The file cannot be read, is not a state file, or others may have written it.
     """
     if not path or not os.path.exists(path):
-        return State()
+        return State([], {})
     try:
         document = json.loads(_read_own(path))
     except (OSError, ValueError, RecursionError) as error:

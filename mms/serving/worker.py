@@ -14,20 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
-from mms.protocol import (
-    Buffer,
-    Frame,
-    FrameDecoder,
-    FrameType,
-    LoadSpec,
-    Ready,
-    decode_control,
-    decode_ready,
-    encode_control,
-    error_from_document,
-)
 from mms.serving.lifecycle import WorkerState, move_worker
 from mms.serving.processes import Child, ExitStatus, OutputReader, socket_pair
+from mms.wire.codec import decode_control, decode_error, decode_ready, encode_control
+from mms.wire.frames import Buffer, Frame, FrameDecoder, FrameType
+from mms.wire.messages import LoadSpec, Ready
 
 #: From the fork of a loaded process to its READY frame, seconds; measured: 0.03.
 FORK_TIMEOUT_S = 10.0
@@ -264,7 +255,7 @@ class WorkerProcess(asyncio.Protocol):
             self._reply.set_result(frame)
             return
         try:
-            self._reply.set_exception(error_from_document(decode_control(frame)))
+            self._reply.set_exception(decode_error(frame.payload))
         except ProtocolError as error:
             self._lose(error)
 

@@ -12,19 +12,13 @@ import gc
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
-from mms.protocol import (
-    FrameType,
-    LoadSpec,
-    Ready,
-    Request,
-    Result,
+from mms.wire.codec import (
     decode_batch,
     decode_control,
     decode_load,
@@ -32,6 +26,8 @@ from mms.protocol import (
     encode_result,
     error_document,
 )
+from mms.wire.frames import FrameType
+from mms.wire.messages import LoadSpec, Ready, Request, Result
 from mms.worker.channel import Channel
 from mms.worker.confine import confine, confine_loaded
 from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_fork
@@ -86,9 +82,8 @@ def main() -> None:
     die_with(spec.server_pid)
     confine(spec.memory_limit)
     log.configure_worker_logging(spec.log_level)
-    started = time.perf_counter()
     try:
-        runner, ready = _load(spec, started)
+        runner, ready = _load(spec)
         confine_loaded()
     except MMSError as error:
         channel.send([encode_control(FrameType.FAILED, error_document(error))])
@@ -97,9 +92,9 @@ def main() -> None:
     _serve(channel, runner, spec, ready)
 
 
-def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
-    from mms.worker import images, mxnet_decoder
-    from mms.worker.engine import engine_name
+def _load(spec: LoadSpec) -> tuple[Runner, Ready]:
+    from mms.engines import images, mxnet_decoder
+    from mms.engines.imports import engine_name
     from mms.worker.failure import load_failure
     from mms.worker.loader import load
 
@@ -118,12 +113,10 @@ def _load(spec: LoadSpec, started: float) -> tuple[Runner, Ready]:
         gc.collect()
         gc.freeze()
     ready = Ready(
-        pid=os.getpid(),
         can_fork=can_fork,
         engine=engine_name(),
         service=service,
         alone_reason=runner.alone_reason,
-        load_seconds=time.perf_counter() - started,
         takes_tensors=runner.takes_tensors,
         gives_tensors=runner.gives_tensors,
     )
@@ -142,7 +135,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
         elif frame.type is FrameType.CONFIGURE:
-            runner.batch_size = int(decode_control(frame))
+            runner.batch_size = decode_control(frame)
             runner.try_joining()
             alone_reason = _tell_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
@@ -174,7 +167,7 @@ def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
         return channel
     channel.close()
     own = Channel(socket.socket(fileno=descriptor))
-    forked = replace(ready, pid=os.getpid(), can_fork=False)
+    forked = replace(ready, can_fork=False)
     own.send([encode_control(FrameType.READY, forked)])
     return own
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mms.protocol import Answer
+from mms.wire.messages import Answer
 from mms.worker.arrays import arrays_of
 
 #: Largest distance between what one forward pass gives a request alone and among others, as part

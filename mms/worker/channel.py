@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mms.errors import ProtocolError
-from mms.protocol import HEADER, SOCKET_BUFFER_BYTES, Buffer, Frame, read_header
+from mms.wire.frames import HEADER, SOCKET_BUFFER_BYTES, Buffer, Frame, read_header
 
 #: Buffers one sendmsg takes; the kernel's IOV_MAX is 1024.
 _MAX_BUFFERS = 512

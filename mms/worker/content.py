@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 
 from mms.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Buffer, Request, RequestLimits
+from mms.wire.frames import Buffer
+from mms.wire.messages import Request, RequestLimits
 
 ACCEPTED = "gzip, deflate and identity"
 #: Codings on top of each other. One is usual; each may multiply what the one before it has made.

@@ -11,6 +11,7 @@ import traceback
 from types import TracebackType
 from typing import Any
 
+from mms.engines.error_text import is_out_of_memory, reason_line, short_text
 from mms.errors import (
     ErrorDetail,
     InferenceFailed,
@@ -35,19 +36,6 @@ _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
-#: What engines and libraries say when memory is gone; there is no exception class for it.
-_OUT_OF_MEMORY_TEXTS = (
-    "out of memory",
-    "cudamalloc failed",
-    "failed to allocate",
-    "cannot allocate memory",
-    "insufficient memory",
-    "bad_alloc",
-)
-
-
-#: How the line begins in which MXNet says what is wrong.
-_REASON_MARKS = ("MXNetError:", "mxnet.base.MXNetError:", "Error in operator")
 #: Longest message and longest traceback that leave a worker, for answers and for the log.
 _MAX_MESSAGE_CHARS, _MAX_TRACEBACK_CHARS = 2048, 16 << 10
 
@@ -66,7 +54,7 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
         release(error)
         return _cut_error(error, detail)
     if isinstance(error, PredictionException):
-        return RejectedByService(_text(error.message), _error_status(error.error_code), detail)
+        return RejectedByService(short_text(error.message), _error_status(error.error_code), detail)
     if is_out_of_memory(error):
         return OutOfMemory(f"out of memory in {stage}{limit_hint()}", detail)
     return InferenceFailed(f"the service raised an exception in {stage}", detail)
@@ -110,16 +98,6 @@ def reason_of(failure: MMSError) -> str:
     return f"{failure}: {reason_line(failure.detail.traceback)}"
 
 
-def reason_line(text: str) -> str:
-    """Return the line of a traceback or an error's text that holds the reason.
-
-    MXNet puts the stack of its own C++ before it, and sometimes hints behind it.
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reasons = [line for line in lines if line.startswith(_REASON_MARKS) or "Check failed" in line]
-    return (reasons or lines or ["(no message)"])[-1]
-
-
 def log_failure(failure: MMSError) -> None:
     """Log why a request failed: a client's mistake briefly, the service's with its traceback."""
     if isinstance(failure, _FAULTS_OF_CLIENTS):
@@ -139,14 +117,6 @@ def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
     elif isinstance(error, SyntaxError) and error.filename:
         where = f"{os.path.basename(error.filename)}:{error.lineno}"
     return ErrorDetail(stage, type(error).__name__, where, _format(error, model_dir))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
-    text = _text(error).lower()
-    return any(phrase in text for phrase in _OUT_OF_MEMORY_TEXTS)
 
 
 def _format(error: BaseException, model_dir: str) -> str:
@@ -186,7 +156,7 @@ def _is_own(filename: str, model_dir: str) -> bool:
 def _cut_error(error: MMSError, detail: ErrorDetail) -> MMSError:
     """Return an error of ours, which a service may have raised, with its message cut."""
     error.detail = error.detail or detail
-    error.args = (_text(error), *error.args[1:])
+    error.args = (short_text(error), *error.args[1:])
     return error
 
 
@@ -196,16 +166,6 @@ def _cut_middle(text: str, limit: int) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n... ({len(text) - 2 * half} characters cut)\n{text[-half:]}"
-
-
-def _text(value: object) -> str:
-    try:
-        text = str(value)
-        if len(text) <= _MAX_MESSAGE_CHARS:
-            return text
-        return f"{text[:_MAX_MESSAGE_CHARS]}... ({len(text) - _MAX_MESSAGE_CHARS} characters cut)"
-    except Exception:  # noqa: BLE001 - user code: its __str__ may raise anything
-        return f"({type(value).__name__} whose text cannot be read)"
 
 
 def _hint(error: BaseException) -> str:
@@ -222,7 +182,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = _text(error).splitlines()
+    lines = short_text(error).splitlines()
     return lines[0] if lines else "(no message)"
 
 

@@ -10,7 +10,8 @@ import multipart
 import numpy as np
 
 from mms.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Buffer, RequestLimits
+from mms.wire.frames import Buffer
+from mms.wire.messages import RequestLimits
 
 _MAX_PART_HEADERS = 16
 #: RFC 2046 section 5.1.1; long ones have burnt CPU in other servers.

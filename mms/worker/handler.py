@@ -22,6 +22,7 @@ from typing import Any
 from mms import log
 from mms.archive.manifest import MAR_MANIFEST_NAME
 from mms.context import Context, RequestProcessor
+from mms.engines.imports import restore_numpy_names
 from mms.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -33,20 +34,11 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import (
-    MAX_ANSWERS_BYTES,
-    V2_ROUTE,
-    Answer,
-    LoadSpec,
-    Request,
-    RequestLimits,
-    Result,
-    Stage,
-)
 from mms.quoting import quoted
+from mms.wire.frames import MAX_ANSWERS_BYTES
+from mms.wire.messages import Answer, Dialect, LoadSpec, Request, RequestLimits, Result, Stage
 from mms.worker.confine import limit_hint
 from mms.worker.content import unpacked
-from mms.worker.engine import restore_numpy_names
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.form import form_parts, in_utf8, is_form, parse_media_type
 from mms.worker.headers import allows_body, checked_headers, checked_reason, checked_status
@@ -62,8 +54,6 @@ EntryPoint = Callable[[Any, Context], Any]
 
 #: The function looked for where the manifest names only a module.
 _DEFAULT_FUNCTION = "handle"
-#: Of these routes, 1.x passed no query parameters on.
-_WITHOUT_QUERY = ("predictions", "predictions_version")
 #: Packages whose threads do not survive a fork.
 _UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
 
@@ -158,7 +148,7 @@ class HandlerRunner:
         request, decodes = job.request, self._spec.decode_input_request
         limits = self._spec.limits
         request.body = unpacked(request, limits)
-        if request.meta.route != V2_ROUTE:
+        if request.meta.dialect is not Dialect.OIP:
             job.data, job.processor = decode_parameters(request, decodes, limits)
             return
         job.asked = decode_request(request.body, header_length(request.meta), HANDLER_INPUT, limits)
@@ -367,7 +357,8 @@ def decode_parameters(
     meta = request.meta
     data: dict[str, Any] = {}
     headers: dict[str, Any] = {}
-    if meta.route not in _WITHOUT_QUERY:
+    # Of /predictions, 1.x passed no query parameters on.
+    if meta.dialect is not Dialect.PLAIN:
         for name, text in meta.query:
             data[name] = bytearray(text, "utf-8", "surrogateescape")
             headers[name] = {"content-type": ""}

@@ -16,7 +16,7 @@ from typing import Any
 
 from mms import log
 from mms.errors import MMSError
-from mms.protocol import Answer, Request, Stage
+from mms.wire.messages import Answer, Request, Stage
 from mms.worker.agreement import TOLERANCE, output_distance
 from mms.worker.arrays import detached, fits_batch_axis, join, join_key, rows_of, split
 from mms.worker.isolated import run_isolated

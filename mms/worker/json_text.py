@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from mms.errors import InvalidRequest, PayloadTooLarge
-from mms.protocol import Buffer
+from mms.wire.frames import Buffer
 
 #: Digits that `int` converts; more take time that grows with their square. Python's own default.
 MAX_INTEGER_DIGITS = 4300

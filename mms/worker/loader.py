@@ -12,10 +12,10 @@ from typing import Any
 
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_manifest
 from mms.archive.signature import Signature, parse_signature
+from mms.engines.imports import import_mxnet
 from mms.errors import ModelLoadFailed
 from mms.model_service.model_service import ModelService, SingleNodeService, load_service
-from mms.protocol import LoadSpec
-from mms.worker.engine import import_mxnet
+from mms.wire.messages import LoadSpec
 from mms.worker.handler import HandlerRunner, load_handler
 from mms.worker.originals import maintained_class
 from mms.worker.process import may_fork

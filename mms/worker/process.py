@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from mms.protocol import LoadSpec
+from mms.wire.messages import LoadSpec
 
 _PR_SET_PDEATHSIG = 1
 _REPARENT_POLL_S = 0.0005

@@ -14,8 +14,9 @@ from typing import Any
 
 from mms.archive.signature import Signature
 from mms.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Buffer, Request, RequestLimits
 from mms.quoting import quoted, quoted_names
+from mms.wire.frames import Buffer
+from mms.wire.messages import Request, RequestLimits
 from mms.worker.form import Part, form_parts, in_utf8, is_form, parse_media_type
 from mms.worker.json_text import check_elements, load_json, read_json
 from mms.worker.literal import MalformedLiteral, read_literal

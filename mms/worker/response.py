@@ -21,10 +21,8 @@ import orjson
 
 from mms.archive.signature import Signature
 from mms.errors import InvalidServiceOutput
-from mms.protocol import Answer, RequestMeta
+from mms.wire.messages import Answer, Dialect, RequestMeta
 
-#: The route of v0.4 clients, whose answers are wrapped in {"prediction": ...}.
-LEGACY_ROUTE = "legacy_predict"
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 #: NumPy types, by character, that are lists of Python's own only by way of another one. Dates are
 #: then written as orjson writes them.
@@ -37,7 +35,7 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
 
     Args:
         output: What the service's `_postprocess` or `inference` returned.
-        meta: The request's; its route decides on the envelope, its Accept header whether an
+        meta: The request's; its dialect decides on the envelope, its Accept header whether an
             image comes raw.
         signature: The model's.
         max_bytes: The longest body that may be sent.
@@ -48,7 +46,7 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
     if signature.gives_images and _accepts_image(meta.accept):
         answer = Answer(image_bytes(output), signature.output_type)
     else:
-        if meta.route == LEGACY_ROUTE:
+        if meta.dialect is Dialect.V04:
             output = {"prediction": output}
         answer = Answer(encode_json(output))
     return within(answer, max_bytes)

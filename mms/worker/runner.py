@@ -14,7 +14,7 @@ from mms import log
 from mms.archive.signature import Signature
 from mms.errors import MMSError
 from mms.metrics.metrics_store import MetricsStore
-from mms.protocol import Answer, LoadSpec, Request, Result
+from mms.wire.messages import Answer, LoadSpec, Request, Result
 from mms.worker.joining import Joiner
 from mms.worker.stages import Job, Stages
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mms.archive.data_types import TABLE
 from mms.archive.manifest import Manifest
 from mms.archive.signature import Signature, TensorSpec
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestMeta
 
 _JSON = "application/json"
 #: Sizes to try for axes that the signature leaves free, the batch axis aside: a lone element, a
@@ -22,7 +23,7 @@ _JSON = "application/json"
 _FREE_SIZES = (1, 8, 224)
 #: Elements of one drawn input: larger ones are not made up.
 _MAX_ELEMENTS = 4_000_000
-_INTEGERS = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+_INTEGERS = [type_.name for type_ in TABLE if type_.is_whole]
 
 
 def sample_request(folder: Path, manifest: Manifest) -> Request | None:
@@ -53,7 +54,7 @@ def request_pairs(
 
 
 def _request(body: bytes, content_type: str = _JSON) -> Request:
-    return Request(RequestMeta("sample", "predictions", content_type, ""), memoryview(body))
+    return Request(RequestMeta("sample", Dialect.PLAIN, content_type, ""), memoryview(body))
 
 
 def _sizes(signature: Signature) -> tuple[int, ...]:

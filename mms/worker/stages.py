@@ -11,6 +11,7 @@ from typing import Any
 
 from mms import log
 from mms.archive.signature import Signature
+from mms.engines.images import bad_image
 from mms.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -19,11 +20,11 @@ from mms.errors import (
     UndecodableImage,
 )
 from mms.model_service.model_service import SingleNodeService
-from mms.protocol import MAX_ANSWERS_BYTES, V2_ROUTE, Answer, LoadSpec, Request, Stage
+from mms.wire.frames import MAX_ANSWERS_BYTES
+from mms.wire.messages import Answer, Dialect, LoadSpec, Request, Stage
 from mms.worker.arrays import arrays_of, is_ndarray
 from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
-from mms.worker.images import bad_image
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
 from mms.worker.slips import refuse_slips
@@ -172,7 +173,7 @@ class Stages:
         job.request.body = unpacked(job.request, self._spec.limits)
         # A request that begins anew is not unpacked twice.
         meta.content_encoding = ""
-        if meta.route != V2_ROUTE:
+        if meta.dialect is not Dialect.OIP:
             job.inputs = decode_inputs(job.request, self.signature, self._spec.limits)
             return
         raw = raw_input(self.signature, self.takes_tensors)

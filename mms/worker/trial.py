@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from mms.errors import MMSError
-from mms.protocol import Answer, Request
+from mms.wire.messages import Answer, Request
 from mms.worker.agreement import MARGIN, TOLERANCE, answer_distance
 
 #: Pairs of requests to try before it is given up to find two that the model answers.

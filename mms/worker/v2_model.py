@@ -11,11 +11,12 @@ from typing import Any
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
-from mms.protocol import RequestLimits
 from mms.quoting import quoted, quoted_names
+from mms.wire.messages import RequestLimits
 from mms.worker.arrays import arrays_of
 from mms.worker.request import DEFAULT_LIMITS, image_value, json_value
-from mms.worker.v2 import InferRequest, Tensor, tensor_of, unknown_output
+from mms.worker.v2 import InferRequest, unknown_output
+from mms.worker.v2_tensors import Tensor, tensor_of
 
 #: What 1.x handlers, whose archives seldom say, take and give.
 HANDLER_INPUT = TensorSpec("body", (1,), "BYTES")

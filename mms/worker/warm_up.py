@@ -6,14 +6,14 @@ zeros is made from the signature.
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from mms.archive.manifest import Manifest
 from mms.archive.signature import Signature
-from mms.errors import MMSError, ModelLoadFailed
-from mms.protocol import LoadSpec, Request, error_document, error_from_document
+from mms.errors import MMSError, ModelLoadFailed, ProtocolError
+from mms.wire.codec import decode_error, encode_error
+from mms.wire.messages import LoadSpec, Request
 from mms.worker.failure import reason_of
 from mms.worker.isolated import run_isolated
 from mms.worker.process import may_fork
@@ -128,12 +128,12 @@ def _answer_zeros(runner: ServiceRunner, signature: Signature) -> MMSError | Non
 def _answer_zeros_in_fork(runner: ServiceRunner, signature: Signature) -> MMSError | None:
     def work() -> str:
         failure = _answer_zeros(runner, signature)
-        return json.dumps(error_document(failure)) if failure else ""
+        return encode_error(failure).decode() if failure else ""
 
     try:
         text = run_isolated(work, _ZEROS_LIMIT_S)
-        return error_from_document(json.loads(text)) if text else None
-    except (OSError, ValueError) as error:
+        return decode_error(text.encode()) if text else None
+    except (OSError, ValueError, ProtocolError) as error:
         return MMSError(f"its process failed: {error}")
 
 

@@ -14,7 +14,7 @@ import grpc
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from tests.e2e.test_cli import LIMIT_S, wait_for
-from tests.management.stores import let_go
+from tests.kit.waiting import let_go
 from tests.v2.models import write_handler
 
 

@@ -84,7 +84,7 @@ def test_models_are_served_from_urls_and_after_a_restart_without_the_network(
     with serving(tmp_path, *args, environment=environment) as command:
         base = command.url()
         assert ask(f"{base}/predictions/echo", [2]) == [2]
-        assert command.output.count("serving the copy fetched before") >= 3
+        assert command.output.count("serving the cached copy") >= 3
         assert "hunter" not in command.output
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from tests.e2e.test_cli import Command
 from tests.examples.readme import EXAMPLES, run
 
@@ -36,7 +36,7 @@ ZOO_FILE = "alexnet-44335d1f"
 #: the other 998 the rest, whatever the picture.
 _WEIGHTS = """
 import math, sys
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 from mxnet.gluon.model_zoo.vision import alexnet
 net = alexnet()

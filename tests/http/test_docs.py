@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +24,9 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 from PIL import Image
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from tests.kit.archives import make_archive, signature, write_linear
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,31 +41,19 @@ def encoded_image() -> bytes:
     return output.getvalue()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("docs")
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(folder: Path) -> AsyncIterator[RunningServer]:
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     picture = signature([0, 3, 6, 8], "image/jpeg", "image/png")
     pair = signature(names=("left", "right"))
     review_sample = {"sample.json": json.dumps(REVIEW).encode()}
     two_sample = {"sample.json": b'{"left": [1], "right": ["a"]}'}
-    async with running_servers(folder) as start:
-        yield await start(
-            {"gen_api": "python", "gen_api_dir": str(folder / "build")},
-            review=make_archive(folder, "echo", signature([1, 1014]), "review", review_sample),
-            two=make_archive(folder, "pair", pair, "two", two_sample),
-            linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
-            paint=make_archive(folder, "vision", picture, name="paint"),
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(
+        {"gen_api": "python", "gen_api_dir": str(folder / "build")},
+        review=make_archive(folder, "echo", signature([1, 1014]), "review", review_sample),
+        two=make_archive(folder, "pair", pair, "two", two_sample),
+        linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
+        paint=make_archive(folder, "vision", picture, name="paint"),
+    )
 
 
 async def options(server: RunningServer, path: str) -> tuple[int, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import pytest_asyncio
 
 from mms.errors import ModelLoadFailed
 from tests.kit.archives import make_mar
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer, running_servers
+from tests.kit.waiting import let_go, until, waiting
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,23 +22,15 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("handlers")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     inspecting = make_mar(folder, "inspecting", files={"vocabulary.txt": b"a\n"})
     batching = make_mar(folder, "in_class", "service.py", "batching", batchSize=4)
-    async with running_servers(folder) as start:
-        yield await start(
-            {"debug_errors": "on"},
-            inspecting=inspecting,
-            undecoded=(inspecting, {"decode_input_request": False}),
-            batching=batching,
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(
+        {"debug_errors": "on"},
+        inspecting=inspecting,
+        undecoded=(inspecting, {"decode_input_request": False}),
+        batching=batching,
+    )
 
 
 async def ask(
@@ -289,22 +281,28 @@ class TestLoading:
 
 class TestBatches:
     async def test_a_batch_is_handled_as_one_and_only_the_culprit_fails(
-        self, server: RunningServer
+        self, server: RunningServer, tmp_path: Path
     ) -> None:
         async def send(text: str) -> tuple[int, Any]:
             headers = {"Content-Type": "text/plain"}
             return await ask(server, "/predictions/batching", text.encode(), headers)
 
-        first = asyncio.create_task(send("slow"))
-        await asyncio.sleep(0.1)
-        others = await asyncio.gather(*(send("good") for _ in range(4)))
-        assert (await first)[1]["batch"] == 1
+        async def send_together(*texts: str) -> list[tuple[int, Any]]:
+            """Have all wait in the queue while the only worker is busy, and then go on."""
+            folder = tmp_path / str(len(texts))
+            folder.mkdir()
+            first = asyncio.create_task(send(f"wait {folder}"))
+            await waiting(folder)
+            sent = [asyncio.create_task(send(text)) for text in texts]
+            await until(lambda: server.servable("batching").queue_depth == len(texts))
+            let_go(folder)
+            assert (await first)[1]["batch"] == 1
+            return await asyncio.gather(*sent)
+
+        others = await send_together("good", "good", "good", "good")
         assert [answer["batch"] for _, answer in others] == [4] * 4
         assert others[0][1] == {"batch": 4, "most": 4, "has_dir": True}
-        first = asyncio.create_task(send("slow"))
-        await asyncio.sleep(0.1)
-        mixed = await asyncio.gather(*(send(t) for t in ("good", "poison", "good")))
-        await first
+        mixed = await send_together("good", "poison", "good")
         assert [status for status, _ in mixed] == [200, 500, 200]
 
 

@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from tests.kit.archives import make_archive, signature, write_linear
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,26 +39,18 @@ def encoded_image(kind: str = "PNG") -> bytes:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("inference")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     image = signature([0, 3, 6, 8], "image/jpeg")
     picture = signature([0, 3, 6, 8], "image/jpeg", "image/png")
-    async with running_servers(folder) as start:
-        yield await start(
-            {"max_request_bytes": MAX_BYTES, "max_decompressed_bytes": MAX_BYTES},
-            echo=make_archive(folder, "echo"),
-            two=make_archive(folder, "pair", signature(names=("left", "right"))),
-            busy=(make_archive(folder, "faulty"), {"queue_size": 2}),
-            linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
-            vision=make_archive(folder, "vision", image),
-            paint=make_archive(folder, "vision", picture, name="paint"),
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(
+        {"max_request_bytes": MAX_BYTES, "max_decompressed_bytes": MAX_BYTES},
+        echo=make_archive(folder, "echo"),
+        two=make_archive(folder, "pair", signature(names=("left", "right"))),
+        busy=(make_archive(folder, "faulty"), {"queue_size": 2}),
+        linear=export_model("linear", write_linear(folder / "linear"), None, folder).path,
+        vision=make_archive(folder, "vision", image),
+        paint=make_archive(folder, "vision", picture, name="paint"),
+    )
 
 
 async def post(

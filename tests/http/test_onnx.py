@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import zlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat
 from mms.errors import MMSError, ModelLoadFailed, SignatureError
+from mms.export.package import export_model
 from tests.kit.archives import signature
 from tests.kit.onnx_models import (
     FLOAT,
@@ -32,46 +31,10 @@ from tests.kit.onnx_models import (
     write_external,
     write_model,
 )
-from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 
-#: Makes the graph's input itself, and tells what its process is like.
-REVIEWS = """
-import os, sys
-import numpy as np
-from mms.model_service.onnx_service import OnnxBaseService
-
-
-class Reviews(OnnxBaseService):
-    def _preprocess(self, data):
-        self.count = len(data[0])
-        return np.array([[len(text), 0, 1] for text in data[0]], dtype=np.float32)
-
-    def _postprocess(self, data):
-        assert (self.input_names, self.output_names) == (["x"], ["y", "rows"])
-        return {
-            "lengths": data[0][:, 0],
-            "count": self.count,
-            "labels": self.labels,
-            "modules": [name for name in ("mxnet", "PIL", "onnxruntime") if name in sys.modules],
-            "threads": len(os.listdir("/proc/self/task")),
-            "ping": self.ping(),
-        }
-"""
-#: Answers the shape that an image was given.
-SHAPES = """
-from mms.model_service.onnx_service import OnnxVisionService
-
-
-class Shapes(OnnxVisionService):
-    def _inference(self, data):
-        super()._inference(data)
-        return data[0].shape
-
-    def _postprocess(self, data):
-        return data
-"""
 #: Inputs of `types` that fit.
 TYPES = {"whole": [[1]], "half": [0.5], "flags": [True], "texts": ["a"]}
 
@@ -107,8 +70,7 @@ def joined(model: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("onnx")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     text = {**signature([0], names=("text",)), "outputs": signature([0], names=("z",))["inputs"]}
     models = {
         "linear": joined(archive(folder, "linear", linear())),
@@ -117,7 +79,9 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
         "types": archive(folder, "types", types()),
         "arithmetic": archive(folder, "arithmetic", arithmetic()),
         "classifier": joined(archive(folder, "classifier", classifier())),
-        "reviews": archive(folder, "reviews", linear(), "a", "b", signature=text, service=REVIEWS),
+        "reviews": archive(
+            folder, "reviews", linear(), "a", "b", signature=text, service="reviews"
+        ),
         "colours": joined(archive(folder, "colours", colours(), "red", "green", "blue")),
         "brightness": archive(folder, "brightness", brightness(), "white", "black"),
         "shapes": archive(
@@ -128,21 +92,14 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
                 **signature([0, 5, 0, 1], "image/png", names=("image",)),
                 "outputs": [{"data_name": "shares", "data_shape": [0, 2]}],
             },
-            service=SHAPES,
+            service="shapes",
         ),
         "external": (
             export_model("external", write_external(folder / "external"), None, folder).path,
             {"threads": 1},
         ),
     }
-    async with running_servers(folder) as start:
-        yield await start({"management_port": 0}, **models)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared({"management_port": 0}, **models)
 
 
 async def ask_all(server: RunningServer, model: str, values: list[Any]) -> list[tuple[int, Any]]:
@@ -267,10 +224,9 @@ class TestTensors:
         _, answer = await server.ask("reviews", ["good"])
         assert answer["modules"] == ["onnxruntime"]
         assert answer["threads"] == 1
-        servable = server.servable("reviews")
-        assert servable.loader_pid is not None
-        engine = servable.reports[servable.loader_pid].engine
-        assert engine == f"onnxruntime {answer['ping']}"
+        _, described = await server.manage("GET", "/models/reviews")
+        assert described["engine"] == f"onnxruntime {answer['ping']}"
+        assert described["service"] == "Reviews"
 
     async def test_a_model_is_described_as_an_onnx_one(self, server: RunningServer) -> None:
         _, described = await server.manage("GET", "/models/types")
@@ -389,28 +345,28 @@ class TestImages:
 async def test_workers_with_one_thread_are_forked_and_answer(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    path, settings = archive(tmp_path, "reviews", linear(), "a", service=REVIEWS, signature=TEXT)
+    path, settings = archive(tmp_path, "reviews", linear(), "a", service="reviews", signature=TEXT)
     server = await start_server(reviews=(path, {**settings, "workers": 2}))
     servable = server.servable("reviews")
     assert len(servable.processes) == 3
-    # They have loaded nothing, and so give the time that the loader took.
-    assert len({report.load_seconds for report in servable.reports.values()}) == 1
     answers = await ask_all(server, "reviews", [["good"]] * 8)
     assert {status for status, _ in answers} == {200}
+    assert {answer["loaded_by"] for _, answer in answers} == {servable.loader_pid}
     assert {answer["threads"] for _, answer in answers} == {1}
 
 
 async def test_workers_with_more_threads_load_by_themselves_and_answer(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    path, _ = archive(tmp_path, "reviews", linear(), "a", service=REVIEWS, signature=TEXT)
+    path, _ = archive(tmp_path, "reviews", linear(), "a", service="reviews", signature=TEXT)
     server = await start_server(reviews=(path, {"workers": 2, "threads": 2}))
     servable = server.servable("reviews")
     assert servable.loader_pid is None
     assert len(servable.pids) == 2
-    assert len({report.load_seconds for report in servable.reports.values()}) == 2
     answers = await ask_all(server, "reviews", [["good"]] * 8)
     assert {status for status, _ in answers} == {200}
+    pids = set(servable.pids)
+    assert {answer["loaded_by"] for _, answer in answers} <= pids
     assert all(answer["threads"] > 1 for _, answer in answers)
 
 

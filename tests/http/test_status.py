@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -16,7 +15,7 @@ from mms.config.settings import ModelSettings, ServerSettings
 from mms.server import Server
 from mms.version import __version__
 from tests.kit.archives import make_archive, make_folder, signature
-from tests.kit.server import RunningServer, fresh_client, open_session, running_servers
+from tests.kit.server import RunningServer, StartServer, open_session
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -44,17 +43,9 @@ METRICS = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("status")
-    async with running_servers(folder) as start:
-        archive = make_archive(folder, "echo", signature([0, 3, 4]))
-        yield await start(echo=(archive, {"queue_size": 7}))
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
+    archive = make_archive(folder, "echo", signature([0, 3, 4]))
+    return await start_shared(echo=(archive, {"queue_size": 7}))
 
 
 async def test_ping_speaks_the_words_of_both_generations(server: RunningServer) -> None:

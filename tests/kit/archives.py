@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mms.archive.export import export_model
 from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, Sample, ServingDefaults
+from mms.export.package import export_model
 
 SERVICES = Path(__file__).parent / "services"
+HANDLERS = Path(__file__).parent / "handlers"
 
 
 def signature(
@@ -71,13 +72,14 @@ def make_folder(
 
     Args:
         folder: Where to; made if missing.
-        source: Text of the service file, indented or not.
+        source: Text of the service file, indented or not, or the name of a file of
+            ``tests/kit/services``.
         signature_document: signature.json; one JSON input called ``data`` by default.
         parameters: Name of the parameter file, which is the caller's to write.
         sample: Body of the sample request, if it is to have one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "service.py").write_text(textwrap.dedent(source))
+    (folder / "service.py").write_text(source_of(source))
     (folder / "signature.json").write_text(json.dumps(signature_document or signature()))
     if sample is not None:
         (folder / "sample.json").write_bytes(sample)
@@ -98,7 +100,7 @@ def make_folder(
 #: y = x W' + b on (N, 3) -> (N, 2): the first entry, and ten plus the rest.
 _LINEAR = """
 import sys
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=2, name="fc").save("net-symbol.json")
 weight, bias = mx.nd.array([[1, 0, 0], [0, 1, 1]]), mx.nd.array([0, 10])
@@ -112,9 +114,6 @@ def write_linear(folder: Path) -> Path:
     subprocess.run([sys.executable, "-c", _LINEAR], cwd=folder, check=True)
     (folder / "signature.json").write_text(json.dumps(signature([0, 3])))
     return folder
-
-
-HANDLERS = Path(__file__).parent / "handlers"
 
 
 def make_mar(
@@ -135,8 +134,7 @@ def make_mar(
         files: Further files by name.
         manifest: Further keys of the manifest's ``model``.
     """
-    path = HANDLERS / f"{source}.py"
-    text = path.read_text() if "\n" not in source and path.exists() else textwrap.dedent(source)
+    text = source_of(source, HANDLERS)
     document = {
         "specificationVersion": "1.0",
         "implementationVersion": "1.0",
@@ -153,3 +151,10 @@ def make_mar(
         for file, content in (files or {}).items():
             archive.writestr(file, content)
     return target
+
+
+def source_of(service: str, folder: Path = SERVICES) -> str:
+    """Return the text of a service, which is given as such or as the name of a file."""
+    if service.isidentifier():
+        return (folder / f"{service}.py").read_text()
+    return textwrap.dedent(service)

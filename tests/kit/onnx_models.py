@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.kit.archives import source_of
+
 FLOAT, INT64, STRING, UINT8 = (
     TensorProto.FLOAT,
     TensorProto.INT64,
@@ -51,7 +53,10 @@ def write_model(
     labels: Sequence[str] = (),
     service: str = "",
 ) -> Path:
-    """Write ``net.onnx`` and what goes with it into a new folder."""
+    """Write ``net.onnx`` and what goes with it into a new folder.
+
+    The service is given as its text or as the name of one of ``tests/kit/services``.
+    """
     folder.mkdir(parents=True)
     data = model if isinstance(model, bytes) else model.SerializeToString()
     (folder / "net.onnx").write_bytes(data)
@@ -60,7 +65,7 @@ def write_model(
     if labels:
         (folder / "synset.txt").write_text("\n".join(labels))
     if service:
-        (folder / "service.py").write_text(service)
+        (folder / "service.py").write_text(source_of(service))
     return folder
 
 

@@ -18,15 +18,16 @@ from mms.config.layers import Layer, resolve
 from mms.config.settings import ModelSettings, ServerSettings
 from mms.http.app import make_app
 from mms.http.guard import Guard
-from mms.http.openapi import Route, routes_of
-from mms.protocol import Ready, RequestMeta
+from mms.http.openapi.document import Route, routes_of
 from mms.server import Server
 from mms.serving.budget import Budget
+from mms.serving.dataplane import ServerState
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import shared_bytes
 from mms.serving.registration import Registration, Trust
 from mms.serving.registry import Traffic
 from mms.serving.servable import Servable
+from mms.wire.messages import Dialect, Ready, RequestMeta
 from tests.kit.waiting import LIMIT_S, until
 
 T = TypeVar("T")
@@ -230,7 +231,7 @@ class RunningServer:
 
     @property
     def is_draining(self) -> bool:
-        return self._server.context.is_draining
+        return self._server.dataplane.is_draining
 
     @property
     def connections(self) -> int:
@@ -312,16 +313,16 @@ class RunningServer:
     @contextlib.contextmanager
     def before_its_start(self) -> Iterator[None]:
         """Let it pass for a server whose models are not all loaded yet."""
-        self._server.context.is_started = False
+        self._server.dataplane.state = ServerState.STARTING
         try:
             yield
         finally:
-            self._server.context.is_started = True
+            self._server.dataplane.state = ServerState.SERVING
 
     async def infer_shadowed(self, name: str, body: bytes) -> None:
         """Answer a request by a model that is a shadow of itself, and compare the answers."""
-        servable, shadows = self._server.registry.get(name), self._server.context.shadows
-        meta = RequestMeta("id", "predictions", "application/json", "").encode()
+        servable, shadows = self._server.registry.get(name), self._server._shadows
+        meta = RequestMeta("id", Dialect.PLAIN, "application/json", "").encode()
         asking = servable.infer(meta, [body], len(body))
         await shadows.answer(asking, servable, meta, [body], len(body))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 #: How long anything that should happen may take. Generous: these machines are slow and noisy.
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 #: Between two looks: at what this process knows, and at what a server has to be asked for, which
 #: costs it more than a request does.
 _POLL_S, _ASK_POLL_S = 0.01, 0.15
@@ -32,3 +34,18 @@ async def until(
             return
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what or condition}"
         await asyncio.sleep(poll_s)
+
+
+async def waiting(folder: Path, count: int = 1) -> list[int]:
+    """Wait until so many requests sit in a service's ``wait``, and return the workers' pids."""
+
+    def pids() -> list[int]:
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+
+    await until(lambda: len(pids()) >= count)
+    return pids()
+
+
+def let_go(folder: Path) -> None:
+    """End all ``wait`` of a folder."""
+    (folder / "go").touch()

@@ -9,31 +9,10 @@ from typing import Any
 
 import psutil
 
-from tests.kit.archives import make_archive, make_folder, signature
+from tests.kit.archives import make_archive, make_folder, signature, source_of
 from tests.kit.server import RunningServer
 from tests.kit.waiting import until
 
-#: Answers a fixed text, whatever it is asked; `pid` and `wait` as the faulty service does.
-_SAYS = """
-import os
-import time
-from mms.model_service.model_service import SingleNodeService
-
-{load}
-
-class Says(SingleNodeService):
-    def _postprocess(self, data):
-        command, *args = data[0] or ["text"]
-        if command == "pid":
-            return os.getpid()
-        if command == "wait":
-            open(f"{{args[0]}}/{{os.getpid()}}", "w").close()
-            while not os.path.exists(f"{{args[0]}}/go"):
-                time.sleep(0.005)
-        if command == "environment":
-            return dict(os.environ)
-        return {text!r}
-"""
 #: Loads only once a file has appeared.
 WAITS_FOR = "while not os.path.exists({path!r}): time.sleep(0.005)"
 #: Loads only as long as there is no such file.
@@ -48,7 +27,10 @@ def says(folder: Path, text: str, load: str = "") -> Path:
         text: The answer.
         load: Statements that run when the service is loaded.
     """
-    return make_folder(folder, _SAYS.format(text=text, load=load))
+    source = source_of("says")
+    line = 'SAID = "a text"\n'
+    assert line in source
+    return make_folder(folder, source.replace(line, f"SAID = {text!r}\n{load}\n"))
 
 
 def make_store(folder: Path) -> Path:
@@ -122,18 +104,3 @@ async def register(
     }
     answer = await server.manage("POST", "/models", document)
     assert answer == (200, {"status": f'Model "{name}" registered'})
-
-
-async def waiting(folder: Path, count: int = 1) -> list[int]:
-    """Wait until so many requests sit in a service's ``wait``, and return the workers' pids."""
-
-    def pids() -> list[int]:
-        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
-
-    await until(lambda: len(pids()) >= count)
-    return pids()
-
-
-def let_go(folder: Path) -> None:
-    """End all ``wait`` of a folder."""
-    (folder / "go").touch()

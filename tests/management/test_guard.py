@@ -13,7 +13,7 @@ from mms.config.build import Config
 from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.server import Server
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 from tests.management.stores import make_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,11 +22,9 @@ TOKEN = "a token of some length"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("guard")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        yield await start({"management_port": 0, "model_store": str(store)}, m=store / "v1")
+    return await start_shared({"management_port": 0, "model_store": str(store)}, m=store / "v1")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,12 +43,6 @@ async def shared_with_token(
         patch.setenv(TOKEN_VARIABLE, TOKEN)
         async with running_servers(folder) as start:
             yield await start(settings, m=store / "v1")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -5,63 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.kit.server import RunningServer, ServableView, StartServer, fresh_client, running_servers
-from tests.kit.waiting import until
-from tests.management.stores import (
-    FAILS_WITH,
-    WAITS_FOR,
-    Traces,
-    let_go,
-    make_store,
-    register,
-    says,
-    waiting,
-)
+from tests.kit.server import RunningServer, ServableView, StartServer
+from tests.kit.waiting import let_go, until, waiting
+from tests.management.stores import FAILS_WITH, WAITS_FOR, make_store, register, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("loading")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        yield await start({"management_port": 0, "model_store": str(store)})
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        await traces.clean()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Return `running_servers` for one test, in the loop of this module's tests."""
-    async with running_servers(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def store(shared: RunningServer) -> Path:
-    return Path(shared.settings.model_store)
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the services' ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
+    return await start_shared({"management_port": 0, "model_store": str(store)})
 
 
 async def gone(pid: int) -> None:

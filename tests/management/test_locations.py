@@ -63,14 +63,6 @@ async def shared_and_strict(folder: Path) -> AsyncIterator[RunningServer]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        await traces.clean()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
 async def strict(shared_and_strict: RunningServer) -> AsyncIterator[RunningServer]:
     async with fresh_client(shared_and_strict) as server:
         yield server
@@ -401,7 +393,7 @@ class TestRestart:
         async with running_servers(tmp_path) as start:
             server = await start(kept)
             assert await digest(server, "m") == digest_of(content)
-            assert any("serving the copy fetched before" in m for m in caplog.messages)
+            assert any("serving the cached copy" in m for m in caplog.messages)
             assert (await server.manage("DELETE", "/models/m"))[0] == 200
 
     async def test_what_is_permitted_no_more_is_not_fetched_again(

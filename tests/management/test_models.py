@@ -13,33 +13,22 @@ import pytest
 import pytest_asyncio
 from openapi_spec_validator import validate
 
-from tests.kit.server import RunningServer, fresh_client, running_servers
-from tests.kit.waiting import until
-from tests.management.stores import (
-    FAILS_WITH,
-    WAITS_FOR,
-    Traces,
-    let_go,
-    make_store,
-    register,
-    says,
-    waiting,
-)
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import let_go, until, waiting
+from tests.management.stores import FAILS_WITH, WAITS_FOR, Traces, make_store, register, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("models")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        yield await start(
-            {"management_port": 0, "model_store": str(store)},
-            echo=store / "echo.model",
-            one=store / "v1",
-            rows=store / "rows.model",
-        )
+    return await start_shared(
+        {"management_port": 0, "model_store": str(store)},
+        echo=store / "echo.model",
+        one=store / "v1",
+        rows=store / "rows.model",
+    )
 
 
 #: What tests may have changed of the models that they share.
@@ -56,27 +45,11 @@ _AS_IT_WAS = {
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        for name in ("one", "rows"):
-            status, answer = await server.manage("PUT", f"/models/{name}", _AS_IT_WAS)
-            assert status == 200, answer
-        await traces.clean()
-
-
-@pytest.fixture
-def store(shared: RunningServer) -> Path:
-    return Path(shared.settings.model_store)
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the services' ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
+async def server(server: RunningServer) -> AsyncIterator[RunningServer]:
+    yield server
+    for name in ("one", "rows"):
+        status, answer = await server.manage("PUT", f"/models/{name}", _AS_IT_WAS)
+        assert status == 200, answer
 
 
 async def describe(server: RunningServer, path: str) -> dict[str, Any]:
@@ -446,6 +419,7 @@ class TestDescribe:
             "modelVersion": "1",
             "modelUrl": str((store / "rows.model").resolve()),
             "runtime": "python",
+            "service": "Rows",
             "state": "ready",
             "ready": True,
             "minWorkers": 2,
@@ -465,6 +439,7 @@ class TestDescribe:
         assert document["archive"]["format"] == "Gluon-Imperative"
         assert document["archive"]["signature"]["inputs"][0]["data_name"] == "data"
         assert document["loadSeconds"] > 0
+        assert document["engine"].startswith("mxnet 1.")
         assert document["memoryUsage"] > 1 << 20
         workers = document["workers"]
         alive = set(server.servable("r").pids)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.archive.export import export_model
 from mms.config.build import Config, build_config
 from mms.errors import ConfigError, MMSError
+from mms.export.package import export_model
 from tests.kit.server import RunningServer, ServableView, StartServer, fresh_client, running_servers
 from tests.kit.waiting import until
 from tests.management.stores import WAITS_FOR, Traces, make_store, move, read, register, says, write
@@ -26,13 +26,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def loop_of_the_module() -> None:
     """Have the loop there before a test's open files are counted, whichever test is the first."""
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
-    """Return `running_servers` for one test, in the loop of this module's tests."""
-    async with running_servers(tmp_path) as start:
-        yield start
 
 
 def packed(folder: Path, text: str, load: str = "") -> Path:
@@ -55,12 +48,10 @@ def replace_file(target: Path, source: Path) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def watching_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("watch")
+async def watching_server(folder: Path, start_shared: StartServer) -> RunningServer:
     target = packed(folder / "first", "first").rename(folder / "m.model")
     says(folder / "f", "first")
-    async with running_servers(folder) as start:
-        yield await start({"watch": True, "watch_interval": 0.05}, m=target, f=folder / "f")
+    return await start_shared({"watch": True, "watch_interval": 0.05}, m=target, f=folder / "f")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.archives import HANDLERS, source_of
+from tests.kit.server import RunningServer, StartServer, running_servers
 from tests.kit.waiting import LIMIT_S
-from tests.management.stores import Traces
 from tests.v2.models import write_mar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: 1.x handlers need no MXNet, so these models load at once.
-_SAYS = """
-import os
-
-def handle(data, context):
-    return None if data is None else [[{text!r}, os.getpid()] for _ in data]
-"""
 _MANIFEST = {"model": {"modelName": "any", "handler": "service:handle"}, "runtime": "python"}
 LOADED = {"name": "outside", "version": "1", "state": "READY", "reason": ""}
 #: What lies in the store, by name, and is no model that loads.
@@ -33,12 +25,13 @@ BROKEN = ("broken", "garbage")
 
 
 def says(text: str) -> str:
-    return _SAYS.format(text=text)
+    source = source_of("says", HANDLERS)
+    assert '"a text"' in source
+    return source.replace('"a text"', repr(text))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("repository")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     store = folder / "store"
     (store / "unpacked" / "MAR-INF").mkdir(parents=True)
     (store / "unpacked" / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(_MANIFEST))
@@ -49,24 +42,10 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
     write_mar(store / "packed.mar", says("packed"))
     write_mar(store / "broken.mar", "raise ValueError('the load is broken')")
     outside = write_mar(folder / "outside.mar", says("outside"))
-    async with running_servers(folder) as start:
-        yield await start(
-            {"management_port": 0, "model_store": str(store)},
-            outside=(outside, {"preload": False}),
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        await traces.clean()
-
-
-@pytest.fixture
-def store(shared: RunningServer) -> Path:
-    return Path(shared.settings.model_store)
+    return await start_shared(
+        {"management_port": 0, "model_store": str(store)},
+        outside=(outside, {"preload": False}),
+    )
 
 
 async def index(server: RunningServer, **document: Any) -> dict[str, dict[str, str]]:

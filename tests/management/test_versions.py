@@ -13,41 +13,28 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.kit.server import RunningServer, fresh_client, running_servers
-from tests.kit.waiting import until
-from tests.management.stores import Traces, let_go, make_store, register, says, waiting
+from tests.kit.server import RunningServer, StartServer
+from tests.kit.waiting import let_go, until, waiting
+from tests.management.stores import make_store, register, says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     """A server with three versions of `m`, each of which answers its name."""
-    folder = tmp_path_factory.mktemp("versions")
     store = make_store(folder)
-    async with running_servers(folder) as start:
-        server = await start({"management_port": 0, "model_store": str(store)}, m=store / "v1")
-        for number in (2, 3):
-            await register(server, "m", f"v{number}", version=str(number), make_default=False)
-        yield server
+    server = await start_shared({"management_port": 0, "model_store": str(store)}, m=store / "v1")
+    for number in (2, 3):
+        await register(server, "m", f"v{number}", version=str(number), make_default=False)
+    return server
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        traces = Traces(server)
-        yield server
-        await server.manage("PUT", "/models/m/1/set-default")
-        await split(server)
-        await traces.clean()
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the services' ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
+async def server(server: RunningServer) -> AsyncIterator[RunningServer]:
+    yield server
+    await server.manage("PUT", "/models/m/1/set-default")
+    await split(server)
 
 
 async def split(server: RunningServer, **traffic: Any) -> None:

@@ -3,96 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.kit.archives import make_archive, make_folder, signature
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-HEAD = """
-    import os
-    import sys
-    import mxnet as mx
-    import numpy as np
-    from mms.model_service.model_service import SingleNodeService
-
-    class Noting(SingleNodeService):
-        def __init__(self, model_name, model_dir, manifest, gpu=None):
-            super().__init__(model_name, model_dir, manifest, gpu)
-            self.notes = os.path.join(model_dir, "forwards")
-
-        def note(self, rows):
-            with open(self.notes, "a") as notes:
-                notes.write(f"{rows}\\n")
-"""
-
-#: What the service does differently, by the name of its model. Most note the rows of each forward
-#: pass, so that a test sees whether requests were joined.
-SERVICES = {
-    # Two inputs, three outputs. The original base class's _preprocess returned an iterator, too.
-    "pairs": """
-    class Pairs(Noting):
-        def _preprocess(self, data):
-            return map(mx.nd.array, data)
-        def _inference(self, data):
-            first, second = data
-            self.note(len(first))
-            return [first + second, first * second, mx.nd.ones_like(first)]
-        def _postprocess(self, outputs):
-            assert isinstance(outputs, list), type(outputs)
-            return [output.asnumpy().tolist() for output in outputs]
-    """,
-    "numpy_arrays": """
-    class NumpyArrays(Noting):
-        def _preprocess(self, data):
-            return np.array(data[0], dtype=np.int64)
-        def _inference(self, data):
-            if data.min() < -10:
-                sys.exit(1)
-            self.note(len(data))
-            return np.stack([data * 2, data * 3], axis=1)
-    """,
-    # Overrides inference as a whole, so nothing may be joined.
-    "whole": """
-    class Whole(Noting):
-        def inference(self, data):
-            array = mx.nd.array(data[0])
-            return [array.asnumpy().tolist(), array.shape[0]]
-    """,
-    # One row whatever came in.
-    "summing": """
-    class Summing(Noting):
-        calls = 0
-        def _preprocess(self, data):
-            return mx.nd.array(data[0])
-        def _inference(self, data):
-            Summing.calls += 1
-            return data.sum(axis=0, keepdims=True)
-        def _postprocess(self, data):
-            return [data.asnumpy().tolist(), Summing.calls]
-    """,
-    # A network that looks at its own input while it answers.
-    "remembering": """
-    class Remembering(Noting):
-        def _preprocess(self, data):
-            return mx.nd.array(data[0])
-        def _inference(self, data):
-            self.seen = data.asnumpy().tolist()
-            return data
-        def _postprocess(self, data):
-            return self.seen
-    """,
-}
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("batching")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     rows = make_archive(folder, "rows", signature([0, 3]))
     # The delay makes requests sent together meet in one batch however slow this machine is.
     together = {"batch_size": 8, "max_batch_delay": 500.0}
@@ -100,18 +25,11 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
         "rows": (rows, {"batch_size": 8}),
         "joined": (rows, together),
     }
-    for name, source in SERVICES.items():
+    for name in ("pairs", "numpy_arrays", "whole", "summing", "remembering"):
         names = ("left", "right") if name == "pairs" else ("data",)
-        archive = make_folder(folder / name, HEAD + source, signature(names=names))
+        archive = make_folder(folder / name, name, signature(names=names))
         models[name] = (archive, together)
-    async with running_servers(folder) as start:
-        yield await start(**models)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(**models)
 
 
 async def ask_all(server: RunningServer, model: str, values: list[Any]) -> list[tuple[int, Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mms.archive.export import export_model
 from mms.errors import ArchiveError, MMSError, ModelLoadFailed
+from mms.export.package import export_model
 from tests.kit.archives import make_archive, make_folder, write_linear
 from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
@@ -224,24 +224,7 @@ class TestProcesses:
     async def test_a_service_with_threads_of_its_own_gets_fresh_processes(
         self, start_server: StartServer, tmp_path: Path
     ) -> None:
-        source = """
-    import os, threading
-    from mms.model_service.model_service import SingleNodeService
-    class Service(SingleNodeService):
-        def __init__(self, *args):
-            self.asked, self.done = threading.Event(), threading.Event()
-            threading.Thread(target=self.work, daemon=True).start()
-        def work(self):
-            while self.asked.wait():
-                self.asked.clear()
-                self.done.set()
-        def inference(self, data):
-            self.asked.set()
-            self.done.wait()
-            self.done.clear()
-            return {"pid": os.getpid()}
-    """
-        folder = make_folder(tmp_path / "model", source)
+        folder = make_folder(tmp_path / "model", "threaded")
         server = await start_server(inspecting=(folder, {"workers": 2}))
         answers = await self.both(server)
         servable = server.servable("inspecting")

@@ -16,10 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from mms.archive.export import Export, export_model
 from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
 from mms.errors import ExportError, SignatureError
+from mms.export.package import Export, export_model
 from tests.kit.archives import signature, write_linear
 from tests.kit.onnx_models import (
     FLOAT,

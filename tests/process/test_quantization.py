@@ -17,7 +17,7 @@ from tests.kit.server import StartServer
 
 #: A text classifier in small, with an output for training: (N, 4, 16) -> (N, 3).
 _NET = """
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 mx.random.seed(3)
 data = mx.sym.var("data")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mms.archive.export import export_model
 from mms.errors import ModelLoadFailed
+from mms.export.package import export_model
 from tests.kit.archives import make_folder, signature, write_linear
 from tests.kit.server import StartServer
 
@@ -26,8 +26,8 @@ class Service(GluonImperativeBaseService):
         super().__init__(model_name, model_dir, manifest, net, gpu)
 """
 _HALF = """
-import mms.worker.engine
-mx = mms.worker.engine.import_mxnet()
+import mms.engines.imports
+mx = mms.engines.imports.import_mxnet()
 mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=2, name="fc").save("net-symbol.json")
 weight = mx.nd.array([[1, 1, 1], [1, 2, 3]], dtype="{dtype}")
 mx.nd.save("net-0000.params", {{"arg:fc_weight": weight,

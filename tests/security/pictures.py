@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from mms.engines import images
+from mms.engines.image_header import FORMATS
 from mms.errors import UndecodableImage
-from mms.worker import images
-from mms.worker.image_header import FORMATS
 
 #: Memory that decoding a picture may take in the child, beyond what it has after its imports.
 BUDGET_BYTES = 96 << 20

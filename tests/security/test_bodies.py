@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, MMSError, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Request, RequestLimits, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestLimits, RequestMeta
 from mms.worker import form
 from mms.worker.handler import decode_parameters
 from mms.worker.json_text import check_elements, has_long_integer, read_json
@@ -26,7 +26,7 @@ SIGNATURE = Signature((TensorSpec("data", (0,)),), JSON, (TensorSpec("out", (0,)
 
 
 def decode(body: bytes, content_type: str = JSON, **limits: int) -> Any:
-    request = Request(RequestMeta("id", "predictions", content_type, ""), memoryview(body))
+    request = Request(RequestMeta("id", Dialect.PLAIN, content_type, ""), memoryview(body))
     return decode_inputs(request, SIGNATURE, RequestLimits(**limits))[0]
 
 
@@ -56,7 +56,7 @@ class TestV05Forms:
 
     def test_escapes_by_the_million_take_little_memory(self) -> None:
         code = """
-        from mms.protocol import RequestLimits
+        from mms.wire.messages import RequestLimits
         from mms.worker.form import form_parts
         body = memoryview(b"data=" + b"%5B" * 5_000_000)
         limit()
@@ -116,10 +116,10 @@ class TestV18Charsets:
 
     @pytest.mark.parametrize("decodes", [True, False])
     def test_handlers_get_texts_in_their_charset(self, decodes: bool) -> None:
-        meta = RequestMeta("id", "predictions", "text/plain; charset=latin-1", "")
+        meta = RequestMeta("id", Dialect.PLAIN, "text/plain; charset=latin-1", "")
         data, _ = decode_parameters(Request(meta, memoryview(b"\xe9")), decodes)
         assert data["body"] == ("é" if decodes else bytearray(b"\xe9"))
-        meta = RequestMeta("id", "predictions", "text/plain; charset=klingon", "")
+        meta = RequestMeta("id", Dialect.PLAIN, "text/plain; charset=klingon", "")
         if decodes:
             with pytest.raises(UnsupportedMedia, match="klingon"):
                 decode_parameters(Request(meta, memoryview(b"x")), decodes)
@@ -174,7 +174,7 @@ class TestV05Elements:
 
     def test_forms_images_and_handlers_count_too(self) -> None:
         body, content_type = multipart(b"[1,2,3,4]")
-        meta = RequestMeta("id", "predictions", JSON, "")
+        meta = RequestMeta("id", Dialect.PLAIN, JSON, "")
         limits = RequestLimits(max_json_elements=3)
         with pytest.raises(PayloadTooLarge, match="input 'data' has more than"):
             decode(body, content_type, max_json_elements=3)
@@ -208,7 +208,7 @@ class TestV05Numbers:
             assert not has_long_integer(text)
 
     def test_a_handler_gets_them_too(self) -> None:
-        meta = RequestMeta("id", "predictions", JSON, "")
+        meta = RequestMeta("id", Dialect.PLAIN, JSON, "")
         data, _ = decode_parameters(Request(meta, memoryview(b"[36893488147419103233]")), True)
         assert data["body"] == [36893488147419103233]
 

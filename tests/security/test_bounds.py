@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mms.config.declaration import rules_of
 from mms.config.layers import with_archive_defaults
 from mms.config.settings import MAX_WORKERS, ModelSettings, ServerSettings
 from mms.errors import ConfigError
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.management.stores import says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -84,18 +83,10 @@ async def test_v16_an_archive_s_device_has_few_digits() -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("bounds")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     says(folder / "store" / "m", "m")
     settings = {"management_port": 0, "model_store": str(folder / "store")}
-    async with running_servers(folder) as start:
-        yield await start(settings, m=folder / "store" / "m")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared(settings, m=folder / "store" / "m")
 
 
 async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from mms.serving.budget import Hold
 from tests.kit.archives import make_folder
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 from tests.kit.waiting import until
 from tests.security.edge import SERVICE, big, busy, command, connect, http, returns_to_zero
 
@@ -20,13 +20,11 @@ MB = 1 << 20
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("ends")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     archive = make_folder(folder / "edge", SERVICE)
-    async with running_servers(folder) as start:
-        yield await start(
-            {"max_buffered_bytes": 64 * MB, "max_request_bytes": 8 * MB}, edge=archive
-        )
+    return await start_shared(
+        {"max_buffered_bytes": 64 * MB, "max_request_bytes": 8 * MB}, edge=archive
+    )
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -16,9 +16,10 @@ import pytest
 from mms.cli.terminal import printable, shell_word
 from mms.config.settings import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
-from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.serving.archives import Fetching
 from mms.serving.registry import Registry
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.telemetry.prometheus import Exporter, ServableSnapshot
 from tests.kit.fileserver import file_server
 from tests.kit.server import StartServer
 from tests.kit.waiting import until

@@ -32,12 +32,10 @@ async def loop() -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("connections")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     archive = make_folder(folder / "edge", SERVICE)
-    async with running_servers(folder) as start:
-        settings = {"max_request_bytes": MB, "management_port": 0}
-        yield await start(settings, edge=archive)
+    settings = {"max_request_bytes": MB, "management_port": 0}
+    return await start_shared(settings, edge=archive)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

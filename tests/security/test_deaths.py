@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest_asyncio
 
 from mms.serving.lifecycle import MAX_FAILURES
 from tests.kit.archives import make_mar
-from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,31 +25,16 @@ DIED = (500, "worker_died")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("deaths")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     archive = make_mar(folder, "deadly", name="deadly")
-    async with running_servers(folder) as start:
-        yield await start(
-            single=archive,
-            twins=(archive, {"workers": 2}),
-            once=(archive, {"retry_on_crash": False}),
-            fresh=(archive, {"preload": False}),
-            impatient=(archive, {"response_timeout": 1.5}),
-            cancelling=(archive, {"cancel_running": "kill"}),
-        )
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
+    return await start_shared(
+        single=archive,
+        twins=(archive, {"workers": 2}),
+        once=(archive, {"retry_on_crash": False}),
+        fresh=(archive, {"preload": False}),
+        impatient=(archive, {"response_timeout": 1.5}),
+        cancelling=(archive, {"cancel_running": "kill"}),
+    )
 
 
 def files(folder: Path) -> set[str]:

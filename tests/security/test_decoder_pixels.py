@@ -16,9 +16,9 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageCms
 
-from mms.worker import images
-from mms.worker.engine import import_mxnet
-from mms.worker.mxnet_decoder import imdecode
+from mms.engines import images
+from mms.engines.imports import import_mxnet
+from mms.engines.mxnet_decoder import imdecode
 from tests.security.pictures import chunk, png, save
 
 # Of SciPy, about what MXNet does in mx.nd.array.

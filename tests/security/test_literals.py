@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mms.errors import InvalidRequest, PayloadTooLarge
-from mms.protocol import RequestLimits
+from mms.wire.messages import RequestLimits
 from mms.worker.literal import MAX_DEPTH, MalformedLiteral, read_literal
 from mms.worker.request import parse_literal
 from tests.security.work import calls_of, run_limited

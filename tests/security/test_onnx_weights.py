@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from mms.engines.onnx_session import open_session
 from mms.errors import ModelLoadFailed
-from mms.worker.onnx import open_session
 from tests.kit.onnx_models import write_external
 
 

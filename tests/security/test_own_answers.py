@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.kit.archives import signature
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -78,22 +77,14 @@ def make_handler(folder: Path) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("answers")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     settings = {"batch_size": 8, "threads": 1}
     models: dict[str, Any] = {
         kind: (make_service(folder / kind, kind), settings) for kind in (*KINDS, *JOINED)
     }
     handler = {**settings, "handler": "service:handle"}
     models["handler"] = (make_handler(folder / "handler"), handler)
-    async with running_servers(folder) as start:
-        yield await start({"management_port": 0}, **models)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+    return await start_shared({"management_port": 0}, **models)
 
 
 def first_number(value: Any) -> float:

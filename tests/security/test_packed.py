@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mms.errors import InvalidRequest, MMSError, PayloadTooLarge, UnsupportedMedia
-from mms.protocol import Request, RequestLimits, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestLimits, RequestMeta
 from mms.worker.content import MAX_MEMBERS, unpacked
 from tests.security.work import calls_of, run_limited
 
@@ -29,7 +29,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def unpack(body: bytes, encoding: str, **limits: int) -> bytes:
-    meta = RequestMeta("id", "predictions", "application/json", "", encoding)
+    meta = RequestMeta("id", Dialect.PLAIN, "application/json", "", encoding)
     return bytes(unpacked(Request(meta, memoryview(body)), RequestLimits(**limits)))
 
 
@@ -125,14 +125,14 @@ def test_v02_a_bomb_takes_no_more_memory_than_the_limit(limit: str) -> None:
     code = f"""
     import zlib
     from mms.errors import PayloadTooLarge
-    from mms.protocol import Request, RequestLimits, RequestMeta
+    from mms.wire.messages import Request, RequestLimits, RequestMeta, Dialect
     from mms.worker.content import unpacked
     engine = zlib.compressobj(wbits=31)
     packed = b"".join(engine.compress(bytes(1 << 20)) for _ in range(1000)) + engine.flush()
     limits = dict(max_decompressed_bytes=32 << 20, max_decompression_ratio=1 << 30)
     if {limit!r} == "max_decompression_ratio":
         limits = dict(max_decompressed_bytes=1 << 30, max_decompression_ratio=30)
-    meta = RequestMeta("id", "predictions", "", "", "gzip")
+    meta = RequestMeta("id", Dialect.PLAIN, "", "", "gzip")
     limit()
     try:
         unpacked(Request(meta, memoryview(packed)), RequestLimits(**limits))

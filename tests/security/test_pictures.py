@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mms.engines import images
+from mms.engines.image_header import FORMATS, MeteredFile
 from mms.errors import UndecodableImage
-from mms.worker import images
-from mms.worker.image_header import FORMATS, MeteredFile
 from tests.security.pictures import (
     bmp_claiming,
     chunk,

@@ -7,7 +7,6 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from mms.archive.export import export_model
-from mms.worker.image_header import FORMATS
+from mms.engines.image_header import FORMATS
+from mms.export.package import export_model
 from tests.kit.archives import make_folder, make_mar, signature
 from tests.kit.onnx_models import colours, write_model
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.security.pictures import (
     every_format,
     gif_claiming,
@@ -42,54 +41,27 @@ _LABELS = "red\ngreen\nblue\n"
 #: Means of the channels, as a Symbol that both kinds of default services run.
 _MEANS = """
 import sys
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 means = mx.sym.mean(mx.sym.var("data"), axis=(2, 3))
 mx.sym.FullyConnected(means, num_hidden=3, no_bias=True, name="fc").save("net-symbol.json")
 mx.nd.save("net-0000.params", {"arg:fc_weight": mx.nd.one_hot(mx.nd.arange(3), 3)})
 """
-_GLUON = """
-import mxnet as mx
-from mxnet import gluon
-from mms.model_service.gluon_vision_service import GluonVisionService
-
-
-class Means(gluon.HybridBlock):
-    def hybrid_forward(self, F, data):
-        return F.mean(data, axis=(2, 3))
-
-
-class Service(GluonVisionService):
-    def __init__(self, model_name, model_dir, manifest, gpu=None):
-        super().__init__(model_name, model_dir, manifest, Means(), gpu)
-"""
-#: A handler of MMS 1.x imports mxnet by itself.
-_HANDLER = """
-import base64
-from mxnet.image import imdecode
-
-def handle(data, context):
-    if data is None:
-        return None
-    return [base64.b64encode(imdecode(bytes(row["body"])).asnumpy().tobytes()) for row in data]
-"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("pictures")
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     image = signature([0, 3, 8, 8], "image/jpeg", names=("picture",))
     image["outputs"] = [{"data_name": "fc_output", "data_shape": [0, 3]}]
     models = {
         "shown": make_folder(folder / "shown", (SERVICES / "shown.py").read_text(), image),
         "decoding": make_folder(folder / "decoding", (SERVICES / "decoding.py").read_text()),
-        "handled": make_mar(folder, _HANDLER),
+        "handled": make_mar(folder, "imdecode"),
         "symbol": symbol_archive(folder, image),
         "gluon": gluon_archive(folder, image),
         "onnx": (onnx_archive(folder), {"threads": 1}),
     }
-    async with running_servers(folder) as start:
-        yield await start({"max_image_pixels": 1_000_000}, **models)
+    return await start_shared({"max_image_pixels": 1_000_000}, **models)
 
 
 def onnx_archive(folder: Path) -> Path:
@@ -109,15 +81,9 @@ def symbol_archive(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def gluon_archive(folder: Path, document: dict[str, Any]) -> Path:
-    made = make_folder(folder / "gluon", _GLUON, document)
+    made = make_folder(folder / "gluon", (SERVICES / "means.py").read_text(), document)
     (made / "synset.txt").write_text(_LABELS)
     return made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
 
 
 async def show(server: RunningServer, model: str, data: bytes) -> tuple[int, Any]:

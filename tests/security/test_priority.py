@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mms.serving.dispatcher import MAX_AHEAD
+from mms.serving.queue.dispatcher import MAX_AHEAD
 from tests.kit.archives import make_mar
 from tests.kit.server import StartServer
 from tests.kit.waiting import until

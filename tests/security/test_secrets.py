@@ -83,29 +83,15 @@ _SERVE = """
     print("UID", os.getuid())
     asyncio.run(run())
 """
-_LOOKS = """
-import os
-from mms.model_service.model_service import SingleNodeService
-
-class Service(SingleNodeService):
-    def _postprocess(self, data):
-        server = os.getppid()
-        found = {}
-        for name in ("environ", "mem", "maps", "auxv"):
-            try:
-                with open(f"/proc/{server}/{name}", "rb") as file:
-                    found[name] = bool(file.read(10)) if name != "mem" else True
-            except OSError as error:
-                found[name] = error.strerror
-        return found
-"""
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs another user")
 def test_v17_a_worker_of_another_user_than_root_reads_nothing_of_the_server(
     tmp_path: Path,
 ) -> None:
-    folder = make_folder(tmp_path / "m", _LOOKS)
+    folder = make_folder(
+        tmp_path / "m", (Path(__file__).parent / "services" / "looking.py").read_text()
+    )
     script, work = tmp_path / "serve.py", tmp_path / "work"
     script.write_text(textwrap.dedent(_SERVE))
     work.mkdir()

@@ -4,60 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.kit.archives import make_mar
-from tests.kit.server import RunningServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: Does what its body says.
-_OBEYS = """
-import json
-from mms.service import PredictionException
-
-def handle(data, context):
-    if data is None:
-        return None
-    answers = []
-    for i, row in enumerate(data):
-        body = row.get("body") or {}
-        order = body if isinstance(body, dict) else {}
-        if not order and "order" in row:
-            order = json.loads(row["order"][0] if isinstance(row["order"], list) else row["order"])
-        for name, value in order.get("headers", []):
-            context.set_response_header(i, name, value)
-        if "count" in order:
-            for n in range(order["count"]):
-                context.set_response_header(i, f"X-{n}", "y" * order.get("each", 1))
-        if "type" in order:
-            context.set_response_content_type(i, order["type"])
-        if "status" in order:
-            context.set_http_response_status(order["status"], order.get("phrase", ""), i)
-        if "raises" in order:
-            raise PredictionException("chosen", order["raises"])
-        answers.append(order.get("answer", "ok"))
-    return answers
-"""
 SECOND = json.dumps({"answer": "the second one"}).encode()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("headers")
-    async with running_servers(folder) as start:
-        yield await start(obeys=make_mar(folder, _OBEYS, name="obeys"))
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
+async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
+    return await start_shared(obeys=make_mar(folder, "obeys", name="obeys"))
 
 
 def post(body: bytes, *headers: str, path: str = "/predictions/obeys") -> bytes:

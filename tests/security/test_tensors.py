@@ -15,7 +15,7 @@ from mms.archive.signature import MAX_TENSORS
 from mms.errors import InvalidRequest, MMSError, PayloadTooLarge
 from mms.grpc import codec
 from mms.grpc import inference_pb2 as pb
-from mms.protocol import RequestLimits
+from mms.wire.messages import RequestLimits
 from mms.worker.failure import from_exception, release
 from mms.worker.v2 import decode_request
 from tests.security.work import calls_of, run_limited

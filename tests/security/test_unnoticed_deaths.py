@@ -118,6 +118,7 @@ class TestV12:
         argument = NEVER_S if command == "sleep" else str(notes)
         status, _ = await server.ask("impatient", [command, argument])
         assert status == 504
+        await until(lambda: server.servable("impatient").pids not in ([], [pid]))
         assert await server.ask("impatient", ["echo", 1]) == (200, [1])
         assert not psutil.pid_exists(pid)
         assert lives(notes)

@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 from onnx import helper
 
-from mms.archive.export import export_model
+from mms.export.package import export_model
 from mms.serving.memory import private_bytes, resident_bytes
 from tests.kit.archives import make_folder, make_mar
 from tests.kit.onnx_models import FLOAT, INT64, make_model, value, write_model
-from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
+from tests.kit.server import RunningServer, StartServer, running_servers
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,31 +25,6 @@ MB = 1 << 20
 LIMIT = 400 * MB
 #: Far beyond the limit and what is allowed on top of it for stacks, and far below the machine's.
 HUGE = 4096 * MB
-
-#: A character CNN in small, and a way to ask MXNet itself for memory.
-NETWORK = """
-    import mxnet as mx
-    from mms.model_service.mxnet_model_service import GluonImperativeBaseService
-
-    class Network(GluonImperativeBaseService):
-        def __init__(self, model_name, model_dir, manifest, gpu=None):
-            net = mx.gluon.nn.Sequential()
-            net.add(mx.gluon.nn.Conv1D(64, 7, activation="relu"), mx.gluon.nn.MaxPool1D(3),
-                    mx.gluon.nn.Dense(256), mx.gluon.nn.Dense(4))
-            net.initialize()
-            super().__init__(model_name, model_dir, manifest, net, gpu)
-
-        def _preprocess(self, data):
-            return data[0][0]
-
-        def _inference(self, elements):
-            if elements:
-                return mx.nd.zeros((elements,)).asnumpy()[:1]
-            return self.net(mx.nd.ones((8, 70, 512)))
-
-        def _postprocess(self, data):
-            return list(data.shape)
-"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,12 +43,6 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
             )
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
-    async with fresh_client(shared) as server:
-        yield server
 
 
 async def pid_of(server: RunningServer, model: str) -> int:
@@ -160,7 +129,7 @@ async def test_a_model_that_alone_needs_more_than_the_limit_does_not_load_and_sa
 async def test_a_network_runs_within_its_resident_size_and_200_mb(
     start_server: StartServer, tmp_path: Path, preload: bool
 ) -> None:
-    folder = make_folder(tmp_path / "network", NETWORK)
+    folder = make_folder(tmp_path / "network", "network")
     server = await start_server(network=(folder, {"preload": preload}))
     assert await server.ask("network", [0]) == (200, [8, 4])
     worker = server.servable("network").pid

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from mms.errors import DeadlineExceeded, Draining, QueueFull, WorkerDied
-from mms.serving.dispatcher import (
+from mms.serving.queue.dispatcher import (
     LARGE_BODY_BYTES,
     MAX_FRAME_BYTES,
     MAX_FRAME_REQUESTS,
@@ -25,8 +25,8 @@ from mms.serving.dispatcher import (
     Limits,
     Release,
 )
-from mms.serving.linger import Linger
-from mms.serving.poison import CULPRIT_DEATHS, MAX_HASHED_BYTES, REMEMBERED_S
+from mms.serving.queue.linger import Linger
+from mms.serving.queue.poison import CULPRIT_DEATHS, MAX_HASHED_BYTES, REMEMBERED_S
 from tests.unit.jobs import FakeJob
 
 

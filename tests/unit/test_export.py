@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mms.archive.export import Export, export_model
 from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
-from mms.archive.service_file import service_classes
 from mms.errors import ExportError, ManifestError, SignatureError
+from mms.export.package import Export, export_model
+from mms.export.service_file import service_classes
 from tests.unit.archives import (
     GLUON_SERVICE,
     SIGNATURE,

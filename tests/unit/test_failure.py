@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mms.engines.error_text import is_out_of_memory
 from mms.errors import (
     InferenceFailed,
     InvalidInputShape,
@@ -18,7 +19,7 @@ from mms.errors import (
     RejectedByService,
 )
 from mms.service import PredictionException
-from mms.worker.failure import describe, from_exception, is_out_of_memory, load_failure
+from mms.worker.failure import describe, from_exception, load_failure
 
 SERVICE = """\
 import json

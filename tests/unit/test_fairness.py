@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms.serving.dispatcher import MAX_AHEAD, Dispatcher, Limits, Release
+from mms.serving.queue.dispatcher import MAX_AHEAD, Dispatcher, Limits, Release
 from tests.unit.jobs import FakeJob
 
 WINDOW = MAX_AHEAD + 1

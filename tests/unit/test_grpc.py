@@ -23,8 +23,9 @@ from mms.errors import ErrorDetail, InvalidRequest, MMSError, PayloadTooLarge, s
 from mms.grpc import inference_pb2 as pb
 from mms.grpc.codec import decode_answer, encode_request
 from mms.grpc.errors import CODES, HTTP_STATUSES, code_of, metadata_of, status_of, text_of
-from mms.protocol import V2_HEADER_LENGTH, Answer
-from mms.worker.v2 import InferRequest, Tensor, decode_request, encode_response
+from mms.wire.messages import V2_HEADER_LENGTH, Answer
+from mms.worker.v2 import InferRequest, decode_request, encode_response
+from mms.worker.v2_tensors import Tensor
 
 BOUNDED = settings(max_examples=100, deadline=None)
 ROOT = Path(mms.__file__).parents[1]

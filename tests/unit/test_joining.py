@@ -21,7 +21,7 @@ from PIL import Image
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InferenceFailed, MMSError
-from mms.protocol import Answer, Request, RequestMeta
+from mms.wire.messages import Answer, Dialect, Request, RequestMeta
 from mms.worker.agreement import answer_distance, output_distance
 from mms.worker.arrays import detached, fits_batch_axis, split
 from mms.worker.isolated import run_isolated
@@ -192,7 +192,7 @@ class TestMadeUpRequests:
     )
     def test_a_sample_has_variants_of_its_kind(self, sample: Any, variants: list[Any]) -> None:
         request = Request(
-            RequestMeta("id", "predictions", "application/json", ""),
+            RequestMeta("id", Dialect.PLAIN, "application/json", ""),
             memoryview(orjson.dumps(sample)),
         )
         pairs = [pair for pair in request_pairs(request, one_input(0, 3)) if pair[0] is request]
@@ -223,7 +223,7 @@ class Candidate:
 
 
 def pairs(*numbers: tuple[float, float]) -> list[tuple[Request, Request]]:
-    meta = RequestMeta("id", "predictions", "", "")
+    meta = RequestMeta("id", Dialect.PLAIN, "", "")
     return [
         (Request(meta, memoryview(b"%f" % one)), Request(meta, memoryview(b"%f" % other)))
         for one, other in numbers

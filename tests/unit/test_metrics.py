@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms.metrics.exporter import (
+from mms.telemetry.counters import (
     BATCH_BUCKETS,
     DURATION_BUCKETS,
     SIZE_BUCKETS,
     STAGE_BUCKETS,
-    Exporter,
     Histogram,
     ServableMetrics,
-    ServableSnapshot,
     ServerMetrics,
 )
+from mms.telemetry.prometheus import Exporter, ServableSnapshot
 
 
 def test_a_value_on_a_bound_is_counted_below_it() -> None:

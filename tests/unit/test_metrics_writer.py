@@ -20,19 +20,12 @@ from moto.server import ThreadedMotoServer
 from mms.config.build import build_config
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError
-from mms.metrics.exporter import ServableMetrics, ServerMetrics
-from mms.metrics.writer import (
-    CloudWatchDestination,
-    Counts,
-    CsvDestination,
-    LogDestination,
-    Machine,
-    MetricsWriter,
-    Reading,
-    Samples,
-    make_writer,
-)
-from mms.protocol import Stage
+from mms.telemetry.counters import ServableMetrics, ServerMetrics
+from mms.telemetry.destinations import CloudWatchDestination, CsvDestination, LogDestination
+from mms.telemetry.machine import Machine
+from mms.telemetry.readings import Counts, Reading, Samples
+from mms.telemetry.writer import MetricsWriter, make_writer
+from mms.wire.messages import Stage
 from tests.kit.waiting import until
 
 MOMENT = datetime.datetime(2026, 1, 31, 12, 30, 5, tzinfo=datetime.timezone.utc)
@@ -189,7 +182,7 @@ class TestCsv:
         program = """
             import datetime, sys
             from pathlib import Path
-            from mms.metrics.writer import CsvDestination, Reading
+            from mms.telemetry.writer import CsvDestination, Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             for number in range(200):
@@ -207,7 +200,7 @@ class TestCsv:
         program = """
             import datetime, resource, sys
             from pathlib import Path
-            from mms.metrics.writer import CsvDestination, Reading
+            from mms.telemetry.writer import CsvDestination, Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             destination.write([Reading("A", "Count", 1, "fits")], now, 1)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from mms.archive.onnx import (
+from mms.archive.onnx_external import external_files, external_members
+from mms.archive.onnx_graph import (
     Graph,
     GraphValue,
     ImageLayout,
@@ -26,7 +27,6 @@ from mms.archive.onnx import (
     parse_graph,
     request_shape,
 )
-from mms.archive.onnx_file import external_files, external_members
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import ExportError, SignatureError
 from tests.kit.onnx_models import linear, write_external

@@ -17,8 +17,8 @@ from openapi_spec_validator import validate
 
 from mms.archive.manifest import Sample
 from mms.archive.signature import Signature, TensorSpec
-from mms.http.description import ModelDescription, input_schemas
-from mms.http.openapi import (
+from mms.http.openapi.description import ModelDescription, input_schemas
+from mms.http.openapi.document import (
     Names,
     Route,
     api_document,

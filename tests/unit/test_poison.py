@@ -7,16 +7,16 @@ import asyncio
 import pytest
 
 from mms.errors import WorkerDied
-from mms.protocol import RequestMeta
-from mms.serving.dispatcher import Dispatcher, Limits
-from mms.serving.job import Inference
-from mms.serving.poison import (
+from mms.serving.queue.dispatcher import Dispatcher, Limits
+from mms.serving.queue.job import Inference
+from mms.serving.queue.poison import (
     CULPRIT_DEATHS,
     MAX_HASHED_BYTES,
     MAX_REMEMBERED,
     REMEMBERED_S,
     PoisonTable,
 )
+from mms.wire.messages import Dialect, RequestMeta
 from tests.unit.jobs import FakeJob
 
 
@@ -205,9 +205,9 @@ class TestDigest:
     def test_the_same_request_has_the_same_digest_however_it_arrived(self) -> None:
         body = bytes(range(200))
         headers = {"X-Request-Id": "1", "TraceParent": "00-1", "A": "b"}
-        whole = self.inference(RequestMeta("1", "predictions", "t", "", "", headers), body)
+        whole = self.inference(RequestMeta("1", Dialect.PLAIN, "t", "", "", headers), body)
         headers = {"A": "b", "X-Request-Id": "2"}
-        meta = RequestMeta("2", "predictions", "t", "", "", headers)
+        meta = RequestMeta("2", Dialect.PLAIN, "t", "", "", headers)
         cut = self.inference(meta, body[:1], b"", body[1:70], body[70:])
         assert whole.digest() == cut.digest()
         assert whole.head() == cut.head() == body[:64]
@@ -215,21 +215,21 @@ class TestDigest:
     @pytest.mark.parametrize(
         "other",
         [
-            RequestMeta("1", "invocations", "t", "a"),
-            RequestMeta("1", "predictions", "u", "a"),
-            RequestMeta("1", "predictions", "t", "b"),
-            RequestMeta("1", "predictions", "t", "a", "gzip"),
-            RequestMeta("1", "predictions", "t", "a", "", {"Scale": "2"}),
-            RequestMeta("1", "predictions", "t", "a", "", {}, (("scale", "2"),)),
+            RequestMeta("1", Dialect.V1, "t", "a"),
+            RequestMeta("1", Dialect.PLAIN, "u", "a"),
+            RequestMeta("1", Dialect.PLAIN, "t", "b"),
+            RequestMeta("1", Dialect.PLAIN, "t", "a", "gzip"),
+            RequestMeta("1", Dialect.PLAIN, "t", "a", "", {"Scale": "2"}),
+            RequestMeta("1", Dialect.PLAIN, "t", "a", "", {}, (("scale", "2"),)),
         ],
     )
     def test_what_decides_how_a_body_is_read_is_part_of_it(self, other: RequestMeta) -> None:
-        first = self.inference(RequestMeta("1", "predictions", "t", "a"), b"body")
+        first = self.inference(RequestMeta("1", Dialect.PLAIN, "t", "a"), b"body")
         assert first.digest() != self.inference(other, b"body").digest()
 
     def test_the_body_is_part_of_it(self) -> None:
-        meta = RequestMeta("1", "predictions", "t", "a")
+        meta = RequestMeta("1", Dialect.PLAIN, "t", "a")
         assert self.inference(meta, b"one").digest() != self.inference(meta, b"two").digest()
 
     def test_a_request_without_a_body_has_an_empty_head(self) -> None:
-        assert self.inference(RequestMeta("1", "predictions", "", "")).head() == b""
+        assert self.inference(RequestMeta("1", Dialect.PLAIN, "", "")).head() == b""

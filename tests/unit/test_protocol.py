@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import struct
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -20,26 +21,14 @@ from mms.errors import (
     ProtocolError,
     RejectedByService,
 )
-from mms.protocol import (
+from mms.wire.codec import (
     ANSWER_ITEM,
-    HEADER,
-    MAX_COUNT,
-    MAX_MS_LEFT,
-    MAX_PAYLOAD_BYTES,
     REQUEST_ITEM,
     STAGE_TIMES,
-    Answer,
     AnswerKind,
-    Buffer,
-    Frame,
-    FrameDecoder,
-    FrameType,
-    LoadSpec,
-    Ready,
-    RequestMeta,
-    Result,
     decode_batch,
     decode_control,
+    decode_error,
     decode_load,
     decode_ready,
     decode_result,
@@ -47,13 +36,23 @@ from mms.protocol import (
     encode_control,
     encode_result,
     error_document,
-    error_from_document,
+)
+from mms.wire.frames import (
+    HEADER,
+    MAX_COUNT,
+    MAX_MS_LEFT,
+    MAX_PAYLOAD_BYTES,
+    Buffer,
+    Frame,
+    FrameDecoder,
+    FrameType,
     read_header,
 )
+from mms.wire.messages import Answer, Dialect, LoadSpec, Ready, RequestMeta, Result
 
 BOUNDED = settings(max_examples=100, deadline=None)
 SPEC = LoadSpec("crepe", "1", "/tmp/x", "", "service:handle", True, None, 4, 1000, 20, 42, True)
-READY = Ready(42, True, "mxnet 1.9.1", "Crepe", "", 0.5, True, False)
+READY = Ready(True, "mxnet 1.9.1", "Crepe", "", True, False)
 NO_TIME = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 texts = st.text(max_size=30)
@@ -61,7 +60,7 @@ bodies = st.binary(max_size=200)
 metas = st.builds(
     RequestMeta,
     texts,
-    texts,
+    st.sampled_from(Dialect),
     texts,
     texts,
     headers=st.dictionaries(texts, texts, max_size=3),
@@ -215,6 +214,51 @@ def test_a_frame_with_other_fields_than_its_class_names_the_class() -> None:
         decode_load(frame)
 
 
+@pytest.mark.parametrize(
+    ("type_", "payload", "message"),
+    [
+        (FrameType.READY, b"[]", "READY frame holds no Ready"),
+        (FrameType.READY, encode_control(FrameType.READY, READY)[HEADER.size :] + b"x", "broken"),
+        (FrameType.CONFIGURE, b'"4"', "CONFIGURE frame holds no batch size"),
+        (FrameType.FORKED, b"1.5", "FORKED frame holds no process id"),
+        (FrameType.ALONE, b"null", "ALONE frame holds no reason"),
+        (FrameType.FAILED, b'{"code": 1}', "lacks its fields"),
+        (FrameType.STOP, b"0", "STOP frame holds no null"),
+        (FrameType.METRICS, b"[" * 100_000, "JSON is broken"),
+        (FrameType.METRICS, b"NaN", "JSON is broken"),
+        (FrameType.METRICS, b'"\xff"', "JSON is broken"),
+        (FrameType.METRICS, b'"\\ud800"', "JSON is broken"),
+        (FrameType.RESULT, b"", "RESULT frame holds no document"),
+    ],
+)
+def test_a_control_frame_of_something_else_says_what(
+    type_: FrameType, payload: bytes, message: str
+) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        decode_control(frame_of(HEADER.pack(len(payload), type_, 0, 0, 0) + payload))
+
+
+class Text(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "other"
+
+
+class Count(int):
+    pass
+
+
+def test_values_of_subclasses_cross_as_their_bases() -> None:
+    """A service reports what NumPy gives it, and headers are of a class of their own."""
+    report = [[Text("name"), np.float64(0.5), Count(3), {Text("key"): Text("\ud800")}]]
+    for values in (report, [report[0][:3]]):
+        frame = frame_of(encode_control(FrameType.METRICS, values))
+        assert decode_control(frame)[0][:3] == ["name", 0.5, 3]
+    meta = RequestMeta("id", Dialect.V1, "", "", headers={Text("a"): Text("b")})
+    assert RequestMeta.decode(meta.encode()).headers == {"a": "b"}
+
+
 def test_chunks_of_a_body_are_passed_on_uncopied() -> None:
     chunk = bytearray(b"body")
     assert encode_batch(1, [(b"[]", [chunk], 4, 0)])[1] is chunk
@@ -304,7 +348,7 @@ def test_an_answer_that_is_none_says_why(kind: int, meta: bytes, message: str) -
 
 def test_an_error_of_an_unknown_kind_arrives_as_a_failed_inference() -> None:
     document = error_document(MMSError("x")) | {"code": "made_up"}
-    error = error_from_document(document)
+    error = decode_error(orjson.dumps(document))
     assert type(error) is InferenceFailed
     assert str(error) == "x"
 
@@ -321,8 +365,21 @@ def test_half_a_surrogate_pair_in_a_message_does_not_stop_the_answers() -> None:
     assert second.headers == {"X-Name": r"\udc80"}
 
 
+def test_metas_that_are_none_are_refused() -> None:
+    for data in (
+        b"[]",
+        b'["id", 9, "", "", ""]',
+        b'["id", 0, "", 1, ""]',
+        b'{"a": "b"}',
+        b"[",
+        b"1",
+    ):
+        with pytest.raises(ProtocolError):
+            RequestMeta.decode(data)
+
+
 def test_header_bytes_that_are_no_text_reach_the_worker_escaped() -> None:
-    meta = RequestMeta("id", "predictions", "text/\udcff", "")
+    meta = RequestMeta("id", Dialect.PLAIN, "text/\udcff", "")
     assert RequestMeta.decode(meta.encode()).content_type == r"text/\udcff"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidRequest, MMSError, UnsupportedMedia
-from mms.protocol import Request, RequestMeta
+from mms.wire.messages import Dialect, Request, RequestMeta
 from mms.worker.form import parse_media_type
 from mms.worker.request import decode_inputs, parse_literal
 
@@ -33,7 +33,7 @@ def signature(*names: str, images: bool = False) -> Signature:
 
 
 def decode(body: bytes, content_type: str, *names: str, images: bool = False) -> list[Any]:
-    request = Request(RequestMeta("id", "predictions", content_type, ""), memoryview(body))
+    request = Request(RequestMeta("id", Dialect.PLAIN, content_type, ""), memoryview(body))
     return decode_inputs(request, signature(*names, images=images))
 
 

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import InvalidServiceOutput
-from mms.protocol import Answer, RequestMeta
-from mms.worker.response import LEGACY_ROUTE, encode_json, encode_output
+from mms.wire.messages import Answer, Dialect, RequestMeta
+from mms.worker.response import encode_json, encode_output
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0"
 
 
 def encode(
     output: Any,
-    route: str = "predictions",
+    dialect: Dialect = Dialect.PLAIN,
     accept: str = "",
     images: bool = False,
     max_bytes: int = 10_000,
@@ -37,7 +37,7 @@ def encode(
         (TensorSpec("out", (0,)),),
         "image/png" if images else "application/json",
     )
-    return encode_output(output, RequestMeta("id", route, "", accept), signature, max_bytes)
+    return encode_output(output, RequestMeta("id", dialect, "", accept), signature, max_bytes)
 
 
 def test_an_answer_is_the_bare_result() -> None:
@@ -47,7 +47,7 @@ def test_an_answer_is_the_bare_result() -> None:
 
 
 def test_a_v04_client_gets_its_envelope() -> None:
-    assert encode([1], route=LEGACY_ROUTE).body == b'{"prediction":[1]}'
+    assert encode([1], dialect=Dialect.V04).body == b'{"prediction":[1]}'
 
 
 class Array:

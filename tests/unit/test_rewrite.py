@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mms.quantization.rewrite import for_inference, widen
+from mms.engines.widen import for_inference, widen
 
 
 def graph(*nodes: tuple[str, str, list[int], dict[str, str]], head: int | None = None) -> Any:

@@ -62,6 +62,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, state: State) -> None:
     [
         [],
         {"models": [], "traffic": []},
+        {"models": []},
+        {"": True},
         {"models": [{"name": "m"}], "traffic": {}},
         {"models": [{**MODEL, "size": -1}], "traffic": {}},
         {"models": [{**MODEL, "size": True}], "traffic": {}},
@@ -134,9 +136,9 @@ def test_a_state_that_is_read_has_the_right_types_throughout(tmp_path: Path, doc
 
 
 def test_no_path_and_no_file_are_an_empty_state(tmp_path: Path) -> None:
-    assert read_state("") == State()
-    assert read_state(str(tmp_path / "missing")) == State()
-    write_state("", State())
+    assert read_state("") == State([], {})
+    assert read_state(str(tmp_path / "missing")) == State([], {})
+    write_state("", State([], {}))
 
 
 def test_a_folder_in_its_place_is_a_config_error(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        write_state(str(path), State())
+        write_state(str(path), State([], {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == ["state.json"]
@@ -167,7 +169,7 @@ def test_a_place_that_cannot_be_written_is_logged(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    write_state(str(tmp_path / place), State())
+    write_state(str(tmp_path / place), State([], {}))
     assert f"state_file {tmp_path / place} cannot be written" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

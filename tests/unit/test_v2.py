@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
-from mms.protocol import V2_HEADER_LENGTH, Answer, RequestMeta
-from mms.worker.v2 import (
-    InferRequest,
-    Tensor,
-    decode_request,
-    encode_response,
-    header_length,
-    tensor_of,
-)
+from mms.wire.messages import V2_HEADER_LENGTH, Answer, Dialect, RequestMeta
+from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import (
     HANDLER_INPUT,
     gives_tensors,
@@ -34,6 +27,7 @@ from mms.worker.v2_model import (
     service_inputs,
     takes_tensors,
 )
+from mms.worker.v2_tensors import Tensor, tensor_of
 
 BOUNDED = settings(max_examples=150, deadline=None)
 JSON = "application/json"
@@ -324,8 +318,8 @@ class TestBinary:
 
     def test_the_header_is_found_however_it_is_written(self) -> None:
         headers = {"accept": "x", V2_HEADER_LENGTH.upper(): "17"}
-        assert header_length(RequestMeta("", "", "", "", headers=headers)) == "17"
-        assert header_length(RequestMeta("", "", "", "")) is None
+        assert header_length(RequestMeta("", Dialect.OIP, "", "", headers=headers)) == "17"
+        assert header_length(RequestMeta("", Dialect.OIP, "", "")) is None
 
 
 class TestRaw:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -55,11 +54,3 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
 async def server(shared: RunningServer) -> AsyncIterator[RunningServer]:
     async with fresh_client(shared) as server:
         yield server
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the service's ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder

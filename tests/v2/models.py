@@ -11,14 +11,14 @@ from typing import Any
 
 import orjson
 
-from mms.archive.export import export_model
-from mms.protocol import V2_HEADER_LENGTH
-from tests.kit.archives import make_archive, make_folder, signature
+from mms.export.package import export_model
+from mms.wire.messages import V2_HEADER_LENGTH
+from tests.kit.archives import HANDLERS, make_archive, make_folder, signature, source_of
 
 #: Two networks. The first: y = x W' + b on (N, 3) -> (N, 2), the first entry, and ten plus the
 #: rest. The second takes two (N, 3) and gives their sum, and where the first is larger.
 _NETWORKS = """
-from mms.worker.engine import import_mxnet
+from mms.engines.imports import import_mxnet
 mx = import_mxnet()
 mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=2, name="fc").save("linear/net-symbol.json")
 weight, bias = mx.nd.array([[1, 0, 0], [0, 1, 1]]), mx.nd.array([0, 10])
@@ -28,79 +28,6 @@ scale = mx.sym.var("scale", shape=(1,))
 total = mx.sym.broadcast_mul(left + right, scale)
 mx.sym.Group([total, mx.sym.cast(left > right, "int32")]).save("two/net-symbol.json")
 mx.nd.save("two/net-0000.params", {"arg:scale": mx.nd.ones((1,))})
-"""
-#: Twice the input, and how many rows the forward pass had.
-_COUNTING = """
-import os
-import mxnet as mx
-from mms.model_service.mxnet_model_service import GluonImperativeBaseService
-
-class Counting(GluonImperativeBaseService):
-    def __init__(self, model_name, model_dir, manifest, gpu=None):
-        super().__init__(model_name, model_dir, manifest, None, gpu)
-        self.notes = os.path.join(model_dir, "forwards")
-
-    def _inference(self, data):
-        if float(data[0].min().asscalar()) <= -5:
-            raise ValueError("a value is too small")
-        with open(self.notes, "a") as notes:
-            notes.write(f"{len(data[0])}\\n")
-        return [data[0] * 2, mx.nd.ones((data[0].shape[0], 1))]
-"""
-#: Gives tensors back as they came; lists say what else to answer.
-_TYPES = """
-import os
-import time
-import numpy as np
-from mms.model_service.model_service import SingleNodeService
-
-class Types(SingleNodeService):
-    def _postprocess(self, data):
-        value = data[0]
-        if isinstance(value, np.ndarray):
-            value[...] = value  # ours to write to
-            return value
-        if value == ["half"]:
-            return np.array([[1.5, -2]], np.float16)
-        if value == ["big-endian"]:
-            return np.array([1, 2], ">i4")
-        if value == ["texts"]:
-            return np.array(["a", "\\u00fc"])
-        if value == ["raise"]:
-            raise KeyError("on purpose")
-        if value[0] == "wait":
-            # Note that it runs, and go on once there is a file called go.
-            open(os.path.join(value[1], str(os.getpid())), "w").close()
-            while not os.path.exists(os.path.join(value[1], "go")):
-                time.sleep(0.005)
-        return value
-"""
-#: Tells what it got; a field called "status" chooses the answer's.
-_HANDLER = """
-import os
-import time
-import numpy as np
-
-def handle(data, context):
-    if data is None:
-        return None
-    return [answer(index, request, context) for index, request in enumerate(data)]
-
-def answer(index, request, context):
-    if "status" in request:
-        context.set_http_response_status(int(bytes(request["status"])), "Chosen", index)
-        context.set_response_header(index, "X-Chosen", "yes")
-    if "wait" in request:
-        # Note that it runs, and go on once there is a file called go.
-        folder = bytes(request["wait"]).decode()
-        open(os.path.join(folder, str(os.getpid())), "w").close()
-        while not os.path.exists(os.path.join(folder, "go")):
-            time.sleep(0.005)
-    if "double" in request:
-        return request["double"] * 2
-    if "header" in request:
-        return context.get_request_header(index, bytes(request["header"]).decode()) or "none"
-    return {key: [type(value).__name__, str(value)] for key, value in sorted(request.items())}
 """
 
 
@@ -124,7 +51,7 @@ def write_networks(folder: Path) -> None:
 def write_handler(folder: Path) -> Path:
     """Write a folder with the 1.x handler ``service:handle``, which needs no MXNet."""
     folder.mkdir(parents=True)
-    (folder / "service.py").write_text(_HANDLER)
+    (folder / "service.py").write_text(source_of("fields", HANDLERS))
     return folder
 
 
@@ -140,7 +67,7 @@ def write_mar(path: Path, source: str) -> Path:
 def write_store(folder: Path) -> Path:
     """Write a model store with the archive ``packed.mar``."""
     folder.mkdir(parents=True)
-    write_mar(folder / "packed.mar", _HANDLER)
+    write_mar(folder / "packed.mar", source_of("fields", HANDLERS))
     return folder
 
 
@@ -159,8 +86,8 @@ def make_models(folder: Path) -> dict[str, Any]:
     return {
         "linear": export_model("linear", folder / "linear", None, folder).path,
         "two": export_model("two", folder / "two", None, folder).path,
-        "counting": (make_folder(folder / "counting", _COUNTING, counting), together),
-        "types": (make_folder(folder / "types", _TYPES), {"queue_size": 2}),
+        "counting": (make_folder(folder / "counting", "counting", counting), together),
+        "types": (make_folder(folder / "types", "tensors"), {"queue_size": 2}),
         "vision": make_archive(folder, "vision", image),
         "paint": make_archive(folder, "vision", picture, name="paint"),
         "handler": (handler, alone),

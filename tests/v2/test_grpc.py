@@ -22,8 +22,7 @@ from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc
 from mms.version import __version__
 from tests.kit.server import RunningServer, running_servers
-from tests.kit.waiting import until
-from tests.management.stores import let_go, waiting
+from tests.kit.waiting import let_go, until, waiting
 from tests.v2 import triton
 from tests.v2.conftest import COLOUR, MAX_BYTES
 from tests.v2.models import write_handler

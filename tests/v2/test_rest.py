@@ -15,11 +15,10 @@ import orjson
 import pytest
 from PIL import Image
 
-from mms.protocol import V2_HEADER_LENGTH
 from mms.version import __version__
+from mms.wire.messages import V2_HEADER_LENGTH
 from tests.kit.server import RunningServer, running_servers
-from tests.kit.waiting import until
-from tests.management.stores import let_go, waiting
+from tests.kit.waiting import let_go, until, waiting
 from tests.v2 import triton
 from tests.v2.conftest import COLOUR, MAX_BYTES
 from tests.v2.models import body_of, tensor, with_binary, write_handler

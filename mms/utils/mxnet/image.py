@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mms.worker.engine import import_mxnet
-from mms.worker.mxnet_decoder import imdecode
+from mms.engines.imports import import_mxnet
+from mms.engines.mxnet_decoder import imdecode
 
 mx = import_mxnet()
 
@@ -35,7 +35,7 @@ def transform_shape(img_arr: Any, dim_order: Literal["NCHW", "NHWC"] = "NCHW") -
 def read(buf: Any, flag: int = 1, to_rgb: bool = True, out: Any = None) -> Any:
     """Decode an encoded image (JPEG, PNG, BMP, GIF, WebP or TIFF) into the pixels MXNet would.
 
-    MXNet's own decoder sees none of it: see `mms.worker.images`.
+    MXNet's own decoder sees none of it: see `mms.engines.images`.
 
     Args:
         buf: The encoded bytes, or a uint8 array of them.

@@ -1,0 +1,154 @@
+"""Which files hold the weights of a ``.onnx`` file, found without importing onnx.
+
+Only the few fields of the file that matter are followed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mms.errors import ExportError
+
+Buffer = bytes | mmap.mmap
+
+#: Numbers of the fields that lead to tensors, by message, and the message each field holds:
+#: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+_FIELDS = {
+    "Model": {7: "Graph", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node"},
+    "Node": {5: "Attribute"},
+    "Attribute": {
+        **{5: "Tensor", 10: "Tensor", 6: "Graph", 11: "Graph"},
+        **{22: "SparseTensor", 23: "SparseTensor"},
+    },
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},
+    "Entry": {},
+}
+_KEY, _VALUE = 1, 2
+# Wire types of protobuf: https://protobuf.dev/programming-guides/encoding/#structure
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+
+
+def external_members(folder: Path, model: str) -> dict[str, Path]:
+    """Return the files that hold weights of a model, by their names in an archive.
+
+    Args:
+        folder: The model's folder.
+        model: Name of its ``.onnx`` file.
+
+    Raises:
+        ExportError: A file is missing, or lies where it cannot be packed.
+    """
+    members = {}
+    for location in external_files(folder / model):
+        path = PurePosixPath(location)
+        name = path.as_posix()
+        if path.is_absolute() or ".." in path.parts or name == "." or "\\" in name:
+            raise ExportError(
+                f"{folder / model}: its weights lie in {location!r}, outside of its folder; save "
+                "it again with a plain file name: onnx.save_model(model, PATH, "
+                f"save_as_external_data=True, location='{model}.data')"
+            )
+        if not (folder / name).is_file():
+            raise ExportError(
+                f"{folder / model}: its weights lie in {name!r}, which is not there; put that "
+                "file, which was written together with the model, beside it"
+            )
+        members[name] = folder / name
+    return members
+
+
+def external_files(path: Path) -> list[str]:
+    """Return the names of the files that hold weights of a model, relative to its own folder.
+
+    What is no ONNX file names none; onnxruntime tells what is wrong with it.
+
+    Raises:
+        ExportError: The file cannot be read.
+    """
+    try:
+        return find_locations(path)
+    except ValueError:
+        return []
+
+
+def find_locations(path: Path) -> list[str]:
+    """Return what `external_files` does, for models of strangers.
+
+    Raises:
+        ExportError: The file cannot be read.
+        ValueError: It cannot be followed to its end, so it may name more files.
+    """
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return []
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return sorted(set(_locations(data)))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _locations(data: Buffer) -> Iterator[str]:
+    """Return the ``location`` of each external tensor.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    pending = [("Model", 0, len(data))]
+    while pending:
+        message, start, end = pending.pop()
+        if message == "Entry":
+            entry = {
+                number: os.fsdecode(data[begin:finish])
+                for number, begin, finish in _fields(data, start, end)
+            }
+            if entry.get(_KEY) == "location":
+                yield entry.get(_VALUE, "")
+            continue
+        inner = _FIELDS[message]
+        pending += [
+            (inner[number], begin, finish)
+            for number, begin, finish in _fields(data, start, end)
+            if number in inner
+        ]
+
+
+def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Return (number, start, end) of each field of a message that holds bytes."""
+    at = start
+    while at < end:
+        tag, at = _varint(data, at, end)
+        wire_type = tag & 7
+        if wire_type == _BYTES:
+            length, at = _varint(data, at, end)
+            if at + length > end:
+                raise ValueError("a field is longer than its message")
+            yield tag >> 3, at, at + length
+            at += length
+        elif wire_type == _VARINT:
+            _, at = _varint(data, at, end)
+        elif wire_type in (_FIXED64, _FIXED32):
+            at += 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire_type}")
+
+
+def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
+    """Return the number at a place, and the place behind it."""
+    value = 0
+    for shift in range(_MAX_VARINT_BYTES):
+        if at >= end:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number does not end")

@@ -1,0 +1,328 @@
+"""What an ONNX graph takes and gives, and whether a signature fits it. Pure.
+
+The graph is described by `mms.engines.onnx_session`, which asks onnxruntime; the exporter and the
+service compare it with signature.json here, in the same words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from mms.archive.data_types import TABLE
+from mms.archive.signature import JSON_TYPE, Signature, TensorSpec
+from mms.errors import SignatureError
+
+#: The V2 protocol's name of each type of elements that a request can carry.
+_DATA_TYPES = {type_.onnx: type_.name for type_ in TABLE}
+_FLOATS = tuple(type_.name for type_ in TABLE if type_.is_float)
+#: What pixels are given as: scaled for the first three, as they are for the last.
+_PIXEL_TYPES = (*_FLOATS, "UINT8")
+_IMAGE_CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphValue:
+    """One input or output of a graph.
+
+    Attributes:
+        name: Its name.
+        type: In onnxruntime's words: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
+        dims: Size of each axis, or the name of a free one, or None; none at all if the graph does
+            not say, or for a scalar: onnxruntime does not tell these two apart.
+    """
+
+    name: str
+    type: str
+    dims: tuple[int | str | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each axis; 0 is any size."""
+        return tuple(size if isinstance(size, int) and size > 0 else 0 for size in self.dims)
+
+    @property
+    def data_type(self) -> str:
+        """The V2 protocol's name of its elements; "" if it is no tensor that JSON can hold."""
+        return _DATA_TYPES.get(self.type.removeprefix("tensor(").removesuffix(")"), "")
+
+    @property
+    def is_rows_of_maps(self) -> bool:
+        """Whether it is a map per row, as scikit-learn's classifiers give probabilities."""
+        return self.type.startswith("seq(map(")
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What a graph takes and gives.
+
+    Attributes:
+        inputs: Those that have no default.
+        outputs: All of them.
+        runtime: Version of the onnxruntime that read it.
+    """
+
+    inputs: tuple[GraphValue, ...]
+    outputs: tuple[GraphValue, ...]
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """How an input of four axes holds an image; a height or width of 0 is any."""
+
+    is_channels_first: bool
+    channels: int
+    height: int
+    width: int
+
+
+def graph_document(graph: Graph) -> dict[str, Any]:
+    """Return the JSON document that `parse_graph` reads."""
+    return {
+        "inputs": [[value.name, value.type, value.dims] for value in graph.inputs],
+        "outputs": [[value.name, value.type, value.dims] for value in graph.outputs],
+        "runtime": graph.runtime,
+    }
+
+
+def parse_graph(document: Any) -> Graph:
+    """Return the graph that a document of `graph_document` describes."""
+    inputs, outputs = (
+        tuple(GraphValue(name, type_, tuple(dims)) for name, type_, dims in document[key])
+        for key in ("inputs", "outputs")
+    )
+    return Graph(inputs, outputs, document["runtime"])
+
+
+def make_signature(graph: Graph, has_labels: bool, source: str) -> Signature:
+    """Return the signature of a graph for which nobody wrote one.
+
+    Args:
+        graph: The graph.
+        has_labels: Whether the archive has a synset.txt: then a sole input that can be an image
+            is taken for one.
+        source: The model's file, for the messages.
+
+    Raises:
+        SignatureError: The graph does not say the shape of an input, or no request can carry it.
+    """
+    for value in graph.inputs:
+        _check_type(value, source)
+        if not value.dims:
+            raise SignatureError(
+                f"{source}: the graph does not say what shape its input {value.name!r} has; write "
+                f"a signature.json with {_entry(TensorSpec(value.name, (0, 10)))} among its inputs"
+            )
+    inputs = tuple(_spec(value) for value in graph.inputs)
+    if not inputs:
+        raise SignatureError(f"{source}: the graph has no inputs, so there is nothing to ask it")
+    is_image = (
+        has_labels
+        and len(inputs) == 1
+        and image_layout(inputs[0].shape) is not None
+        and graph.inputs[0].data_type in _PIXEL_TYPES
+    )
+    for value in graph.outputs:
+        _check_output_type(value, source)
+    outputs = tuple(TensorSpec(value.name, value.shape or (0,)) for value in graph.outputs)
+    return Signature(inputs, "image/jpeg" if is_image else JSON_TYPE, outputs, JSON_TYPE)
+
+
+def check_inputs(signature: Signature, graph: Graph, source: str) -> None:
+    """Check that the signature's inputs are the graph's, in any order.
+
+    Args:
+        signature: The signature.
+        graph: The graph.
+        source: Where the signature came from, for the messages.
+
+    Raises:
+        SignatureError: Naming the input, what the graph has and what the signature says.
+    """
+    values = {value.name: value for value in graph.inputs}
+    for spec in signature.inputs:
+        if spec.name not in values:
+            raise SignatureError(
+                f"{source}: the input {spec.name!r} is none of the graph's, which are "
+                f"{_names(graph.inputs)}; name it as the graph does"
+            )
+        value = values.pop(spec.name)
+        _check_type(value, source)
+        _check_shape("input", spec, value, source)
+        if spec.data_type and spec.data_type != value.data_type:
+            raise SignatureError(
+                f"{source}: the input {spec.name!r} has the data_type {spec.data_type}, but the "
+                f"graph has {value.data_type}"
+            )
+    for value in values.values():
+        raise SignatureError(
+            f"{source}: the graph's input {value.name!r} is missing; add {_entry(_spec(value))}"
+        )
+
+
+def check_outputs(signature: Signature, graph: Graph, source: str) -> None:
+    """Check that the signature's outputs are some of the graph's, in any order.
+
+    Args:
+        signature: The signature.
+        graph: The graph.
+        source: Where the signature came from, for the messages.
+
+    Raises:
+        SignatureError: Naming the output, what the graph has and what the signature says.
+    """
+    values = {value.name: value for value in graph.outputs}
+    for spec in signature.outputs:
+        if spec.name not in values:
+            raise SignatureError(
+                f"{source}: the output {spec.name!r} is none of the graph's, which are "
+                f"{_names(graph.outputs)}; name those to answer"
+            )
+        value = values[spec.name]
+        _check_output_type(value, source)
+        if value.data_type:
+            _check_shape("output", spec, value, source)
+
+
+def check_images(signature: Signature, graph: Graph, source: str) -> None:
+    """Check that the inputs can be images; that they are the graph's is checked before.
+
+    Args:
+        signature: The signature.
+        graph: The graph.
+        source: Where the signature came from, for the messages.
+
+    Raises:
+        SignatureError: Naming the input that cannot.
+    """
+    values = {value.name: value for value in graph.inputs}
+    for spec in signature.inputs:
+        value = values[spec.name]
+        shape = request_shape(spec, value)
+        fits = image_layout(shape) is not None and shape[0] in (0, 1)
+        if not fits or value.data_type not in _PIXEL_TYPES:
+            raise SignatureError(
+                f"{source}: the input {spec.name!r} of shape {show_shape(shape)} and type "
+                f"{value.type} cannot be an image: that has the shape (?, C, H, W) or "
+                "(?, H, W, C), with 1 or 3 channels, of floats or uint8; set input_type to "
+                f"{JSON_TYPE}, or override _preprocess in a service"
+            )
+
+
+def check_labels(signature: Signature, graph: Graph, label_count: int, source: str) -> None:
+    """Check that there is a label for each class; that the outputs fit is checked before.
+
+    Args:
+        signature: The signature.
+        graph: The graph.
+        label_count: Lines of synset.txt.
+        source: Where the signature came from, for the messages.
+
+    Raises:
+        SignatureError: An output has more classes.
+    """
+    values = {value.name: value for value in graph.outputs}
+    for spec in signature.outputs:
+        classes = math.prod(values[spec.name].shape[1:])
+        if classes > label_count:
+            raise SignatureError(
+                f"{source}: the output {spec.name!r} has {classes} classes, but synset.txt names "
+                f"only {label_count}; add the others, a class per line"
+            )
+
+
+def request_shape(spec: TensorSpec, value: GraphValue) -> tuple[int, ...]:
+    """Return the shape that a request's input must have; 0 is any size.
+
+    The batch axis is free unless the graph fixes it: what a signature says there is not looked
+    at, as in v0.4. Of the others, the signature may fix those that the graph leaves free.
+    """
+    if not value.dims:
+        return (0, *spec.shape[1:])
+    rest = [a or b for a, b in zip(spec.shape[1:], value.shape[1:], strict=True)]
+    return (value.shape[0], *rest)
+
+
+def can_batch(inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> bool:
+    """Whether requests may be joined along axis 0.
+
+    Not where that axis has a fixed size, where the inputs call it by different names (a sequence
+    is then first, say), nor where an output is not a row per row.
+    """
+    axes = [value.dims[0] for value in inputs if value.dims]
+    if any(isinstance(axis, int) and axis > 0 for axis in axes):
+        return False
+    if len({axis for axis in axes if isinstance(axis, str)}) > 1:
+        return False
+    return all(
+        value.is_rows_of_maps or (value.data_type and not (value.shape and value.shape[0]))
+        for value in outputs
+    )
+
+
+def image_layout(shape: Sequence[int]) -> ImageLayout | None:
+    """Return how an input of this shape holds an image, or None if it does not."""
+    if len(shape) != 4:
+        return None
+    _, first, middle, last = shape
+    if first in _IMAGE_CHANNELS:
+        return ImageLayout(True, first, middle, last)
+    return ImageLayout(False, last, first, middle) if last in _IMAGE_CHANNELS else None
+
+
+def show_shape(shape: Sequence[int]) -> str:
+    """Return a shape as text, with ``?`` for any size."""
+    return "(" + ", ".join("?" if size == 0 else str(size) for size in shape) + ")"
+
+
+def _check_type(value: GraphValue, source: str) -> None:
+    if not value.data_type:
+        raise SignatureError(
+            f"{source}: the graph's input {value.name!r} is a {value.type}, which no request can "
+            "carry; write a service that makes it in its _preprocess, and a signature.json with "
+            "what the service gets"
+        )
+
+
+def _check_output_type(value: GraphValue, source: str) -> None:
+    if not value.data_type and not value.type.startswith(("seq(", "map(")):
+        raise SignatureError(
+            f"{source}: the graph's output {value.name!r} is a {value.type}, which no answer can "
+            "carry; write a signature.json whose outputs leave it out, or cast it in the graph"
+        )
+
+
+def _check_shape(what: str, spec: TensorSpec, value: GraphValue, source: str) -> None:
+    # A graph without a shape takes any.
+    fits = not value.dims or (
+        len(spec.shape) == len(value.shape)
+        and all(
+            0 in pair or pair[0] == pair[1] for pair in zip(spec.shape, value.shape, strict=True)
+        )
+    )
+    if not fits:
+        raise SignatureError(
+            f"{source}: the {what} {spec.name!r} has the shape {show_shape(spec.shape)}, but the "
+            f"graph has {show_shape(value.shape)} (? is any size)"
+        )
+
+
+def _spec(value: GraphValue) -> TensorSpec:
+    data_type = "" if value.data_type in _FLOATS else value.data_type
+    return TensorSpec(value.name, value.shape or (0,), data_type)
+
+
+def _entry(spec: TensorSpec) -> str:
+    document: dict[str, Any] = {"data_name": spec.name, "data_shape": spec.shape}
+    if spec.data_type:
+        document["data_type"] = spec.data_type
+    return orjson.dumps(document).decode()
+
+
+def _names(values: Sequence[GraphValue]) -> str:
+    return ", ".join(repr(value.name) for value in values) or "none"

@@ -1,0 +1,177 @@
+"""Open ONNX models with onnxruntime; ``python -m mms.engines.onnx_session FILE`` describes one.
+
+The service opens its model here, in the worker; the exporter runs this module as a process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mms.archive.onnx_external import find_locations
+from mms.archive.onnx_graph import Graph, GraphValue, graph_document
+from mms.engines.error_text import is_out_of_memory
+from mms.engines.imports import import_onnxruntime
+from mms.errors import EngineMissing, ExportError, ModelLoadFailed
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+#: onnxruntime's number for errors; its warnings are about matters that only the exporter of a
+#: model can mend.
+_LOG_ERRORS = 3
+#: What to do, by a phrase in onnxruntime's own message, the first that fits.
+_ADVICE = {
+    "external data path": "put the files with its weights beside it, as they were written",
+    "external initializer": "fetch or export the files with its weights again",
+    "protobuf": "it is damaged, or no ONNX model: fetch or export it again",
+    "no graph": "it is damaged, or no ONNX model: fetch or export it again",
+    "no op registered": "export it with standard operators, or upgrade onnxruntime",
+    "not a registered function/op": "export it with standard operators, or upgrade onnxruntime",
+    "find an implementation": "export it with other operators or types, or upgrade onnxruntime",
+    "opset": "export it for an older opset, or upgrade onnxruntime",
+    "ir version": "export it with an older ir_version, or upgrade onnxruntime",
+}
+_DEFAULT_ADVICE = "export it again, or upgrade onnxruntime"
+#: What onnxruntime puts around its reasons: the error's number and name, the file, the line of
+#: its own source and that function's signature.
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:\s*"
+    r"|/\S*onnxruntime\S*:\d+ .*?\)(?: const)? (?=[\[A-Z])|\b\w+\.(?:cc|h):\d+ \w+ "
+)
+_MAX_REASON_CHARS = 400
+
+
+def open_session(path: str, threads: int = 0, gpu: int | None = None) -> Any:
+    """Open a model, ready to run.
+
+    Args:
+        path: The ``.onnx`` file.
+        threads: Compute threads; 0 leaves their number to onnxruntime.
+        gpu: Number of the GPU to run on; None is the CPU.
+
+    Returns:
+        An onnxruntime.InferenceSession.
+
+    Raises:
+        ModelLoadFailed: It cannot be run: in one line why, and what to do.
+        EngineMissing: There is no onnxruntime.
+    """
+    ort = import_onnxruntime()
+    is_whole = _check_external_files(Path(path))
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    options.intra_op_num_threads = threads
+    # One operator after the other: workers, not operators, run side by side.
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Threads that wait in a loop are no faster where cores are shared (measured: a small CNN on
+    # two of them took 32 to 46 ms without and 48 to 93 ms with), and take the other workers'.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(path, options, providers=_providers(ort, gpu))
+    except _errors() as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadFailed(
+            f"onnxruntime {ort.__version__} cannot run {os.path.basename(path)}: "
+            f"{_explain(str(error))}"
+        ) from error
+    if not is_whole:
+        raise ModelLoadFailed(
+            f"{os.path.basename(path)}: it has fields that ONNX does not know, so the files it "
+            "reads cannot be told; export it again"
+        )
+    if gpu is not None and _CUDA not in session.get_providers():
+        raise ModelLoadFailed(
+            f"onnxruntime {ort.__version__} cannot use GPU {gpu}: its own message above says why; "
+            "mend the driver, CUDA or cuDNN, or serve on the CPU"
+        )
+    return session
+
+
+def _check_external_files(path: Path) -> bool:
+    """Refuse a model whose weights lie outside of its folder, be it behind a link.
+
+    onnxruntime before 1.24, which is all there is for Python 3.10, reads whatever file is named.
+
+    Returns:
+        Whether the model could be followed to its end. If not, onnxruntime knows best why.
+    """
+    try:
+        locations = find_locations(path)
+    except ExportError as error:
+        raise ModelLoadFailed(str(error)) from error
+    except ValueError:
+        return False
+    folder = os.path.realpath(path.parent)
+    for location in locations:
+        # A model that is itself a link has its weights beside the link.
+        real = os.path.realpath(os.path.join(folder, location))
+        if os.path.isabs(location) or os.path.commonpath([folder, real]) != folder:
+            raise ModelLoadFailed(
+                f"{path.name}: its weights lie in {location!r}, which is outside of its folder; "
+                "put that file, not a link to it, beside the model, and save the model again with "
+                "a plain file name"
+            )
+    return True
+
+
+def graph_of(session: Any) -> Graph:
+    """Return what a session's graph takes and gives."""
+    return Graph(
+        tuple(_value(argument) for argument in session.get_inputs()),
+        tuple(_value(argument) for argument in session.get_outputs()),
+        import_onnxruntime().__version__,
+    )
+
+
+def _value(argument: Any) -> GraphValue:
+    return GraphValue(argument.name, argument.type, tuple(argument.shape or ()))
+
+
+def _providers(ort: Any, gpu: int | None) -> list[Any]:
+    if gpu is None:
+        return [_CPU]
+    if _CUDA not in ort.get_available_providers():
+        raise ModelLoadFailed(
+            f"GPU {gpu} was asked for, but this onnxruntime {ort.__version__} is built for the "
+            "CPU; replace it: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+        )
+    return [(_CUDA, {"device_id": gpu}), _CPU]
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the classes of onnxruntime's exceptions, which have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [value for value in vars(state).values() if isinstance(value, type)]
+    return (RuntimeError, *(cls for cls in own if issubclass(cls, Exception)))
+
+
+def _explain(message: str) -> str:
+    """Return onnxruntime's reason in one line, and what to do about it."""
+    reason = _NOISE.sub("", " ".join(message.split())).strip(" .;")
+    lower = reason.lower()
+    advice = next((text for phrase, text in _ADVICE.items() if phrase in lower), _DEFAULT_ADVICE)
+    if len(reason) > _MAX_REASON_CHARS:
+        reason = f"{reason[:_MAX_REASON_CHARS]}..."
+    return f"{reason}; {advice}"
+
+
+def main(path: str) -> None:
+    """Print the graph of a model, or why there is none, as JSON."""
+    try:
+        document = graph_document(graph_of(open_session(path, threads=1)))
+    except EngineMissing as error:
+        document = {"missing": str(error)}
+    except ModelLoadFailed as error:
+        document = {"error": str(error)}
+    sys.stdout.buffer.write(orjson.dumps(document))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""Packing: from a folder with a trained model to an archive, quantized and checked if asked for."""

@@ -1,0 +1,49 @@
+"""What the graph of a ``.onnx`` file takes and gives, asked of a process of its own.
+
+onnxruntime opens the model there, `mms.engines.onnx_session`: a damaged file may crash it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+
+from mms.archive.onnx_graph import Graph, parse_graph
+from mms.errors import EngineMissing, ExportError
+
+
+def read_graph(path: Path) -> Graph:
+    """Return what a model's graph takes and gives, having opened it with onnxruntime.
+
+    Raises:
+        ExportError: onnxruntime cannot run it: in one line why, and what to do.
+        EngineMissing: There is no onnxruntime.
+    """
+    # The folder the command runs in must not shadow modules: it may well hold an onnx.py. Python
+    # 3.10 does not know the variable, and looks into the root folder instead.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mms.engines.onnx_session", os.path.abspath(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment,
+        cwd=os.sep,
+        check=False,
+    )
+    try:
+        document = orjson.loads(done.stdout)
+    except orjson.JSONDecodeError:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["(no message)"]
+        raise ExportError(
+            f"{path}: onnxruntime died while it opened the model (status {done.returncode}): "
+            f"{lines[-1]}; export the model again, or upgrade onnxruntime"
+        ) from None
+    if "missing" in document:
+        raise EngineMissing(document["missing"])
+    if "error" in document:
+        raise ExportError(f"{path}: {document['error']}")
+    return parse_graph(document)

@@ -1,0 +1,397 @@
+"""OpenAPI 3.0 documents, generated from the application's routes and the models' signatures.
+
+A route appears here because it is there: its name is the operation's, the first line of its
+handler's docstring the summary. A ``POST`` with a model in its path asks that model, so it is
+written out for each one, with the inputs of its signature; what the Open Inference Protocol
+(``/v2``) takes is its own business. Knows no request; `mms.http.docs` has the handlers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from mms.archive.signature import JSON_TYPE, Signature
+from mms.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    MMSError,
+    ModelNotFound,
+    OutOfMemory,
+    PayloadTooLarge,
+    SlowClient,
+    Unavailable,
+    UnsupportedMedia,
+)
+from mms.http.errors import STATUSES
+from mms.http.inference import PRIORITY_HEADER, TIMEOUT_HEADER
+from mms.http.openapi.description import (
+    ANY,
+    BINARY,
+    BYTES_TYPE,
+    Document,
+    ModelDescription,
+    free_content,
+    request_body,
+)
+from mms.version import __version__
+
+#: What MMS 1.x spoke, but for a patch release; client generators read it best.
+OPENAPI = "3.0.3"
+#: Names of the variables in paths that stand for a model.
+_MODEL_VARIABLES = ("model", "model_name")
+#: Operation ids that clients generated from 1.x's description have as method names.
+_V1_IDS = {
+    "legacy_predict": "predict",
+    "api_description": "apiDescription",
+    "model_api": "predictionsApi",
+}
+#: Groups of operations besides the models, whose names have no spaces.
+_SERVER_TAG, _PROTOCOL_TAG = "the server", "Open Inference Protocol"
+#: Routes that answer something else than JSON.
+_MEDIA = {"metrics": "text/plain", "docs": "text/html"}
+#: Routes whose 503 has the same body as their 200.
+_READINESS = ("ping", "health_ready", "model_ready")
+#: What may keep a model from answering; the nearest class up the tree gives the status.
+_FAILURES: tuple[type[MMSError], ...] = (
+    InvalidRequest,
+    ModelNotFound,
+    SlowClient,
+    PayloadTooLarge,
+    UnsupportedMedia,
+    InferenceFailed,
+    Unavailable,
+    DeadlineExceeded,
+    OutOfMemory,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of the application.
+
+    Attributes:
+        method: In upper case.
+        path: With its variables in braces.
+        name: Its own, or method and path if it has none.
+        summary: First line of the handler's docstring.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+
+    @property
+    def model_variable(self) -> str:
+        """The path's variable that stands for a model, or ""."""
+        return next((name for name in _MODEL_VARIABLES if f"{{{name}}}" in self.path), "")
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether the Open Inference Protocol defines what goes in and out."""
+        return self.path.startswith("/v2")
+
+    @property
+    def asks_a_model(self) -> bool:
+        """Whether it answers with a prediction of the model in its path."""
+        return self.method == "POST" and bool(self.model_variable) and not self.is_protocol
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it answers as v0.4 did."""
+        return self.name == "legacy_predict"
+
+
+def routes_of(app: web.Application) -> list[Route]:
+    """Return the application's routes, in order."""
+    return [
+        Route(
+            route.method,
+            route.resource.canonical,
+            route.name or f"{route.method.lower()} {route.resource.canonical}",
+            first_line(route.handler),
+        )
+        for route in app.router.routes()
+        if route.resource is not None and route.method not in ("HEAD", "*")
+    ]
+
+
+def first_line(documented: Any) -> str:
+    """Return the first line of a docstring, in Markdown."""
+    return (documented.__doc__ or "").strip().split("\n", 1)[0].replace("``", "`")
+
+
+def api_document(
+    routes: Sequence[Route], models: Sequence[ModelDescription], server: str = "/"
+) -> Document:
+    """Describe the whole API as it is served now, each model with its own inputs.
+
+    Args:
+        routes: The application's.
+        models: What is served; their sample files are read.
+        server: Base URL, or a path relative to the document's own.
+    """
+    document = _inference_document(server)
+    ids = Names()
+    for index, model in enumerate(models):
+        bodies = document["components"]["requestBodies"]
+        bodies[_body_key(index, model)] = request_body(model)
+    for route in routes:
+        if not (route.asks_a_model and models):
+            _add(document, route.path, route, _plain_operation(route, ids.take(route.name)))
+            continue
+        for index, model in enumerate(models):
+            path = _path_of(route, model)
+            if path:
+                operation = _model_operation(route, model, _body_key(index, model))
+                words = f"{route.name}_{model.name}"
+                if "{version}" in route.path:
+                    words += f"_{model.version}"
+                _add(document, path, route, {"operationId": ids.take(words), **operation})
+    return document
+
+
+def routes_document(routes: Sequence[Route]) -> Document:
+    """Describe the API without its models, as MMS 1.x did: each is a ``{model_name}``."""
+    document = _inference_document("/")
+    ids = Names()
+    for route in routes:
+        name = _V1_IDS.get(route.name, route.name)
+        operation = _plain_operation(route, ids.take(name), "model_name")
+        path = route.path.replace("{model}", "{model_name}")
+        _add(document, path, route, operation)
+    return document
+
+
+def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) -> Document:
+    """Describe the routes that ask one model.
+
+    Args:
+        routes: The application's.
+        models: The versions of that model, at least one; their sample files are read.
+    """
+    asking = [route for route in routes if route.asks_a_model]
+    document = api_document(asking, models)
+    document["info"]["title"] = f"mxnet-model-server: {models[0].name}"
+    return document
+
+
+def management_document(routes: Sequence[Route]) -> Document:
+    """Describe the management API, whose calls take a JSON object, or nothing.
+
+    Args:
+        routes: Its application's.
+    """
+    document = _document("mxnet-model-server management API", "/")
+    ids = Names()
+    for route in routes:
+        operation = _plain_operation(route, ids.take(route.name))
+        if route.method in ("POST", "PUT"):
+            operation["requestBody"] = {"content": {JSON_TYPE: {"schema": {"type": "object"}}}}
+        _add(document, route.path, route, operation)
+    return document
+
+
+class Names:
+    """Maps texts to names that are identifiers, never the same one twice."""
+
+    def __init__(self, taken: Sequence[str] = ()) -> None:
+        self._taken = set(taken)
+
+    def take(self, text: str) -> str:
+        """Return a name made of the text, with a number behind it if that one is taken."""
+        base = re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
+        base = f"_{base}" if base[0].isdecimal() else base
+        name, number = base, 1
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def _model_operation(route: Route, model: ModelDescription, body: str) -> Document:
+    return {
+        "summary": route.summary,
+        "tags": [model.name],
+        "parameters": [_ref("parameters", name) for name in ("request_id", "timeout", "priority")],
+        "requestBody": _ref("requestBodies", body),
+        "responses": {"200": _answer(route, model.signature), **_failures()},
+    }
+
+
+def _answer(route: Route, signature: Signature | None) -> Document:
+    if signature is None:
+        content: Document = {"*/*": {"schema": BINARY}}
+    else:
+        names = ", ".join(spec.name for spec in signature.outputs)
+        schema: Document = {"description": f"what the service answers; outputs: {names}"}
+        if route.wraps:
+            schema = {
+                "type": "object",
+                "required": ["prediction"],
+                "properties": {"prediction": schema},
+            }
+        content = {JSON_TYPE: {"schema": schema}}
+        if signature.gives_images:
+            content[signature.output_type] = {"schema": BINARY}
+    return {
+        "description": "The model's answer.",
+        "headers": {"X-Request-Id": _ref("headers", "request_id")},
+        "content": content,
+    }
+
+
+def _plain_operation(route: Route, id_: str, model_name: str = "model") -> Document:
+    names = [
+        model_name if name == "model" else name for name in re.findall(r"{([^}]+)}", route.path)
+    ]
+    operation: Document = {
+        "operationId": id_,
+        "summary": route.summary,
+        "tags": [_PROTOCOL_TAG if route.is_protocol else _SERVER_TAG],
+        "parameters": [
+            {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
+            for name in names
+        ],
+        "responses": _plain_responses(route),
+    }
+    if route.name == "invocations":
+        description = "The model to ask; required where there are several."
+        schema = {"type": "string"}
+        operation["parameters"].append(
+            {"in": "query", "name": "model_name", "description": description, "schema": schema}
+        )
+    if route.method == "POST":
+        content = free_content()
+        if route.is_protocol:
+            content = {JSON_TYPE: {"schema": {"type": "object"}}, BYTES_TYPE: {"schema": BINARY}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _plain_responses(route: Route) -> Document:
+    media = _MEDIA.get(route.name, JSON_TYPE)
+    content: Document = {media: {"schema": ANY if media == JSON_TYPE else {"type": "string"}}}
+    if route.asks_a_model:
+        content = {"*/*": {"schema": BINARY}}
+    responses: Document = {"200": {"description": "OK", "content": content}}
+    if route.name in _READINESS:
+        responses["503"] = {"description": "Not ready.", "content": content}
+    if route.is_protocol:
+        schema = {"type": "object", "properties": {"error": {"type": "string"}}}
+        error = {"description": "What went wrong.", "content": {JSON_TYPE: {"schema": schema}}}
+        return {**responses, "default": error}
+    return {**responses, "default": _ref("responses", "error")}
+
+
+def _failures() -> Document:
+    named = {str(STATUSES[cls]): _ref("responses", cls.code) for cls in _FAILURES}
+    return {**dict(sorted(named.items())), "default": _ref("responses", "error")}
+
+
+def _document(title: str, server: str) -> Document:
+    return {
+        "openapi": OPENAPI,
+        "info": {"title": title, "version": __version__},
+        "servers": [{"url": server}],
+        "paths": {},
+        "components": {
+            "schemas": {"Error": _error_schema()},
+            "headers": {
+                "request_id": {
+                    "description": "The id of the request, in every line of the log about it.",
+                    "schema": {"type": "string"},
+                },
+            },
+            "responses": {"error": _error_response("Any other error.")},
+        },
+    }
+
+
+def _inference_document(server: str) -> Document:
+    """Return a document that has, besides, what operations that ask a model refer to."""
+    document = _document("mxnet-model-server", server)
+    components = document["components"]
+    components["headers"]["retry_after"] = {
+        "description": "When to try again, seconds.",
+        "schema": {"type": "integer"},
+    }
+    components["parameters"] = {
+        "request_id": _header("X-Request-Id", "An id to know the request by.", "string"),
+        "timeout": _header(
+            TIMEOUT_HEADER, "Milliseconds after which the answer is of no use.", "integer"
+        ),
+        "priority": _header(
+            PRIORITY_HEADER,
+            "`high` goes before others that wait, up to three in a row.",
+            "string",
+        ),
+    }
+    components["requestBodies"] = {}
+    components["responses"] |= {cls.code: _failure(cls) for cls in _FAILURES}
+    return document
+
+
+def _error_schema() -> Document:
+    texts = ("code", "type", "message", "request_id")
+    return {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": list(texts),
+                "properties": {key: {"type": "string"} for key in texts},
+            },
+            "code": {"type": "integer", "description": "the status again, as in 1.x"},
+            "type": {"type": "string"},
+            "message": {"type": "string"},
+        },
+    }
+
+
+def _failure(cls: type[MMSError]) -> Document:
+    leaves = cls.__subclasses__() if issubclass(cls, Unavailable) else [cls]
+    response = _error_response(" Or: ".join(map(first_line, leaves)))
+    if issubclass(cls, Unavailable):
+        response["headers"]["Retry-After"] = _ref("headers", "retry_after")
+    return response
+
+
+def _error_response(description: str) -> Document:
+    return {
+        "description": description,
+        "headers": {"X-Request-Id": _ref("headers", "request_id")},
+        "content": {JSON_TYPE: {"schema": _ref("schemas", "Error")}},
+    }
+
+
+def _header(name: str, description: str, kind: str) -> Document:
+    return {"in": "header", "name": name, "description": description, "schema": {"type": kind}}
+
+
+def _ref(kind: str, name: str) -> Mapping[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _body_key(index: int, model: ModelDescription) -> str:
+    return f"{model.name}.{index}"
+
+
+def _path_of(route: Route, model: ModelDescription) -> str:
+    """Return the path with which a route asks a version, "" if it cannot."""
+    path = route.path.replace(f"{{{route.model_variable}}}", model.name)
+    if "{version}" in path:
+        return path.replace("{version}", model.version)
+    return path if model.is_default else ""
+
+
+def _add(document: Document, path: str, route: Route, operation: Document) -> None:
+    document["paths"].setdefault(path, {})[route.method.lower()] = operation

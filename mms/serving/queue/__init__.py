@@ -1,0 +1,1 @@
+"""One servable's queue. Pure but for `job`: events and times in, batches out."""

@@ -1,0 +1,415 @@
+"""One servable's bounded queue, and who runs what next. Pure: events and times in, batches out.
+
+Greedy: whatever waits when a worker is free becomes its batch, up to the limits, so nothing ever
+waits for company, unless the model's settings say so (`max_batch_delay_s`, `linger_s`). One batch
+is in flight per worker; everything else stays here, where it can still be cancelled, expire, or go
+to another worker.
+
+A frame may carry more requests than one forward pass joins: of a model that answers within
+microseconds, as many as it can run in about a millisecond. Otherwise the cost of a frame, not the
+model, would set the pace.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
+from mms.serving.queue.linger import Linger
+from mms.serving.queue.poison import CULPRIT_DEATHS, PoisonTable
+
+#: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
+#: frame (about 20 µs on both sides), short against anything a client notices.
+FRAME_TIME_S = 0.001
+MAX_FRAME_REQUESTS = 64
+#: Bodies in one frame: bounds how long a large batch holds up the event loop.
+MAX_FRAME_BYTES = 64 << 20
+#: Bodies from this size on go last in a frame, so that small neighbours are not behind them.
+LARGE_BODY_BYTES = 256 << 10
+#: Most requests in a row that go before others which wait: of four taken, at least one is not
+#: urgent while any such waits, and of four batches, at least one is not a retry.
+MAX_AHEAD = 3
+#: Weight of the newest batch in the running means of service time.
+_SMOOTHING = 0.2
+_MAX_RETRY_AFTER_S = 60.0
+
+
+class Job(Protocol):
+    """What the dispatcher must know of a request, and how it is ended."""
+
+    enqueued_at: float
+    deadline: float
+    size: int
+    deaths: int
+    is_urgent: bool
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+    def fail(self, error: MMSError) -> None:
+        """End it with an error, unless it is abandoned."""
+
+    def head(self) -> bytes:
+        """Return the first bytes of the body."""
+
+    def digest(self) -> bytes:
+        """Return a digest of the body and of all that decides how it is run."""
+
+
+class Release(enum.Enum):
+    """Why a batch was sent when it was."""
+
+    FULL = "full"
+    DRAINED = "drained"
+    DELAY = "delay"
+    RETRY = "retry"
+
+
+@dataclass(slots=True)
+class Limits:
+    """Settings of one servable's queue; may be changed while it runs.
+
+    Attributes:
+        batch_size: Most requests joined in one forward pass.
+        queue_size: Most requests that wait.
+        max_batch_delay_s: How long the oldest request waits for a batch to fill.
+        linger_s: How long an idle worker waits for those just answered to ask again.
+        response_timeout_s: Longest a batch may run before its worker counts as hung.
+        retry_on_crash: Whether the requests of a dead worker are run again, one by one, once.
+    """
+
+    batch_size: int = 1
+    queue_size: int = 100
+    max_batch_delay_s: float = 0.0
+    linger_s: float = 0.0
+    response_timeout_s: float = 120.0
+    retry_on_crash: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests on their trip through one worker.
+
+    Attributes:
+        id: Unique within the servable.
+        worker: Who runs it.
+        jobs: Its requests, in the order of the frame; empty once it is doomed.
+        sent_at: Monotonic time.
+        release: Why it was sent then.
+        is_doomed: Its requests are answered and its worker is about to be killed.
+    """
+
+    id: int
+    worker: int
+    jobs: list[Job]
+    sent_at: float
+    release: Release
+    is_doomed: bool = False
+
+
+class Dispatcher:
+    """The queue of one servable and the batches in flight."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._queue: deque[Job] = deque()
+        self._urgent: deque[Job] = deque()
+        self._retries: deque[Job] = deque()
+        self._idle: list[int] = []
+        self._withdrawn: set[int] = set()
+        self._in_flight: dict[int, Batch] = {}
+        self._ids = itertools.count(1)
+        self._linger = Linger()
+        self._poison = PoisonTable()
+        self._urgent_in_a_row = 0
+        self._retries_in_a_row = 0
+        self._request_time_s = math.inf
+        self._drain_rate = 0.0
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting."""
+        return len(self._queue) + len(self._urgent) + len(self._retries)
+
+    @property
+    def idle(self) -> int:
+        """Workers waiting for a batch."""
+        return len(self._idle)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in workers."""
+        return sum(len(batch.jobs) for batch in self._in_flight.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not (self.depth or self._in_flight)
+
+    def submit(self, job: Job) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: As many wait as may.
+            WorkerDied: The same request has killed workers within the last minute.
+        """
+        if self.depth >= self.limits.queue_size:
+            raise QueueFull(
+                f"{self.depth} requests are waiting, as many as queue_size allows",
+                self.retry_after_s(),
+            )
+        if self._poison.is_in_use and (refusal := self._poison.refusal(job, job.enqueued_at)):
+            raise refusal
+        (self._urgent if job.is_urgent else self._queue).append(job)
+        if self.limits.linger_s:
+            self._linger.arrived(job.enqueued_at)
+
+    def cancel(self, job: Job) -> bool:
+        """Drop a request from the queue; False if it is not there (any more)."""
+        for queue in self._queues():
+            try:
+                queue.remove(job)
+            except ValueError:
+                continue
+            return True
+        return False
+
+    def worker_ready(self, worker: int) -> None:
+        """Record that a worker can take a batch."""
+        self._idle.append(worker)
+
+    def forsaken_worker(self, job: Job) -> int | None:
+        """Return the worker that runs a request whose whole batch nobody waits for any more."""
+        for worker, batch in self._in_flight.items():
+            if job in batch.jobs:
+                return worker if all(other.is_abandoned() for other in batch.jobs) else None
+        return None
+
+    def withdraw(self, worker: int) -> bool:
+        """Send a worker no more batches, and return whether it is idle and can be stopped."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+            return True
+        if worker in self._in_flight:
+            self._withdrawn.add(worker)
+            return False
+        return True
+
+    def oldest_wait_s(self, now: float) -> float:
+        """Return how long the longest waiting request has waited, 0 if none does."""
+        heads = [queue[0].enqueued_at for queue in self._queues() if queue]
+        return now - min(heads) if heads else 0.0
+
+    def dispatch(self, now: float) -> list[Batch]:
+        """Return the batches to send now, one per worker at most."""
+        batches = []
+        while self._idle and self.depth:
+            if self._waits_for_company(now):
+                break
+            jobs, release = self._take(now)
+            if not jobs:
+                continue
+            # The one that was busy last: its caches are warm.
+            worker = self._idle.pop()
+            batch = Batch(next(self._ids), worker, jobs, now, release)
+            self._in_flight[worker] = batch
+            batches.append(batch)
+        return batches
+
+    def finish(self, worker: int, now: float, busy_s: float) -> Batch:
+        """Take a worker's batch back and its worker as idle.
+
+        Args:
+            worker: Whose result came.
+            now: Monotonic time.
+            busy_s: Seconds the worker itself spent on the batch.
+        """
+        batch = self._in_flight.pop(worker)
+        if worker in self._withdrawn:
+            self._withdrawn.remove(worker)
+        else:
+            self._idle.append(worker)
+        count = len(batch.jobs)
+        if count == 0:
+            return batch
+        if self.limits.linger_s:
+            self._linger.answered(count, now, self.limits.linger_s)
+        per_request = busy_s / count
+        if math.isinf(self._request_time_s):
+            self._request_time_s = per_request
+        self._request_time_s += _SMOOTHING * (per_request - self._request_time_s)
+        rate = count / max(now - batch.sent_at, 1e-6)
+        self._drain_rate += _SMOOTHING * (rate - self._drain_rate)
+        return batch
+
+    def worker_lost(self, worker: int, reason: str, now: float) -> Batch | None:
+        """Take a dead worker out; its requests are queued again, alone, or failed.
+
+        A request that was alone in its worker and is not run again is remembered as the cause.
+
+        Args:
+            worker: Which.
+            reason: What ended it, for the message.
+            now: Monotonic time.
+
+        Returns:
+            The batch that was in it, if any.
+        """
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._withdrawn.discard(worker)
+        batch = self._in_flight.pop(worker, None)
+        for job in batch.jobs if batch else ():
+            job.deaths += 1
+            may_retry = self.limits.retry_on_crash and job.deaths < CULPRIT_DEATHS
+            if may_retry and not job.is_abandoned():
+                self._retries.append(job)
+                continue
+            job.fail(WorkerDied(f"the worker died while it ran this request: {reason}"))
+            if batch and len(batch.jobs) == 1:
+                self._poison.record(job, now)
+        return batch
+
+    def fail_batch(self, worker: int, error: MMSError) -> None:
+        """End the requests of a worker that is about to be killed; it stays in flight, empty."""
+        batch = self._in_flight.get(worker)
+        if batch:
+            for job in batch.jobs:
+                job.fail(error)
+            batch.jobs = []
+            batch.is_doomed = True
+
+    def expire(self, now: float) -> list[int]:
+        """Fail what is past its deadline; return the workers whose batch runs too long."""
+        for queue in self._queues():
+            expired = [job for job in queue if job.deadline <= now]
+            for job in expired:
+                queue.remove(job)
+                job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
+        for batch in self._in_flight.values():
+            for job in batch.jobs:
+                if job.deadline <= now:
+                    job.fail(DeadlineExceeded("the model did not answer before the deadline"))
+        return [worker for worker, batch in self._in_flight.items() if self._hung_at(batch) <= now]
+
+    def wake_at(self) -> float:
+        """Return the next time at which `expire` or `dispatch` has something to do."""
+        waiting = [job.deadline for queue in self._queues() for job in queue]
+        running = [
+            job.deadline
+            for batch in self._in_flight.values()
+            for job in batch.jobs
+            if not job.is_abandoned()
+        ]
+        hung = [self._hung_at(batch) for batch in self._in_flight.values()]
+        filling = []
+        delay, linger = self.limits.max_batch_delay_s, self.limits.linger_s
+        if self._queue and self._idle and (delay > 0 or linger > 0):
+            # The later one: while either holds, the batch waits.
+            ends = self._queue[0].enqueued_at + delay
+            filling = [max(ends, self._linger.until) if linger > 0 else ends]
+        return min(itertools.chain(waiting, running, hung, filling), default=math.inf)
+
+    def fail_all(self, error: MMSError) -> None:
+        """End every request, waiting or running."""
+        for queue in self._queues():
+            for job in queue:
+                job.fail(error)
+            queue.clear()
+        for worker in list(self._in_flight):
+            self.fail_batch(worker, error)
+
+    def retry_after_s(self) -> float:
+        """Estimate when the queue will have room: its length over the measured drain rate."""
+        workers = max(len(self._in_flight), 1)
+        if self._drain_rate <= 0:
+            return 1.0
+        return min(max(self.depth / (self._drain_rate * workers), 1.0), _MAX_RETRY_AFTER_S)
+
+    def _hung_at(self, batch: Batch) -> float:
+        return math.inf if batch.is_doomed else batch.sent_at + self.limits.response_timeout_s
+
+    def _waits_for_company(self, now: float) -> bool:
+        waiting = len(self._queue)
+        if self._retries or self._urgent or not waiting:
+            return False
+        delay, size = self.limits.max_batch_delay_s, self.limits.batch_size
+        if delay > 0 and waiting < size and now < self._queue[0].enqueued_at + delay:
+            return True
+        return self.limits.linger_s > 0 and self._linger.waits(waiting, size * len(self._idle), now)
+
+    def _take(self, now: float) -> tuple[list[Job], Release]:
+        """Take the next batch off the queue; empty if all that waited was not worth running."""
+        if self._retries and (retry := self._take_retry(now)):
+            return [retry], Release.RETRY
+        # A share each when several workers idle: two half batches beat one full one.
+        share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
+        limit = min(self._frame_limit(), max(share, 1))
+        jobs: list[Job] = []
+        size = 0
+        while len(jobs) < limit and (queue := self._next_queue() if self._urgent else self._queue):
+            if jobs and size + queue[0].size > MAX_FRAME_BYTES:
+                break
+            job = queue.popleft()
+            if self._is_wanted(job, now):
+                jobs.append(job)
+                size += job.size
+                if job.is_urgent:
+                    self._urgent_in_a_row += 1
+                elif self._urgent_in_a_row:
+                    self._urgent_in_a_row = 0
+        if len(jobs) > 1 and size > LARGE_BODY_BYTES:
+            jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
+        return jobs, self._release(len(jobs))
+
+    def _take_retry(self, now: float) -> Job | None:
+        """Take the next retry if it is its turn."""
+        others_wait = bool(self._queue or self._urgent)
+        if others_wait and self._retries_in_a_row >= MAX_AHEAD:
+            self._retries_in_a_row = 0
+            return None
+        while self._retries:
+            job = self._retries.popleft()
+            if self._is_wanted(job, now):
+                self._retries_in_a_row = self._retries_in_a_row + 1 if self._retries else 0
+                return job
+        self._retries_in_a_row = 0
+        return None
+
+    def _next_queue(self) -> deque[Job]:
+        """Return the queue whose turn it is while an urgent request waits."""
+        if self._queue and self._urgent_in_a_row >= MAX_AHEAD:
+            return self._queue
+        return self._urgent
+
+    def _release(self, count: int) -> Release:
+        if count >= self.limits.batch_size:
+            return Release.FULL
+        return Release.DELAY if self.limits.max_batch_delay_s > 0 else Release.DRAINED
+
+    def _queues(self) -> tuple[deque[Job], deque[Job], deque[Job]]:
+        """Return all queues."""
+        return self._retries, self._urgent, self._queue
+
+    def _frame_limit(self) -> int:
+        affordable = int(FRAME_TIME_S / max(self._request_time_s, 1e-7))
+        return max(self.limits.batch_size, min(affordable, MAX_FRAME_REQUESTS))
+
+    def _is_wanted(self, job: Job, now: float) -> bool:
+        if job.is_abandoned():
+            return False
+        if job.deadline <= now:
+            job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
+            return False
+        # Later ones were looked up when they came.
+        if job.enqueued_at <= self._poison.newest_at and (
+            refusal := self._poison.refusal(job, now)
+        ):
+            job.fail(refusal)
+            return False
+        return True

@@ -1,0 +1,110 @@
+"""What services report themselves (``context.metrics``), kept in the server and rendered.
+
+A report is what a worker sends: name, value, unit and dimensions of each metric. Values are turned
+into base units, as Prometheus wants them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+
+#: Series that one version of a model may make; a dimension with a value per request would
+#: otherwise fill the server's memory.
+MAX_SERIES = 200
+_MAX_DIMENSIONS = 10
+_MAX_TEXT = 100
+#: Dimensions that 1.x added to every metric; the model and version labels say it already.
+_REDUNDANT = {"ModelName", "Level"}
+#: Suffix and factor to the base unit.
+_UNITS = {
+    "Milliseconds": ("_seconds", 1e-3),
+    "Seconds": ("_seconds", 1.0),
+    "Kilobytes": ("_bytes", 1e3),
+    "Megabytes": ("_bytes", 1e6),
+    "Gigabytes": ("_bytes", 1e9),
+    "Percent": ("_ratio", 1e-2),
+}
+_Series = tuple[str, str, tuple[tuple[str, str], ...]]
+
+
+class ReportedMetrics:
+    """The series that one version of a model has reported."""
+
+    def __init__(self) -> None:
+        self._values: dict[_Series, float] = {}
+        self._counts: dict[_Series, int] = {}
+        self.dropped = 0
+
+    def take(self, report: Any) -> None:
+        """Take in what a worker sent; whatever is no metric is counted in `dropped`.
+
+        Args:
+            report: ``[[name, value, unit, is counter, [[dimension, value], ...]], ...]``.
+        """
+        for entry in report if isinstance(report, list) else [report]:
+            series, value = _read(entry)
+            if series is None or (series not in self._values and len(self._values) >= MAX_SERIES):
+                self.dropped += 1
+                continue
+            # Times add up, so that a mean can be drawn; of sizes and shares the last one counts.
+            adds_up = series[0] in ("counter", "summary")
+            self._values[series] = value + (self._values.get(series, 0.0) if adds_up else 0.0)
+            self._counts[series] = self._counts.get(series, 0) + 1
+
+    def samples(self) -> Iterator[tuple[str, str, dict[str, str], float, int]]:
+        """Return (type, name, labels, value, number of reports) of each series."""
+        for series, value in self._values.items():
+            type_, name, labels = series
+            yield type_, name, dict(labels), value, self._counts[series]
+
+
+def families(reported: Iterable[tuple[str, str, ReportedMetrics]]) -> Iterator[Metric]:
+    """Return a family for each name that any (model, version) has reported."""
+    found: dict[tuple[str, str], Metric] = {}
+    for model, version, metrics in reported:
+        for type_, name, dimensions, value, count in metrics.samples():
+            family = found.get((type_, name))
+            if family is None:
+                family = found[type_, name] = Metric(name, "Reported by the service.", type_)
+            labels = {**dimensions, "model": model, "version": version}
+            if type_ == "counter":
+                family.add_sample(f"{name}_total", labels, value)
+            elif type_ == "summary":
+                family.add_sample(f"{name}_count", labels, count)
+                family.add_sample(f"{name}_sum", labels, value)
+            else:
+                family.add_sample(name, labels, value)
+    yield from found.values()
+
+
+def _read(entry: Any) -> tuple[_Series | None, float]:
+    try:
+        name, value, unit, is_counter, dimensions = entry
+        number = float(value)
+        labels = tuple(
+            sorted(
+                (_name(str(key)), str(label)[:_MAX_TEXT])
+                for key, label in dimensions[:_MAX_DIMENSIONS]
+                if key not in _REDUNDANT
+            )
+        )
+    except (TypeError, ValueError, OverflowError):
+        return None, 0.0
+    base = f"mms_service_{_name(str(name))}"
+    if number != number or abs(number) == float("inf") or (is_counter and number < 0):
+        return None, 0.0
+    if is_counter:
+        return ("counter", base.removesuffix("_total"), labels), number
+    suffix, factor = _UNITS.get(str(unit), ("", 1.0))
+    type_ = "summary" if suffix == "_seconds" else "gauge"
+    return (type_, base.removesuffix(suffix) + suffix, labels), number * factor
+
+
+def _name(text: str) -> str:
+    """Return a name as Prometheus writes it: ``TokensPerRequest`` is ``tokens_per_request``."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text[:_MAX_TEXT])
+    return re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_").lower() or "metric"
