@@ -98,10 +98,11 @@ class Server:
         self.dataplane = DataPlane(
             self.registry, self.metrics, self._shadows, config.server.access_log
         )
+        hidden = config.server.blacklist_env_vars
         self.controlplane = ControlPlane(
             config,
             self.registry,
-            partial(_worker_environment, config.server.blacklist_env_vars),
+            partial(_worker_environment, re.compile(hidden) if hidden else None),
             progress,
         )
         self.startup = Startup(self.controlplane, self.registry)
@@ -385,16 +386,12 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
     return sock
 
 
-def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
-    try:
-        pattern = re.compile(blacklist) if blacklist else None
-    except re.error as error:
-        raise ConfigError(f"blacklist_env_vars: not a regular expression: {error}") from None
+def _worker_environment(hidden: re.Pattern[str] | None, threads: int) -> Mapping[str, str]:
     return worker_environment(
         os.environ,
         threads,
         # A service has no business with the models of others.
-        lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
+        lambda name: name == TOKEN_VARIABLE or bool(hidden and hidden.fullmatch(name)),
     )
 
 
