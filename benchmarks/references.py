@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from benchmarks.client import Demand, Request, Sample, measure
 from benchmarks.processes import read_line, start, stopping
 from benchmarks.shared_queue import make_queue
-from mms.config import usable_cores
+from mms.config.resources import usable_cores
 
 _START_LIMIT_S = 120.0
 _TASK_LIMIT_S = 300.0

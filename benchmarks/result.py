@@ -22,7 +22,7 @@ from benchmarks.processes import ROOT, BenchmarkError
 from benchmarks.rounds import SERVER, Plan, Row, ratio
 from benchmarks.schedule import percentiles
 from benchmarks.workloads import Workload
-from mms.config import usable_cores
+from mms.config.resources import usable_cores
 from mms.version import __version__
 
 #: Raised when the document changes, so that results are only compared with their like.

@@ -24,7 +24,7 @@ from benchmarks.schedule import percentiles
 from benchmarks.server import Server, serving
 from benchmarks.table import render
 from mms.archive.reader import open_archive
-from mms.config import usable_cores
+from mms.config.resources import usable_cores
 from mms.export.package import export_model
 
 _SERVICES = Path(__file__).parent / "services"

@@ -13,7 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
-from mms.config import ENV_PREFIX, Config, ModelSettings, ServerSettings
+from mms.config.build import Config
+from mms.config.declaration import rules_of
+from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import MMSError, StartupError, subclasses
 from mms.http.app import make_app
 from mms.http.context import Context
@@ -21,8 +23,9 @@ from mms.http.errors import status_of
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.serving.budget import Budget
+from mms.serving.controlplane import ControlPlane
+from mms.serving.dataplane import DataPlane
 from mms.serving.lifecycle import ServableState, WorkerState
-from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
@@ -60,7 +63,10 @@ def reference() -> str:
         "# Reference\n\nWritten from the code by `make docs`; do not edit.",
         "## Settings\n\nA flag beats an environment variable, which beats the file given with "
         "`--config`, which beats the archive's own `Serving` defaults. `--print-config` shows "
-        "where each value comes from.",
+        "where each value comes from, as a file that can be given as `--config`.\n\nA size is a "
+        "number of bytes or has a unit: `512MiB`, `2GB`. A time is a number of what the setting "
+        "names or has a unit: `500ms`, `30s`, `2m`. A list is separated by commas; in the file it "
+        "may be a list.",
         "### Server\n\n" + _settings(ServerSettings),
         "### Models\n\nAs flags and variables they hold for every model; in the file, under "
         "`models.NAME`, for one.\n\n" + _settings(ModelSettings),
@@ -166,8 +172,8 @@ def _settings(cls: type[Any]) -> str:
         (
             f"`--{f.name.replace('_', '-')}`",
             f"`{ENV_PREFIX}{f.name.upper()}`",
-            f"`{f.default}`" if f.default != "" else "",
-            f.metadata["help"].replace("|", "\\|"),
+            f"`{f.default}`" if f.default not in ("", ()) else "",
+            rules_of(f).help.replace("|", "\\|"),
         )
         for f in dataclasses.fields(cls)
     ]
@@ -201,7 +207,7 @@ def example() -> str:
 def _yaml(cls: type[Any], indent: str) -> list[str]:
     lines = []
     for f in dataclasses.fields(cls):
-        lines += [f"{indent}# {line}" for line in textwrap.wrap(f.metadata["help"], 90)]
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(rules_of(f).help, 90)]
         lines.append(f"{indent}{f.name}: {json.dumps(f.default)}")
     return lines
 
@@ -211,14 +217,13 @@ def _context() -> Context:
     exporter = Exporter(registry, metrics)
     budget = Budget(0)
     shadows = Shadows(metrics.shadows, budget)
-    return Context(registry, ServerSettings(), metrics, exporter, shadows, budget)
+    dataplane = DataPlane(registry, metrics, shadows, logs_access=False)
+    controlplane = ControlPlane(Config(ServerSettings(), (), {}), registry, lambda _: {})
+    return Context(registry, ServerSettings(), exporter, dataplane, controlplane)
 
 
 def _management_app() -> web.Application:
-    context = _context()
-    config = Config(ServerSettings(), (), {})
-    manager = ModelManager(config, context.registry, Path(), lambda _: {})
-    return make_management_app(context, manager, Guard(ServerSettings()))
+    return make_management_app(_context(), Guard(ServerSettings()))
 
 
 def _routes(app: web.Application) -> str:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from mms.archive.workspace import open_workspace
-from mms.config import TOKEN_VARIABLE, Config
+from mms.config.build import Config
+from mms.config.settings import TOKEN_VARIABLE
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.fetch.download import Progress
 from mms.http.app import is_loopback, make_app, shows_errors
@@ -38,11 +39,13 @@ from mms.http.openapi.description import models_of
 from mms.http.openapi.document import routes_of
 from mms.http.openapi.generate import find_generator
 from mms.serving.budget import Budget, default_limit
+from mms.serving.controlplane import ControlPlane
 from mms.serving.dataplane import DataPlane, ServerState
-from mms.serving.manager import ModelManager
+from mms.serving.janitor import Janitor
 from mms.serving.processes import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
+from mms.serving.startup import Startup
 from mms.telemetry.counters import ServableMetrics, ServerGauges, ServerMetrics
 from mms.telemetry.prometheus import METRICS_AGE_S, Exporter
 from mms.telemetry.writer import MetricsWriter, make_writer
@@ -85,7 +88,6 @@ class Server:
         longest_delay_s: float = LONGEST_DELAY_S,
     ) -> None:
         self.config = config
-        self._progress = progress
         self._reread = reread
         self._reloading: asyncio.Task[None] | None = None
         self.registry = Registry()
@@ -96,11 +98,21 @@ class Server:
         self.dataplane = DataPlane(
             self.registry, self.metrics, self._shadows, config.server.access_log
         )
+        hidden = config.server.blacklist_env_vars
+        self.controlplane = ControlPlane(
+            config,
+            self.registry,
+            partial(_worker_environment, re.compile(hidden) if hidden else None),
+            progress,
+        )
+        self.startup = Startup(self.controlplane, self.registry)
+        self.janitor = Janitor(self.controlplane, self.registry)
         self.context = Context(
             self.registry,
             config.server,
             Exporter(self.registry, self.metrics, metrics_age_s),
             self.dataplane,
+            self.controlplane,
         )
         self._announce = announce
         self._longest_delay_s = longest_delay_s
@@ -112,7 +124,6 @@ class Server:
         self.port = 0
         self.management_port = 0
         self.grpc_port = 0
-        self.manager: ModelManager | None = None
         self.workspace = Path()
 
     async def run(self) -> None:
@@ -151,17 +162,11 @@ class Server:
         if self.config.server.grpc_port >= 0:
             await self._listen_for_grpc()
         self.workspace = self._make_workspace()
-        self.manager = ModelManager(
-            self.config,
-            self.registry,
-            self.workspace,
-            partial(_worker_environment, self.config.server.blacklist_env_vars),
-            progress=self._progress,
-        )
-        self.context.manager = self.manager
+        self.controlplane.open(self.workspace)
         if self.config.server.management_port >= 0:
-            await self._listen_for_management(self.manager, guard)
-        await self.manager.start()
+            await self._listen_for_management(guard)
+        await self.startup.start()
+        self.janitor.start()
         self.dataplane.state = ServerState.SERVING
         if generator:
             await generator.generate(routes_of(app), models_of(self.registry), self.url)
@@ -185,8 +190,8 @@ class Server:
         # Beside the queues, which it waits for; they fail what is left when its time is up.
         stopping = asyncio.create_task(self._stop_grpc(timeout_s))
         await self._shadows.stop()
-        if self.manager:
-            await self.manager.stop(timeout_s, self._stop_now)
+        await self.janitor.stop()
+        await self.controlplane.stop(timeout_s, self._stop_now)
         await stopping
         await self._stack.aclose()
         self._edge.close()
@@ -194,9 +199,12 @@ class Server:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the inference API."""
-        host = self.config.server.host
-        known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-        return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{self.port}"
+        return _url(self.config.server.host, self.port)
+
+    @property
+    def management_url(self) -> str:
+        """Where a client on this machine reaches the management API."""
+        return _url(self.config.server.management_host, self.management_port)
 
     def request_stop(self) -> None:
         """Stop gracefully; asked a second time, at once."""
@@ -220,7 +228,7 @@ class Server:
     async def _reload(self) -> None:
         try:
             config = self._reread() if self._reread else self.config
-            done = await self.manager.apply(config) if self.manager else []
+            done = await self.startup.apply(config)
         except MMSError as error:
             logger.error("the configuration is not applied: %s", error)
         except Exception:
@@ -280,7 +288,7 @@ class Server:
             server, self._grpc = self._grpc, None
             await server.stop(timeout_s + _LAST_ANSWERS_S)
 
-    async def _listen_for_management(self, manager: ModelManager, guard: Guard) -> None:
+    async def _listen_for_management(self, guard: Guard) -> None:
         settings = self.config.server
         if not guard.asks_for_token and not is_loopback(settings.management_host):
             raise ConfigError(
@@ -288,7 +296,7 @@ class Server:
                 f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
             )
         sock = _bind(settings.management_host, settings.management_port, "management-port")
-        app = make_management_app(self.context, manager, guard)
+        app = make_management_app(self.context, guard)
         await self._serve(app, sock, is_management=True)
         self.management_port = sock.getsockname()[1]
 
@@ -353,6 +361,11 @@ class Server:
             await asyncio.wait_for(self._stop_now.wait(), seconds)
 
 
+def _url(host: str, port: int) -> str:
+    known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{port}"
+
+
 def _bind(host: str, port: int, flag: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -373,16 +386,12 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
     return sock
 
 
-def _worker_environment(blacklist: str, threads: int) -> Mapping[str, str]:
-    try:
-        pattern = re.compile(blacklist) if blacklist else None
-    except re.error as error:
-        raise ConfigError(f"blacklist_env_vars: not a regular expression: {error}") from None
+def _worker_environment(hidden: re.Pattern[str] | None, threads: int) -> Mapping[str, str]:
     return worker_environment(
         os.environ,
         threads,
         # A service has no business with the models of others.
-        lambda name: name == TOKEN_VARIABLE or bool(pattern and pattern.fullmatch(name)),
+        lambda name: name == TOKEN_VARIABLE or bool(hidden and hidden.fullmatch(name)),
     )
 
 

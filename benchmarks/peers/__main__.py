@@ -35,7 +35,7 @@ from benchmarks.peers.ours import make_ours
 from benchmarks.peers.peer import Peer, PeerUnavailable
 from benchmarks.peers.report import to_document, to_markdown
 from benchmarks.peers.rounds import Plan, measure
-from mms.config import usable_cores
+from mms.config.resources import usable_cores
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PEERS = {

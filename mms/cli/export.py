@@ -18,7 +18,9 @@ import click
 
 from mms.archive.manifest import SERVING_KEYS, Quantization
 from mms.archive.reader import open_archive
-from mms.config import ModelSettings, check_keys, usable_cores
+from mms.config.layers import check_keys
+from mms.config.resources import usable_cores
+from mms.config.settings import ModelSettings
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.export.package import Export, export_model, export_quantized
 from mms.log import configure_logging

@@ -19,14 +19,11 @@ from mms.archive.manifest import ServingDefaults
 from mms.archive.reader import find_archives, read_manifest
 from mms.cli.progress import ProgressLine
 from mms.cli.terminal import printable, shell_word
-from mms.config import (
-    ENV_PREFIX,
-    Config,
-    ModelSettings,
-    ServerSettings,
-    build_config,
-    with_archive_defaults,
-)
+from mms.config.build import Config, ModelConfig, build_config
+from mms.config.declaration import Unit, rules_of
+from mms.config.layers import with_archive_defaults
+from mms.config.printed import to_yaml
+from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import ConfigError, MMSError, StartupError
 from mms.fetch.download import cached, fetch, opening
 from mms.fetch.location import shown
@@ -38,7 +35,6 @@ from mms.version import __version__
 
 #: Exit status where a model was refused by what is not a start-up error (out of memory, say).
 LOAD_FAILED_STATUS = 3
-_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str}
 
 
 def main() -> None:
@@ -71,17 +67,30 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         for f in reversed(dataclasses.fields(cls)):
             flag = f"--{f.name.replace('_', '-')}"
             is_flag = isinstance(f.default, bool)
-            shown = f" [default: {f.default}]" if f.default not in ("", None) else ""
+            shown = f" [default: {f.default}]" if f.default not in ("", (), None) else ""
             declaration = f"{flag}/--no-{flag[2:]}" if is_flag else flag
             command = click.option(
                 declaration,
                 f.name,
-                type=None if is_flag else _FLAG_TYPES[type(f.default)],
+                type=None if is_flag else _flag_type(f),
                 default=None,
-                metavar=None if is_flag else type(f.default).__name__.upper(),
-                help=f"{f.metadata['help']}{shown}",
+                metavar=None if is_flag else _metavar(f),
+                help=f"{rules_of(f).help}{shown}",
             )(command)
     return command
+
+
+def _flag_type(setting: dataclasses.Field[Any]) -> Any:
+    """Return the type by which click checks a flag; lists and units are read with all the rest."""
+    is_plain = rules_of(setting).unit is None
+    return type(setting.default) if is_plain and type(setting.default) in (int, float) else str
+
+
+def _metavar(setting: dataclasses.Field[Any]) -> str:
+    unit = rules_of(setting).unit
+    if unit is not None:
+        return "SIZE" if unit is Unit.BYTES else "TIME"
+    return "LIST" if isinstance(setting.default, tuple) else type(setting.default).__name__.upper()
 
 
 @click.command(
@@ -210,9 +219,7 @@ def _announce(server: Server) -> None:
     host = base.removeprefix("http://").rpartition(":")[0]
     grpc = f"gRPC on {host}:{server.grpc_port}\n" if server.grpc_port else ""
     management = (
-        f"Management on http://127.0.0.1:{server.management_port}/models\n\n"
-        if server.management_port
-        else ""
+        f"Management on {server.management_url}/models\n\n" if server.management_port else ""
     )
     click.echo(
         f"\nmxnet-model-server {__version__}, listening on {base}\n\n"
@@ -255,20 +262,16 @@ def _inline(path: Path) -> str:
 
 def _print_config(config: Config) -> None:
     """Print every value with its origin; an archive that is not here sets nothing."""
-    for key, value in dataclasses.asdict(config.server).items():
-        click.echo(f"{key}: {value!r}  # {config.origins[key]}")
-    for model in config.models:
-        click.echo(f"models.{model.name}.path: {shown(model.path)!r}")
+
+    def with_archive(model: ModelConfig) -> ModelSettings:
         serving = ServingDefaults()
         with contextlib.suppress(MMSError):
             # Nothing is downloaded for this.
             path = cached(model.path, fetch_options(config.server))
             serving = read_manifest(path).serving if path else serving
-        settings = with_archive_defaults(model.settings, serving, config.origins, model.name)
-        for key, value in dataclasses.asdict(settings).items():
-            is_own = value != getattr(model.settings, key)
-            origin = "archive" if is_own else config.origins[f"models.{model.name}.{key}"]
-            click.echo(f"models.{model.name}.{key}: {value!r}  # {origin}")
+        return with_archive_defaults(model.settings, serving, model.origins)
+
+    click.echo(to_yaml(config, with_archive), nl=False)
 
 
 def _report(error: MMSError) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,9 +16,6 @@ from urllib.parse import unquote, urlsplit
 from mms.errors import ConfigError, Forbidden, ModelNotFound
 from mms.fetch.location import is_remote, parse_location, shown
 
-#: Patterns of ``allowed_urls`` are told apart by a comma before a scheme: any other comma may
-#: belong to a pattern, and one that is cut in two could permit what nobody meant.
-_BETWEEN_PATTERNS = re.compile(r",\s*(?=\(?(?:\?:)?(?:https?|s3|file)\b)")
 #: As often as this is a path unquoted to see where it leads; a server may do so twice.
 _MAX_UNQUOTINGS = 5
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
@@ -71,18 +69,18 @@ class Policy:
         return is_public(address)
 
 
-def parse_policy(allowed_urls: str, allow_private: bool) -> Policy:
+def parse_policy(allowed_urls: Sequence[str], allow_private: bool) -> Policy:
     """Return the policy of two settings.
 
     Args:
-        allowed_urls: Regular expressions, separated by commas.
+        allowed_urls: Regular expressions.
         allow_private: See Policy.
 
     Raises:
         ConfigError: One of them is not valid.
     """
     patterns = []
-    for text in _BETWEEN_PATTERNS.split(allowed_urls.strip()) if allowed_urls.strip() else []:
+    for text in allowed_urls:
         try:
             patterns.append(re.compile(text))
         except re.error as error:
@@ -129,6 +127,28 @@ def admit(url: str, model_store: str, policy: Policy) -> str:
     if not os.path.exists(path):
         raise ModelNotFound(f"Model not found in model store: {url[:200]}")
     return f"{path}{separator}{pin}"
+
+
+def check_place(location: str, model_store: str, policy: Policy) -> None:
+    """Refuse the path of an archive that callers could not have registered.
+
+    Args:
+        location: As it was registered. What is remote is checked when it is fetched.
+        model_store: Folder of the archives that callers may register.
+        policy: What else they may.
+
+    Raises:
+        Forbidden: It is neither in the model store nor permitted.
+    """
+    path = parse_location(location).path
+    if path is None:
+        return
+    real = os.path.realpath(path)
+    if model_store and Path(real).is_relative_to(os.path.realpath(model_store)):
+        return
+    if not policy.patterns:
+        raise Forbidden(f"{location} is not in the model store")
+    policy.check_url(f"file://{real}")
 
 
 def is_public(address: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import Forbidden, MMSError, OutOfMemory
 from mms.grpc import inference_pb2 as pb
 from mms.grpc import inference_pb2_grpc

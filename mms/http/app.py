@@ -6,7 +6,7 @@ import ipaddress
 
 from aiohttp import web
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.http import describe, docs, inference, sagemaker, status
 from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
+from mms.serving.controlplane import ControlPlane
 from mms.serving.dataplane import DataPlane, ServerState
-from mms.serving.manager import ModelManager
 from mms.serving.registry import Registry
 from mms.telemetry.prometheus import Exporter
 
@@ -22,14 +22,14 @@ class Context:
         settings: The server's settings.
         exporter: Renders all metrics.
         dataplane: Answers calls.
-        manager: Changes which models there are; None before there is one.
+        controlplane: Changes which models there are.
     """
 
     registry: Registry
     settings: ServerSettings
     exporter: Exporter
     dataplane: DataPlane
-    manager: ModelManager | None = None
+    controlplane: ControlPlane
 
     @property
     def is_ready(self) -> bool:
@@ -37,11 +37,10 @@ class Context:
 
         Where models were configured and none is left, nothing can be served.
         """
-        expects_models = self.manager is not None and self.manager.expects_models
         return (
             self.dataplane.state is ServerState.SERVING
-            and not (expects_models and self.registry.is_empty)
-            and all(s.is_ready for s in self.registry.servables() if s.is_startup)
+            and not (self.controlplane.expects_models and self.registry.is_empty)
+            and all(s.is_ready for s in self.controlplane.startup_servables())
         )
 
 

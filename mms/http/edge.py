@@ -14,7 +14,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import MMSError, TooManyConnections
 from mms.http.errors import error_body, status_of
 from mms.http.limiter import LineLimiter

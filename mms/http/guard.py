@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion10
 from multidict import istr
 
-from mms.config import TOKEN_VARIABLE, ServerSettings
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, Draining, Forbidden, InvalidRequest, Unauthorized
 from mms.http.audit import Failures
 
@@ -62,7 +62,7 @@ class Guard:
             )
         self._token = _bytes(token)
         self._failures = Failures() if failures is None else failures
-        listed = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
+        listed = {name.lower() for name in settings.allowed_hosts}
         self._takes_any = "*" in listed
         self._listed = frozenset(_name_of(name) for name in listed)
         own = {"localhost", settings.host.lower(), settings.management_host.lower()}

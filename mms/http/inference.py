@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from multidict import istr
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import InvalidRequest
 from mms.http.body import content_encoding, read_body
 from mms.http.connection import hold_of

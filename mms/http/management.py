@@ -10,25 +10,30 @@ import dataclasses
 import datetime
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 import orjson
 from aiohttp import web
 
-from mms.config import MAX_WORKERS, Layer, ModelSettings, keys, resolve
-from mms.errors import Forbidden, InvalidRequest, MMSError
-from mms.fetch.admission import admit
+from mms.config.settings import MAX_WORKERS
+from mms.errors import InvalidRequest, MMSError
 from mms.fetch.location import shown
-from mms.http.body import read_body
-from mms.http.context import CONTEXT
+from mms.http import oip_repository as repository
+from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
 from mms.http.openapi.document import management_document, routes_of
+from mms.http.parameters import (
+    MAX_BODY_BYTES,
+    page_of_models,
+    read_parameters,
+    refuse_unknown,
+    to_bool,
+    to_integer,
+)
 from mms.http.response import json_response
-from mms.serving.manager import ModelManager
-from mms.serving.memory import resident_bytes
+from mms.serving.memory import UNKNOWN, Memory, read_memory, shared_bytes
 from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
@@ -37,24 +42,17 @@ from mms.wire.codec import error_document
 audit = logging.getLogger("mms.audit")
 logger = logging.getLogger("mms.management")
 
-MANAGER = web.AppKey("manager", ModelManager)
 _TASKS = web.AppKey("tasks", Tasks)
-_MAX_BODY_BYTES = 1 << 20
-_PAGE = 100
-#: Largest of the numbers that have no bound of their own: weights, and places in a list.
-_MOST = 999_999_999
 _PROCESSING = {"status": "Processing worker updates..."}
 #: Settings that may change while the model serves.
 _LIVE_SETTINGS = ("batch_size", "max_batch_delay", "linger", "queue_size", "response_timeout")
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> web.Application:
+def make_management_app(context: Context, guard: Guard) -> web.Application:
     """Return the management application.
 
     Args:
         context: What the inference application shares.
-        manager: Does the work.
         guard: Checks every request, whatever its route.
     """
     app = web.Application(
@@ -62,10 +60,9 @@ def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> we
             make_middleware(context.dataplane, debug_errors=True),
             make_guard_middleware(guard, lambda: context.dataplane.is_draining),
         ],
-        client_max_size=_MAX_BODY_BYTES,
+        client_max_size=MAX_BODY_BYTES,
     )
     app[CONTEXT] = context
-    app[MANAGER] = manager
     app[_TASKS] = Tasks()
     app.on_shutdown.append(_cancel_tasks)
     router = app.router
@@ -80,55 +77,39 @@ def make_management_app(context: Any, manager: ModelManager, guard: Guard) -> we
     router.add_delete("/models/{model}", unregister, name="unregister")
     router.add_delete("/models/{model}/{version}", unregister, name="unregister_version")
     router.add_options("/", options, name="management_options")
-    # Here, because it builds on this module.
-    from mms.http import oip_repository as repository
-
     repository.add_routes(app)
     return app
 
 
 async def register(request: web.Request) -> web.Response:
     """Register a model, or with `version` another version of one."""
-    parameters = await _parameters(request)
-    manager = request.app[MANAGER]
+    parameters = await read_parameters(request)
+    controlplane = request.app[CONTEXT].controlplane
     url = parameters.pop("url", None)
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
-    fetching = manager.fetching
-    location = admit(url, request.app[CONTEXT].settings.model_store, fetching.policy)
-    name = parameters.pop("model_name", None)
-    handler = str(parameters.get("handler", ""))
-    version = parameters.pop("version", None)
-    version = None if version is None else str(version)
+    name, version = parameters.pop("model_name", None), parameters.pop("version", None)
     size: int | None = None
     is_lazy = parameters.get("load") == "lazy"
     if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
-        size = _whole(parameters.pop("initial_workers", 0), "initial_workers", MAX_WORKERS)
-    synchronous = _flag(parameters.pop("synchronous", True), "synchronous")
+        size = to_integer(parameters.pop("initial_workers", 0), "initial_workers", MAX_WORKERS)
+    synchronous = to_bool(parameters.pop("synchronous", True), "synchronous")
     # A version that cannot answer yet takes over only if it is told to.
-    make_default = _flag(parameters.pop("make_default", size != 0), "make_default")
+    make_default = to_bool(parameters.pop("make_default", size != 0), "make_default")
     # The manifest tells, and only Python is left.
     parameters.pop("runtime", None)
     # Before a download that may take long, and for nothing.
-    settings, _ = _settings(dict(parameters), str(name), manager.layers)
-    if name is not None:
-        manager.check(str(name), version)
-    path = await fetching.fetch(location, is_trusted=False)
-    manifest = await fetching.read_manifest(location, path, handler)
-    name = manifest.model_name if name is None else name
-    settings, origins = _settings(parameters, str(name), manager.layers)
-    manager.check(str(name), version)
-    registering = manager.register(
-        str(name),
-        location,
-        fetched=path,
-        version=version,
-        settings=settings,
-        origins=origins,
+    asked = controlplane.admit(
+        url,
+        parameters,
+        name=None if name is None else str(name),
+        version=None if version is None else str(version),
         size=size,
-        make_default=make_default,
     )
-    audit.info("register %s from %s", name, shown(location))
+    registration, fetched = await controlplane.identify(asked)
+    name = registration.name
+    registering = controlplane.register(registration, fetched, make_default)
+    audit.info("register %s from %s", name, shown(registration.path))
     if size != 0 and not synchronous:
         # Refused at once what can be refused at once; the load goes on by itself.
         _run(request.app, registering, f"registering {name}")
@@ -148,9 +129,11 @@ async def describe(request: web.Request) -> web.Response:
     match = request.match_info
     model = registry.model(match["model"])
     servable = registry.get(match["model"], match.get("version"))
-    document = describe_servable(servable)
+    pids = servable.pids
+    resident, shared = await asyncio.to_thread(lambda: (read_memory(pids), shared_bytes(pids)))
+    document = describe_servable(servable, resident)
     document |= {
-        "memoryUsage": await asyncio.to_thread(servable.memory_bytes),
+        "memoryUsage": shared,
         "defaultVersion": model.default,
         "versions": list(model.versions),
         "traffic": {
@@ -164,45 +147,46 @@ async def describe(request: web.Request) -> web.Response:
 
 async def change(request: web.Request) -> web.Response:
     """Scale a model's workers, and change settings of its queue and batches."""
-    parameters = await _parameters(request)
-    manager, match = request.app[MANAGER], request.match_info
-    servable = request.app[CONTEXT].registry.get(match["model"], match.get("version"))
+    parameters = await read_parameters(request)
+    context, match = request.app[CONTEXT], request.match_info
+    controlplane = context.controlplane
+    servable = context.registry.get(match["model"], match.get("version"))
     live = {key: parameters.pop(key) for key in _LIVE_SETTINGS if key in parameters}
     asked = set(parameters)
     scales = not live or "min_worker" in parameters or "max_worker" in parameters
-    minimum = _whole(parameters.pop("min_worker", 1), "min_worker", MAX_WORKERS)
-    maximum = _whole(parameters.pop("max_worker", minimum), "max_worker", MAX_WORKERS)
-    synchronous = _flag(parameters.pop("synchronous", False), "synchronous")
+    minimum = to_integer(parameters.pop("min_worker", 1), "min_worker", MAX_WORKERS)
+    maximum = to_integer(parameters.pop("max_worker", minimum), "max_worker", MAX_WORKERS)
+    synchronous = to_bool(parameters.pop("synchronous", False), "synchronous")
     parameters.pop("number_gpu", None)
-    _refuse_unknown(parameters)
+    refuse_unknown(parameters)
     if maximum < minimum:
         raise InvalidRequest("max_worker cannot be less than min_worker.")
     if scales and (maximum != minimum or "max_worker" in asked):
         live["max_workers"] = maximum if maximum > minimum else 0
     if live:
-        await manager.configure(servable, live)
+        await controlplane.configure(servable, live)
         audit.info("change %s/%s: %s", servable.name, servable.version, live)
     if not scales:
         return _json({"status": f'Model "{servable.name}" changed'})
     audit.info("scale %s/%s to %d", servable.name, servable.version, minimum)
     if not synchronous:
-        _run(request.app, manager.scale(servable, minimum), f"scaling {servable.name}")
+        _run(request.app, controlplane.scale(servable, minimum), f"scaling {servable.name}")
         return _json(_PROCESSING, 202)
-    await _finish(request.app, manager.scale(servable, minimum))
+    await _finish(request.app, controlplane.scale(servable, minimum))
     return _json({"status": "Workers scaled"})
 
 
 async def split(request: web.Request) -> web.Response:
     """Split a model's traffic over its versions: `weights`, `sticky_header`, `shadow`."""
-    parameters = await _parameters(request)
+    parameters = await read_parameters(request)
     weights = parameters.pop("weights", {})
     sticky, shadow = parameters.pop("sticky_header", ""), parameters.pop("shadow", "")
-    _refuse_unknown(parameters)
+    refuse_unknown(parameters)
     if not isinstance(weights, dict) or not isinstance(sticky, str) or not isinstance(shadow, str):
         raise InvalidRequest('send {"weights": {"1": 90, "2": 10}, "sticky_header": "", ...}')
-    numbers = {str(version): _whole(weight, "weights") for version, weight in weights.items()}
+    numbers = {str(version): to_integer(weight, "weights") for version, weight in weights.items()}
     name = request.match_info["model"]
-    request.app[MANAGER].split(name, Traffic(numbers, sticky, shadow))
+    request.app[CONTEXT].controlplane.split(name, Traffic(numbers, sticky, shadow))
     audit.info("split %s: %s, shadow %r", name, numbers, shadow)
     return _json({"status": f'Traffic of model "{name}" changed'})
 
@@ -210,7 +194,7 @@ async def split(request: web.Request) -> web.Response:
 async def set_default(request: web.Request) -> web.Response:
     """Make a version the one that answers requests which name none."""
     name, version = request.match_info["model"], request.match_info["version"]
-    request.app[MANAGER].set_default(name, version)
+    request.app[CONTEXT].controlplane.set_default(name, version)
     audit.info("set default of %s to %s", name, version)
     return _json({"status": f'Default version of model "{name}" is now "{version}"'})
 
@@ -218,7 +202,7 @@ async def set_default(request: web.Request) -> web.Response:
 async def unregister(request: web.Request) -> web.Response:
     """Unregister a model, or one version of it; what it has accepted is still answered."""
     name, version = request.match_info["model"], request.match_info.get("version")
-    await request.app[MANAGER].unregister(name, version)
+    await request.app[CONTEXT].controlplane.unregister(name, version)
     audit.info("unregister %s %s", name, version or "")
     return _json({"status": f'Model "{name}" unregistered'})
 
@@ -226,26 +210,6 @@ async def unregister(request: web.Request) -> web.Response:
 async def options(request: web.Request) -> web.Response:
     """Describe this API as OpenAPI 3."""
     return _json(management_document(routes_of(request.app)))
-
-
-def page_of_models(request: web.Request, describe: Callable[[Model], Any]) -> dict[str, Any]:
-    """Return the page of the list of models that a request asks for.
-
-    Args:
-        request: Its `limit` and `next_page_token` say how many, and from which on.
-        describe: Gives what the list says of a model.
-
-    Raises:
-        InvalidRequest: One of these is not a whole number.
-    """
-    limit = _whole(request.query.get("limit", _PAGE), "limit")
-    start = _whole(request.query.get("next_page_token", 0), "next_page_token")
-    end = start + min(max(limit, 1), _PAGE)
-    models = list(request.app[CONTEXT].registry.models())
-    document: dict[str, Any] = {"models": [describe(model) for model in models[start:end]]}
-    if end < len(models):
-        document["nextPageToken"] = str(end)
-    return document
 
 
 def _model_row(model: Model) -> dict[str, Any]:
@@ -257,8 +221,13 @@ def _model_row(model: Model) -> dict[str, Any]:
     }
 
 
-def describe_servable(servable: Servable) -> dict[str, Any]:
-    """Return what the management API shows of one version of a model."""
+def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[str, Any]:
+    """Return what the management API shows of one version of a model.
+
+    Args:
+        servable: The version.
+        memory: What its processes hold, by their ids.
+    """
     settings, limits = servable.settings, servable.limits
     signature = servable.archive.signature
     quantization = servable.archive.manifest.serving.quantization
@@ -301,7 +270,7 @@ def describe_servable(servable: Servable) -> dict[str, Any]:
                 "status": worker.state.value.upper(),
                 "gpu": worker.gpu is not None,
                 "device": "cpu" if worker.gpu is None else f"gpu:{worker.gpu}",
-                "memoryUsage": resident_bytes(worker.child.pid),
+                "memoryUsage": memory.get(worker.child.pid, UNKNOWN).resident,
                 "requests": worker.requests,
             }
             for worker in servable.workers
@@ -318,57 +287,6 @@ def _batching(servable: Servable) -> dict[str, Any]:
     if servable.limits.batch_size == 1:
         reason = "batch_size is 1"
     return {"joined": not reason, "reason": reason}
-
-
-def _settings(
-    parameters: dict[str, Any], name: str, layers: Sequence[Layer]
-) -> tuple[ModelSettings, Mapping[str, str]]:
-    if "service" in parameters:
-        raise Forbidden("service files outside archives cannot be named here")
-    known = {key: parameters.pop(key) for key in keys(ModelSettings) if key in parameters}
-    _refuse_unknown(parameters)
-    return resolve(ModelSettings, [Layer("request", known), *layers], f"models.{name}.")
-
-
-def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
-    for key in parameters:
-        raise InvalidRequest(f"unknown parameter {str(key)[:100]!r}")
-
-
-async def _parameters(request: web.Request) -> dict[str, Any]:
-    """Return the parameters of a call: from the query, a form, or a JSON object."""
-    parameters: dict[str, Any] = dict(request.query)
-    chunks, size = await read_body(request, _MAX_BODY_BYTES, 30.0)
-    if not size:
-        return parameters
-    body = b"".join(chunks)
-    if request.content_type == "application/x-www-form-urlencoded" and not body.startswith(b"{"):
-        return parameters | dict(parse_qsl(body.decode(errors="replace")))
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return parameters | document
-
-
-def _whole(value: Any, name: str, maximum: int = _MOST) -> int:
-    text = str(value)
-    is_number = not isinstance(value, bool) and text.isascii() and text.isdecimal()
-    # The length first: Python refuses to convert very long numbers.
-    if not is_number or len(text) > len(str(_MOST)) or int(text) > maximum:
-        raise InvalidRequest(
-            f"Parameter {name} must be a whole number from 0 to {maximum}, got {text[:50]!r}"
-        )
-    return int(text)
-
-
-def _flag(value: Any, name: str) -> bool:
-    text = str(value).lower()
-    if text not in _TRUE + _FALSE:
-        raise InvalidRequest(f"Parameter {name} must be true or false, got {text[:50]!r}")
-    return text in _TRUE
 
 
 def _run(app: web.Application, work: Coroutine[Any, Any, Any], what: str) -> None:

@@ -7,24 +7,23 @@ that everybody may reach, and behind the guard of the management API.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import orjson
 from aiohttp import web
 
 from mms.archive.reader import find_archives
-from mms.config import SAGEMAKER_MODELS, ModelSettings, ServerSettings, resolve
+from mms.config.settings import SAGEMAKER_MODELS, ServerSettings
 from mms.errors import Draining, InvalidRequest, MMSError, ModelNotReady
-from mms.fetch.admission import admit
 from mms.fetch.location import is_remote, parse_location
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
 from mms.http.inference import answer
-from mms.http.management import page_of_models
+from mms.http.parameters import page_of_models
 from mms.http.response import json_response
 from mms.serving.dataplane import ServerState
-from mms.serving.manager import ModelManager
 from mms.serving.registry import Model, listed
 from mms.wire.messages import Dialect
 
@@ -87,13 +86,14 @@ async def load(request: web.Request) -> web.Response:
     except (orjson.JSONDecodeError, TypeError, KeyError):
         raise InvalidRequest('send {"model_name": NAME, "url": FOLDER} as JSON') from None
     if not isinstance(name, str) or not isinstance(url, str):
-        raise InvalidRequest("model_name and url must be texts")
-    manager = _manager(context)
-    manager.check(name, None)
-    location = admit(url, context.settings.model_store, manager.fetching.policy)
-    settings, origins = resolve(ModelSettings, manager.layers, f"models.{name}.")
+        raise InvalidRequest("model_name and url must be strings")
+    if context.dataplane.is_draining:
+        raise Draining("the server is starting or stopping", 1.0)
+    admitted = context.controlplane.admit(url, {}, name=name)
     try:
-        await manager.register(name, _archive_in(location), settings=settings, origins=origins)
+        await context.controlplane.register(
+            dataclasses.replace(admitted, path=_archive_in(admitted.path))
+        )
     except MMSError as error:
         if not request.app[_SHOWS_PATHS]:
             error.args = (_without_store(str(error), context.settings),)
@@ -117,7 +117,9 @@ async def unload(request: web.Request) -> web.Response:
     """Unload a model; what it has accepted is still answered."""
     context = request.app[CONTEXT]
     name = request.match_info["model"]
-    await _manager(context).unregister(name)
+    if context.dataplane.is_draining:
+        raise Draining("the server is starting or stopping", 1.0)
+    await context.controlplane.unregister(name)
     return json_response(orjson.dumps({"status": f'Model "{name}" unregistered'}) + b"\n")
 
 
@@ -151,7 +153,7 @@ def _is_known(path: str) -> bool:
 
 
 def _only_model(context: Context) -> str:
-    names = sorted({s.name for s in context.registry.servables() if s.is_startup}) or [
+    names = sorted({s.name for s in context.controlplane.startup_servables()}) or [
         model.name for model in context.registry.models()
     ]
     if len(names) == 1:
@@ -168,9 +170,3 @@ def _archive_in(location: str) -> str:
     if len(found) != 1:
         return location
     return f"{found[0]}#sha256={given.pin}" if given.pin else str(found[0])
-
-
-def _manager(context: Context) -> ModelManager:
-    if context.manager is None or context.dataplane.is_draining:
-        raise Draining("the server is starting or stopping", 1.0)
-    return context.manager

@@ -62,5 +62,6 @@ async def model_ready(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """All metrics in Prometheus' text format."""
-    body = request.app[CONTEXT].exporter.render()
+    context = request.app[CONTEXT]
+    body = await context.exporter.fresh(context.registry.read_memory)
     return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})

@@ -1,4 +1,4 @@
-"""The server process below HTTP: registry, servables, queues and worker pools.
+"""The server process below HTTP: data and control plane, servables, queues and worker pools.
 
 Never imports mxnet, numpy or user code. `lifecycle` and `dispatcher` are pure: events and times
 in, decisions out, so that races are tested without processes.

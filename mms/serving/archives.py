@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 from mms.archive.manifest import Manifest
 from mms.archive.members import UnpackLimits
 from mms.archive.reader import Archive, open_archive, read_manifest
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
 from mms.fetch.admission import parse_policy
 from mms.fetch.download import FetchOptions, Progress, fetch, local_file, opening
 from mms.fetch.location import is_remote, parse_location, shown
-from mms.serving.state import file_stamp
+from mms.serving.stamp import file_stamp
 
 #: Downloads at once; more only share the same line.
 _MOST_DOWNLOADS = 8

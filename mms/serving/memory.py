@@ -4,8 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one process holds.
+
+    Attributes:
+        resident: Resident bytes.
+        private: Those of them that belong to no file.
+    """
+
+    resident: int = 0
+    private: int = 0
+
+
+#: Of a process that is gone, or has not been looked at.
+UNKNOWN = Memory()
+
+
+def read_memory(pids: Iterable[int]) -> dict[int, Memory]:
+    """Return what processes hold, by their ids; blocks, so call it in a thread."""
+    return {pid: Memory(resident_bytes(pid), private_bytes(pid)) for pid in pids}
 
 
 def resident_bytes(pid: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mms.archive.manifest import ModelFormat
 from mms.archive.signature import Signature, TensorSpec
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.serving.registry import Model
 from mms.serving.servable import Servable
 from mms.version import __version__

@@ -1,16 +1,18 @@
 """Models by name, their versions, and which version answers a request.
 
-Knows no HTTP and no processes; `ModelManager` fills it.
+Knows no HTTP and no processes; `ControlPlane` fills it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
+from mms.serving.memory import read_memory
 from mms.serving.servable import Servable
 from mms.telemetry.prometheus import ServableSnapshot
 
@@ -184,6 +186,13 @@ class Registry:
     def servables(self) -> list[Servable]:
         """Return every version of every model."""
         return [servable for model in self.models() for servable in model.versions.values()]
+
+    async def read_memory(self) -> None:
+        """Read what all workers hold, for the next `snapshots`."""
+        workers = [(s, [worker.child.pid for worker in s.workers]) for s in self.servables()]
+        memory = await asyncio.to_thread(read_memory, [pid for _, pids in workers for pid in pids])
+        for servable, pids in workers:
+            servable.worker_memory = [memory[pid].resident for pid in pids]
 
     def snapshots(self) -> Iterable[ServableSnapshot]:
         """metrics.Source: return the state of each servable."""

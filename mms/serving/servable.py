@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mms.archive.reader import Archive
-from mms.config import ModelSettings, parse_gpus, usable_cores
+from mms.config.resources import usable_cores
+from mms.config.settings import ModelSettings
 from mms.errors import (
     DeadlineExceeded,
     Draining,
@@ -29,7 +30,7 @@ from mms.errors import (
     WorkerDied,
 )
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
-from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
+from mms.serving.memory import UNKNOWN, Memory
 from mms.serving.placement import Placement
 from mms.serving.pool import Pool, PoolSettings
 from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
@@ -91,7 +92,10 @@ class Servable:
         #: Why workers run requests one at a time, though batch_size says otherwise.
         self.alone_reason = ""
         self.last_used_at = time.monotonic()
-        self.is_startup = False
+        #: The state of its archive's files when they were last looked at, to see changes.
+        self.stamp: Any = None
+        #: Resident bytes of each worker, as they were read last; for the metrics.
+        self.worker_memory: list[int] = []
         self.metrics = ServableMetrics(name, version)
         self._max_response_bytes = max_response_bytes
         self._request_limits = limits or RequestLimits()
@@ -123,12 +127,18 @@ class Servable:
         """The workers and who keeps them."""
         return self._pool
 
-    def memory_bytes(self) -> int:
-        """Return the memory of its processes; what workers share with their loader counts once."""
+    @property
+    def pids(self) -> list[int]:
+        """The ids of its processes: the workers, and the loader that they are forked from."""
         pids = [worker.child.pid for worker in self.workers]
         if self._pool.loader:
             pids.append(self._pool.loader.child.pid)
-        return shared_bytes(pids)
+        return pids
+
+    @property
+    def limits_memory(self) -> bool:
+        """Whether workers are replaced when they hold too much memory."""
+        return bool(self.settings.max_worker_memory or self.settings.worker_memory_limit)
 
     @property
     def limits(self) -> Limits:
@@ -276,14 +286,19 @@ class Servable:
         await asyncio.gather(*(pool.stop() for pool in (self._pool, *self._retired)))
         self.state = move_servable(self.state, ServableState.UNLOADED)
 
-    def housekeep(self, now: float) -> None:
-        """Do what is due now and then: recover, recycle, scale, fall asleep."""
+    def housekeep(self, now: float, memory: Mapping[int, Memory]) -> None:
+        """Do what is due now and then: recover, recycle, scale, fall asleep.
+
+        Args:
+            now: Monotonic time.
+            memory: What its workers hold by their process ids, if it limits that.
+        """
         if self.state is ServableState.FAILED and self._recovery.is_due(now):
             self._tasks.start(self._try_recover())
         if self.state is not ServableState.READY:
             return
         for worker in self._pool.workers:
-            self._recycle_if_due(worker, now)
+            self._recycle_if_due(worker, now, memory.get(worker.child.pid, UNKNOWN))
         if self.settings.max_workers > self._size:
             self._autoscale(now)
         idle_s = now - self.last_used_at
@@ -291,12 +306,12 @@ class Servable:
             logger.info("idle for %.0f s; going to sleep", idle_s, extra={"model": self.name})
             self._tasks.start(self.sleep())
 
-    def _recycle_if_due(self, worker: WorkerProcess, now: float) -> None:
+    def _recycle_if_due(self, worker: WorkerProcess, now: float, memory: Memory) -> None:
         reason = recycling_reason(
             self.settings,
             age_s=now - worker.ready_at,
-            resident_bytes=resident_bytes(worker.child.pid),
-            private_bytes=private_bytes(worker.child.pid),
+            resident_bytes=memory.resident,
+            private_bytes=memory.private,
             requests=worker.requests,
             spread=worker.child.pid,
         )
@@ -333,8 +348,7 @@ class Servable:
             logger.error("cannot scale to %d workers: %s", size, error, extra={"model": self.name})
 
     def _initial_size(self) -> int:
-        gpus = parse_gpus(self.settings.gpu)
-        return self.settings.workers or (len(gpus) if gpus else usable_cores())
+        return self.settings.workers or len(self.settings.gpu) or usable_cores()
 
     def _queue_size(self) -> int:
         return self.settings.queue_size or _QUEUE_PER_WORKER * max(
@@ -375,7 +389,7 @@ class Servable:
             ),
             PoolSettings(
                 workers=self._size,
-                gpus=parse_gpus(settings.gpu),
+                gpus=settings.gpu,
                 gpu_memory=settings.gpu_memory,
                 preload=settings.preload,
                 load_timeout_s=settings.load_timeout,
@@ -444,7 +458,7 @@ class Servable:
             queue_limit=self._dispatcher.limits.queue_size,
             in_flight=self._dispatcher.in_flight,
             workers={state.value: workers[state.value] for state in WorkerState},
-            worker_memory=[resident_bytes(worker.child.pid) for worker in self._pool.workers],
+            worker_memory=self.worker_memory,
         )
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
@@ -474,7 +488,8 @@ class Servable:
         if worker.is_withdrawn:
             self._pool.dismiss(worker)
         elif self.settings.max_requests:
-            self._recycle_if_due(worker, now)
+            # By its requests: its memory is looked at by `housekeep`.
+            self._recycle_if_due(worker, now, UNKNOWN)
         self._pump()
         if len(result.answers) != len(batch.jobs):
             self._mismatch(batch, worker, len(result.answers))

@@ -1,4 +1,4 @@
-"""What outlives the server: its registrations in a file, and how to see that files have changed."""
+"""What outlives the server: its registrations, in a file."""
 
 from __future__ import annotations
 
@@ -6,49 +6,70 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from mms.errors import ConfigError
 from mms.files import write_atomically
 
 logger = logging.getLogger("mms.state")
 
-_MODEL = {"name": str, "version": str, "path": str, "size": (int, type(None)), "settings": dict}
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_SPLIT = {"default": str, "weights": dict, "sticky_header": str, "shadow": str}
+
+Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class SavedModel(msgspec.Struct, frozen=True):
+    """A registration as the file has it; `settings` holds what is not a default."""
+
+    name: str
+    version: str
+    path: str
+    size: Size | None
+    settings: dict[str, Any]
+
+
+class SavedTraffic(msgspec.Struct, frozen=True):
+    """How the traffic of one model is split over its versions."""
+
+    default: str
+    weights: dict[str, int]
+    sticky_header: str
+    shadow: str
+
+
+class State(msgspec.Struct, frozen=True):
     """What a state file holds.
 
     Attributes:
-        models: name, version, path, size and settings of each registration.
-        traffic: default, weights, sticky_header and shadow of each model by name.
+        models: The registrations.
+        traffic: Of each model by name.
     """
 
-    models: list[dict[str, Any]] = field(default_factory=list)
-    traffic: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: list[SavedModel]
+    traffic: dict[str, SavedTraffic]
 
 
 def read_state(path: str) -> State:
     """Read a state file; no path, or no file there, is an empty state.
 
     Raises:
-        ConfigError: The file cannot be read, is none of ours, or others may have written it.
+        ConfigError: The file cannot be read, is not a state file, or others may have written it.
     """
     if not path or not os.path.exists(path):
-        return State()
+        return State([], {})
     try:
         document = json.loads(_read_own(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"state_file {path} cannot be read: {error}") from None
-    if not _is_state(document):
-        raise ConfigError(f"state_file {path} is none of ours; remove it to start without")
-    return State(document["models"], document["traffic"])
+    try:
+        return msgspec.convert(document, State)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ConfigError(
+            f"state_file {path} is not a valid state file ({error}); remove it to start without"
+        ) from None
 
 
 def _read_own(path: str) -> bytes:
@@ -79,28 +100,6 @@ def _read_own(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _is_state(document: Any) -> bool:
-    return (
-        _has(document, {"models": list, "traffic": dict})
-        and all(_has(entry, _MODEL) for entry in document["models"])
-        and all((entry["size"] or 0) >= 0 for entry in document["models"])
-        and all(_has(split, _SPLIT) for split in document["traffic"].values())
-        and all(
-            type(weight) is int
-            for split in document["traffic"].values()
-            for weight in split["weights"].values()
-        )
-    )
-
-
-def _has(value: Any, kinds: Mapping[str, Any]) -> bool:
-    """Whether a value is a mapping with these keys and kinds of values."""
-    return isinstance(value, dict) and all(
-        key in value and isinstance(value[key], kind) and not isinstance(value[key], bool)
-        for key, kind in kinds.items()
-    )
-
-
 def write_state(path: str, state: State) -> None:
     """Write a state file in one step: a crash leaves the old one or the new one.
 
@@ -108,28 +107,9 @@ def write_state(path: str, state: State) -> None:
     """
     if not path:
         return
-    document = json.dumps(asdict(state), indent=2)
+    document = json.dumps(msgspec.to_builtins(state), indent=2)
     try:
         # For the owner only: a URL may carry a signature or a password.
         write_atomically(Path(path), document.encode(errors="surrogatepass"))
     except OSError as error:
         logger.error("state_file %s cannot be written: %s", path, error.strerror)
-
-
-def file_stamp(path: str) -> Any:
-    """Return what changes when a file, or any file in a folder, changes; None if it is gone."""
-    root = Path(path).expanduser()
-    try:
-        if root.is_file():
-            status = root.stat()
-            return (status.st_mtime_ns, status.st_size, status.st_ino)
-        return (
-            tuple(
-                (str(file), file.stat().st_mtime_ns, file.stat().st_size)
-                for file in sorted(root.rglob("*"))
-                if file.is_file() and "__pycache__" not in file.parts
-            )
-            or None
-        )
-    except OSError:
-        return None

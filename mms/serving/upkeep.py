@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mms.config import ModelSettings
+from mms.config.settings import ModelSettings
 
 #: When a FAILED model is loaded again by itself, seconds: at first, and at most.
 RECOVER_FIRST_S = 30.0

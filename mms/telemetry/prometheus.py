@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +83,7 @@ class Exporter:
         self._clock = clock
         self._text = b""
         self._good_until: float | None = None
+        self._preparing = asyncio.Lock()
         self._source = source
         self._server = server
         self._registry = CollectorRegistry(auto_describe=False)
@@ -100,6 +102,23 @@ class Exporter:
             cost_s = (ended - started) * _AGE_PER_COST if self._max_age_s else 0.0
             self._good_until = ended + max(self._max_age_s, cost_s)
         return self._text
+
+    async def fresh(self, prepare: Callable[[], Awaitable[None]]) -> bytes:
+        """Return the text, after what takes time to read has been read.
+
+        Args:
+            prepare: Reads it, without holding up the event loop; called only if a new text is due.
+        """
+        if not self._is_due():
+            return self._text
+        # Whoever asks meanwhile waits for the same text.
+        async with self._preparing:
+            if self._is_due():
+                await prepare()
+            return self.render()
+
+    def _is_due(self) -> bool:
+        return self._good_until is None or self._clock() >= self._good_until
 
     def collect(self) -> Iterator[Metric]:
         """prometheus_client: yield every metric family."""

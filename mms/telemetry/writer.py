@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.telemetry.counters import ServerMetrics
 from mms.telemetry.destinations import (
     CloudWatchDestination,

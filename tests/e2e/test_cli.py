@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.kit.archives import make_archive, make_folder, write_linear
 
@@ -304,6 +305,15 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(
     assert "Traceback" not in result.stderr
 
 
+def test_the_banner_names_the_address_of_the_management_api(echo: Path, serve: Serve) -> None:
+    command = serve("--models", f"e={echo}", "--load", "lazy", "--management-host", "127.0.0.2")
+    command.url()
+    match = wait_for(lambda: re.search(r"Management on (http://\S+)\n", command.output))
+    assert match[1].startswith("http://127.0.0.2:")
+    with urllib.request.urlopen(match[1], timeout=LIMIT_S) as response:
+        assert [model["modelName"] for model in json.load(response)["models"]] == ["e"]
+
+
 def test_print_config_tells_each_values_origin(echo: Path, tmp_path: Path) -> None:
     file = tmp_path / "mms.yaml"
     file.write_text(f"batch_size: 4\nmodels:\n  yaml: {{path: {echo}, batch_size: 5}}\n")
@@ -311,11 +321,29 @@ def test_print_config_tells_each_values_origin(echo: Path, tmp_path: Path) -> No
     result = run("serve", *args, MMS_KEEPALIVE_TIMEOUT="7")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert "port: 8080  # default" in lines
+    assert "#port: 8080  # default" in lines
     assert "keepalive_timeout: 7.0  # environment" in lines
-    assert "models.e.workers: 2  # flag" in lines
-    assert f"models.e.batch_size: 4  # {file}" in lines
-    assert f"models.yaml.batch_size: 5  # {file}: models.yaml" in lines
+    models = lines[lines.index("models:") :]
+    e, own = models[models.index("  e:") :], models[models.index("  yaml:") : models.index("  e:")]
+    assert "    workers: 2  # flag" in e
+    assert f"    batch_size: 4  # {file}" in e
+    assert f"    batch_size: 5  # {file}: models.yaml" in own
+
+
+def test_what_print_config_prints_is_a_config_file(echo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mms.yaml"
+    args = ["--models", f"e={echo}", "--memory-budget", "2GB", "--response-timeout", "500ms"]
+    first = run("serve", *args, "--gpu", "0,1", "--allowed-hosts", "a,b", "--print-config")
+    assert "memory_budget: 2000000000  # flag" in first.stdout.splitlines()
+    file.write_text(first.stdout)
+    again = run("serve", "--config", str(file), "--print-config")
+    assert again.returncode == 0, again.stderr
+    assert yaml.safe_load(again.stdout) == yaml.safe_load(first.stdout)
+    assert yaml.safe_load(again.stdout)["models"]["e"] == {
+        "path": str(echo),
+        "response_timeout": 0.5,
+        "gpu": [0, 1],
+    }
 
 
 def test_an_unknown_variable_is_refused_with_a_suggestion(echo: Path) -> None:

@@ -922,7 +922,7 @@ class TestPolicy:
         self, server: FileServer, options: FetchOptions
     ) -> None:
         url = server.add("/x.model", CONTENT)
-        for policy in (Policy(), parse_policy("https://models.example/.*", True)):
+        for policy in (Policy(), parse_policy(["https://models.example/.*"], True)):
             with pytest.raises(Forbidden):
                 fetch(url, options, policy)
             with pytest.raises(Forbidden):
@@ -932,7 +932,7 @@ class TestPolicy:
 
     def test_a_permitted_url_is_fetched(self, server: FileServer, options: FetchOptions) -> None:
         url = server.add("/x.model", CONTENT)
-        policy = parse_policy(f"{re.escape(server.url)}/.*", True)
+        policy = parse_policy([f"{re.escape(server.url)}/.*"], True)
         assert fetch(url, options, policy).read_bytes() == CONTENT
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "2130706433", "0x7f.1"])
@@ -942,10 +942,10 @@ class TestPolicy:
         server.add("/x.model", CONTENT)
         url = f"http://{host}:{server.port}/x.model"
         with pytest.raises(Forbidden, match="allow_private_urls"):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
         assert server.connections == 0
         assert kept(options) == set()
-        assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == CONTENT
+        assert fetch(url, options, parse_policy(["http://.*"], True)).read_bytes() == CONTENT
 
     @pytest.mark.parametrize(
         "host",
@@ -958,7 +958,7 @@ class TestPolicy:
         self, server: FileServer, options: FetchOptions, host: str
     ) -> None:
         with pytest.raises(Forbidden, match="allow_private_urls"):
-            fetch(f"http://{host}:{server.port}/x", options, parse_policy("http://.*", False))
+            fetch(f"http://{host}:{server.port}/x", options, parse_policy(["http://.*"], False))
         assert server.connections == 0
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433"])
@@ -986,7 +986,7 @@ class TestPolicy:
         self, server: FileServer, other: FileServer, options: FetchOptions
     ) -> None:
         server.odd["/x.model"] = redirect(other.add("/x.model", CONTENT))
-        policy = parse_policy(f"{re.escape(server.url)}/models/.*", True)
+        policy = parse_policy([f"{re.escape(server.url)}/models/.*"], True)
         server.odd["/models/a"] = redirect(f"{other.url}/models/x")
         with pytest.raises(Forbidden, match=f"127.0.0.1:{other.port}/models/x"):
             fetch(f"{server.url}/models/a", options, policy)
@@ -1001,7 +1001,7 @@ class TestPolicy:
     def test_a_redirect_to_an_address_inside_is_not_connected_to(
         self, server: FileServer, options: FetchOptions
     ) -> None:
-        policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
+        policy = SomeOfThisMachineIsOutside(parse_policy(["http://.*"], False).patterns)
         with file_server("127.0.0.2") as inside:
             server.odd["/x.model"] = redirect(inside.add("/x.model", CONTENT))
             with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is inside"):
@@ -1016,7 +1016,7 @@ class TestPolicy:
         url = server.add("/x.model", CONTENT)
         fetch(url, options)
         with pytest.raises(Forbidden):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
 
 
 class TestProxies:
@@ -1082,13 +1082,13 @@ class TestProxies:
         proxy.odd["http://127.0.0.1:1/x"] = lambda handler: handler.answer(200, b"inside")
         url = "http://127.0.0.1:1/x"
         with pytest.raises(Forbidden):
-            fetch(url, options, parse_policy("http://.*", False))
+            fetch(url, options, parse_policy(["http://.*"], False))
         # Nor is one at an address that is permitted itself.
-        policy = SomeOfThisMachineIsOutside(parse_policy("http://.*", False).patterns)
+        policy = SomeOfThisMachineIsOutside(parse_policy(["http://.*"], False).patterns)
         with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is inside"):
             fetch("http://127.0.0.2:1/x", options, policy)
         assert proxy.connections == 0
-        assert fetch(url, options, parse_policy("http://.*", True)).read_bytes() == b"inside"
+        assert fetch(url, options, parse_policy(["http://.*"], True)).read_bytes() == b"inside"
 
     @pytest.mark.parametrize(
         "address", ["socks5://user:SECRET@h:1", "http://", "http://u:SECRET@h:x", "https://h:1"]

@@ -257,9 +257,9 @@ def test_the_policy_is_asked_and_the_endpoint_is_the_operators(
 ) -> None:
     put(s3, CONTENT)
     with pytest.raises(Forbidden):
-        fetch(URL, options, parse_policy("s3://other/.*,https://.*", False))
+        fetch(URL, options, parse_policy(["s3://other/.*", "https://.*"], False))
     # On this machine, but no client named it.
-    assert fetch(URL, options, parse_policy("s3://models/.*", False)).read_bytes() == CONTENT
+    assert fetch(URL, options, parse_policy(["s3://models/.*"], False)).read_bytes() == CONTENT
 
 
 def test_no_secret_is_logged_however_much_is(

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mms.archive.signature import Signature, TensorSpec
-from mms.config import TOKEN_VARIABLE, ServerSettings
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
 from mms.http.openapi.description import ModelDescription
 from mms.http.openapi.document import Route

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mms.config import build_config
+import yaml
+
+from mms.config.build import build_config
 from tests.kit.archives import make_archive, make_mar
 from tests.kit.fileserver import digest_of, file_server
 from tests.kit.server import RunningServer, StartServer
@@ -155,6 +157,6 @@ def test_serve_finds_the_models_that_sagemaker_has_unpacked(tmp_path: Path) -> N
     folder.mkdir()
     make_archive(tmp_path, "echo").rename(folder / "any.model")
     make_mar(folder, "in_class", "service", "handled")
-    lines = print_config(tmp_path).stdout.splitlines()
-    assert f"models.echo.path: {str(folder / 'any.model')!r}" in lines
-    assert f"models.handled.path: {str(folder / 'handled.mar')!r}" in lines
+    models = yaml.safe_load(print_config(tmp_path).stdout)["models"]
+    assert models["echo"]["path"] == str(folder / "any.model")
+    assert models["handled"]["path"] == str(folder / "handled.mar")

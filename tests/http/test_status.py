@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
+from mms.config.build import Config, ModelConfig
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.server import Server
 from mms.version import __version__
 from tests.kit.archives import make_archive, make_folder, signature

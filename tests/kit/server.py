@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from mms.cli import serve
-from mms.config import Config, ModelConfig, ModelSettings, ServerSettings
+from mms.config.build import Config, ModelConfig
+from mms.config.layers import Layer, resolve
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.errors import WorkerDied
 from mms.http.app import make_app
 from mms.http.guard import Guard
@@ -22,11 +24,14 @@ from mms.server import Server
 from mms.serving.budget import Budget
 from mms.serving.dataplane import ServerState
 from mms.serving.lifecycle import ServableState
-from mms.serving.manager import ModelManager
+from mms.serving.memory import shared_bytes
+from mms.serving.registration import Registration, Trust
 from mms.serving.registry import Traffic
 from mms.serving.servable import Servable
 from mms.wire.messages import Dialect, Ready, RequestMeta
 from tests.kit.waiting import LIMIT_S, until
+
+T = TypeVar("T")
 
 
 class ServableView:
@@ -36,8 +41,9 @@ class ServableView:
     servable are equal.
     """
 
-    def __init__(self, servable: Servable) -> None:
+    def __init__(self, servable: Servable, server: Server) -> None:
         self._servable = servable
+        self._server = server
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ServableView) and other._servable is self._servable
@@ -64,7 +70,7 @@ class ServableView:
     @property
     def is_startup(self) -> bool:
         """Whether the readiness of the whole server waits for it."""
-        return self._servable.is_startup
+        return self._servable in self._server.controlplane.startup_servables()
 
     @property
     def settings(self) -> ModelSettings:
@@ -167,7 +173,7 @@ class ServableView:
         return self._servable.metrics.restarts
 
     def memory_bytes(self) -> int:
-        return self._servable.memory_bytes()
+        return shared_bytes(self._servable.pids)
 
     async def sleep(self) -> None:
         """Unload it now, as if it had been idle for long."""
@@ -273,16 +279,16 @@ class RunningServer:
             ModelNotFound: There is no such model.
             VersionNotFound: There is no such version.
         """
-        return ServableView(self._server.registry.get(name, version))
+        return ServableView(self._server.registry.get(name, version), self._server)
 
     def versions(self, name: str) -> dict[str, ServableView]:
         """Return all versions of a model."""
         versions = self._server.registry.model(name).versions
-        return {version: ServableView(servable) for version, servable in versions.items()}
+        return {version: ServableView(found, self._server) for version, found in versions.items()}
 
     def servables(self) -> list[ServableView]:
         """Return all versions of all models."""
-        return [ServableView(servable) for servable in self._server.registry.servables()]
+        return [ServableView(found, self._server) for found in self._server.registry.servables()]
 
     def default(self, name: str) -> str:
         """Return the default version of a model."""
@@ -294,34 +300,24 @@ class RunningServer:
 
     async def register(self, name: str, archive: Path, version: str, **settings: Any) -> None:
         """Register a version that does not become the default, without a management API."""
-        await self._manager.register(
-            name,
-            str(archive),
-            version=version,
-            settings=ModelSettings(workers=1, **settings),
-            origins={},
-            make_default=False,
-        )
+        values = resolved(ModelSettings, {"workers": 1, **settings})
+        registration = Registration(name, str(archive), values, {}, Trust.OPERATOR, version)
+        await self._server.controlplane.register(registration, make_default=False)
 
     def set_default(self, name: str, version: str) -> None:
-        self._manager.set_default(name, version)
+        self._server.controlplane.set_default(name, version)
 
     async def unregister(self, name: str, version: str) -> None:
-        await self._manager.unregister(name, version)
+        await self._server.controlplane.unregister(name, version)
 
     async def reload(self, name: str) -> None:
         """Load a model's archive again, as if its file had changed."""
         servable = self._server.registry.get(name)
-        await self._manager.replace(servable)
+        await self._server.controlplane.replace(servable)
 
     async def apply(self, config: Config) -> list[str]:
         """Do what a new configuration asks for, and return what was done."""
-        return await self._manager.apply(config)
-
-    @property
-    def _manager(self) -> ModelManager:
-        assert self._server.manager is not None
-        return self._server.manager
+        return await self._server.startup.apply(config)
 
     @contextlib.contextmanager
     def before_its_start(self) -> Iterator[None]:
@@ -411,6 +407,11 @@ class RunningServer:
 StartServer = Callable[..., Awaitable[RunningServer]]
 
 
+def resolved(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return settings from values as a file or a call would have them."""
+    return resolve(cls, [Layer("test", values)])[0]
+
+
 @contextlib.asynccontextmanager
 async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
     """Return a function that starts servers; all of them are stopped at the end.
@@ -433,7 +434,7 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
             for name, model in models.items():
                 path, settings = model if isinstance(model, tuple) else (model, {})
                 settings = {"workers": 1, **settings}
-                configs.append(ModelConfig(name, str(path), ModelSettings(**settings)))
+                configs.append(ModelConfig(name, str(path), resolved(ModelSettings, settings)))
             values = {
                 "port": 0,
                 "management_port": -1,
@@ -441,7 +442,7 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
                 **(server or {}),
             }
             running = Server(
-                Config(ServerSettings(**values), tuple(configs), {}),
+                Config(resolved(ServerSettings, values), tuple(configs), {}),
                 reread=reread,
                 metrics_age_s=metrics_age_s,
                 longest_delay_s=longest_delay_s,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mms.config import TOKEN_VARIABLE, Config, ServerSettings
+from mms.config.build import Config
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.server import Server
 from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers

@@ -217,6 +217,13 @@ class TestRefusals:
         status, answer = await server.manage("POST", "/models", parameters)
         assert status == 400, answer
 
+    async def test_a_bad_setting_of_a_model_without_a_name_is_named(
+        self, server: RunningServer
+    ) -> None:
+        status, answer = await server.manage("POST", "/models?url=v1&batch_size=x")
+        assert status == 400
+        assert answer["message"] == "request: batch_size: expected an integer, got 'x'"
+
     @pytest.mark.parametrize("body", [b"[]", b"{", b'"url"', b"\xff", b"[" * 10_000])
     async def test_a_body_that_is_no_json_object_is_a_400(
         self, server: RunningServer, body: bytes

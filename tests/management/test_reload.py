@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.config import Config, build_config
+from mms.config.build import Config, build_config
 from mms.errors import ConfigError, MMSError
 from mms.export.package import export_model
 from tests.kit.server import RunningServer, ServableView, StartServer, fresh_client, running_servers

@@ -123,9 +123,9 @@ async def test_settings_may_be_given_with_the_load(server: RunningServer) -> Non
         ("packed", {"url": "nowhere.mar"}, 404, "Model not found in model store: nowhere.mar"),
         ("packed", {"config": "{}"}, 400, "'config' is not offered"),
         ("packed", {"file:1/service.py": "eA=="}, 400, "'file:1/service.py' is not offered"),
-        ("packed", {"service": "/tmp/x.py"}, 400, "unknown parameter 'service'"),
+        ("packed", {"service": "/tmp/x.py"}, 400, "'service' is not offered"),
         ("packed", {"batchsize": 2}, 400, "unknown parameter 'batchsize'"),
-        ("packed", {"batch_size": "many"}, 400, "batch_size: expected a whole number"),
+        ("packed", {"batch_size": "many"}, 400, "request: batch_size: expected an integer"),
         ("outside", {"batch_size": 2}, 409, "is loaded; unload it first"),
     ],
 )

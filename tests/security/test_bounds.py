@@ -11,14 +11,10 @@ import pytest
 import pytest_asyncio
 
 from mms.archive.manifest import ServingDefaults
-from mms.config import (
-    MAX_WORKERS,
-    ModelSettings,
-    ServerSettings,
-    build_config,
-    parse_gpus,
-    with_archive_defaults,
-)
+from mms.config.build import build_config
+from mms.config.declaration import rules_of
+from mms.config.layers import with_archive_defaults
+from mms.config.settings import MAX_WORKERS, ModelSettings, ServerSettings
 from mms.errors import ConfigError
 from tests.kit.server import RunningServer, StartServer
 from tests.management.stores import says
@@ -44,10 +40,11 @@ async def loop_of_the_module() -> None:
 async def test_v16_every_number_has_bounds_that_are_kept_from_wherever_it_is_set(
     tmp_path: Path, cls: type, field: dataclasses.Field[Any]
 ) -> None:
-    minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+    minimum, maximum = rules_of(field).minimum, rules_of(field).maximum
     assert minimum is not None
     assert maximum is not None
-    assert minimum <= field.default <= maximum
+    default: Any = field.default
+    assert minimum <= default <= maximum
     file = tmp_path / "mms.yaml"
     for value in [*HUGE, maximum * 2 + 1]:
         # YAML itself refuses numbers of thousands of digits.
@@ -76,12 +73,13 @@ async def test_v16_an_archive_s_own_defaults_keep_the_bounds(key: str) -> None:
     values: dict[str, Any] = {key: 10**9}
     serving = ServingDefaults(**values)
     with pytest.raises(ConfigError, match=f"archive's Serving: {key}: must be at most"):
-        with_archive_defaults(ModelSettings(), serving, {}, "m")
+        with_archive_defaults(ModelSettings(), serving, {})
 
 
 async def test_v16_an_archive_s_device_has_few_digits() -> None:
-    with pytest.raises(ConfigError, match="gpu: expected numbers"):
-        parse_gpus("9" * 5_000)
+    serving = ServingDefaults(device="gpu:" + "9" * 5_000)
+    with pytest.raises(ConfigError, match="gpu: expected numbers of GPUs"):
+        with_archive_defaults(ModelSettings(), serving, {})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -112,4 +110,4 @@ async def test_v16_the_management_api_keeps_them(server: RunningServer) -> None:
     assert dataclasses.asdict(server.servable("m").settings) == before
     assert (server.servable("m").size, "n" in server.names) == (1, False)
     _, answer = await server.manage("PUT", "/models/m", {"min_worker": MAX_WORKERS + 1})
-    assert f"min_worker must be a whole number from 0 to {MAX_WORKERS}" in answer["message"]
+    assert f"min_worker must be an integer from 0 to {MAX_WORKERS}" in answer["message"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mms.cli.terminal import printable, shell_word
-from mms.config import ServerSettings
+from mms.config.settings import ServerSettings
 from mms.errors import DownloadFailed, ManifestError, ModelNotFound, VersionNotFound
 from mms.serving.archives import Fetching
 from mms.serving.registry import Registry
@@ -158,7 +158,7 @@ class TestV28:
     async def test_v28_a_slow_host_does_not_hold_all_downloads(self, tmp_path: Path) -> None:
         """Two downloads from it are on their way, ten more wait; another host is served."""
         settings = ServerSettings(
-            cache_dir=str(tmp_path), allowed_urls="http://.*", allow_private_urls=True
+            cache_dir=str(tmp_path), allowed_urls=("http://.*",), allow_private_urls=True
         )
         fetching = Fetching(settings)
         going_on = threading.Event()
@@ -187,7 +187,7 @@ class TestV28:
         self, tmp_path: Path
     ) -> None:
         settings = ServerSettings(
-            cache_dir=str(tmp_path), allowed_urls="http://.*", allow_private_urls=True
+            cache_dir=str(tmp_path), allowed_urls=("http://.*",), allow_private_urls=True
         )
         going_on = threading.Event()
         with file_server() as files:

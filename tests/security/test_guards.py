@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 import yarl
 
-from mms.config import TOKEN_VARIABLE, Config, ServerSettings
+from mms.config.build import Config
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
 from mms.http.audit import LONGEST_DELAY_S, MOST_ADDRESSES, Failures
 from mms.http.guard import MIN_TOKEN_CHARS

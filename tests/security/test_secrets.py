@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mms.config import SECRET_VARIABLES
+from mms.config.settings import SECRET_VARIABLES
 from tests.kit.archives import make_folder
 from tests.kit.server import StartServer
 from tests.management.stores import says

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mms.config import Config, build_config
+from mms.config.build import Config, build_config
 from mms.errors import ConfigError
-from mms.serving.state import State, read_state, write_state
+from mms.serving.state import SavedTraffic, State, read_state, write_state
 from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until
 from tests.management.stores import says
@@ -42,9 +42,9 @@ class TestV20:
         victim.write_text("precious")
         for name in ("state.json.new", "state.json.tmp", ".state.json.new"):
             (tmp_path / name).symlink_to(victim)
-        write_state(str(file), State())
+        write_state(str(file), State([], {}))
         assert victim.read_text() == "precious"
-        assert read_state(str(file)) == State()
+        assert read_state(str(file)) == State([], {})
 
     def test_v20_a_file_in_the_way_does_not_open_the_state_to_others(
         self, tmp_path: Path, file: Path
@@ -52,7 +52,7 @@ class TestV20:
         planted = tmp_path / "state.json.new"
         planted.touch()
         planted.chmod(0o666)
-        write_state(str(file), State())
+        write_state(str(file), State([], {}))
         assert file.stat().st_mode & 0o777 == 0o600
 
     def test_v20_a_state_file_that_is_a_link_is_replaced_not_written_through(
@@ -61,9 +61,7 @@ class TestV20:
         victim = tmp_path / "victim"
         victim.write_text(json.dumps(EMPTY))
         file.symlink_to(victim)
-        changed = State(
-            [], {"m": {"default": "", "weights": {}, "sticky_header": "", "shadow": ""}}
-        )
+        changed = State([], {"m": SavedTraffic("", {}, "", "")})
         write_state(str(file), changed)
         assert json.loads(victim.read_text()) == EMPTY
         assert not file.is_symlink()
@@ -81,7 +79,7 @@ class TestV20:
         with pytest.raises(ConfigError, match="written by other users"):
             read_state(str(file))
         real.chmod(0o644)
-        assert read_state(str(file)) == State()
+        assert read_state(str(file)) == State([], {})
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
     def test_v20_what_another_user_owns_is_refused(self, tmp_path: Path, file: Path) -> None:
@@ -122,7 +120,8 @@ class TestV20:
             {**entry("crowd", store / "good"), "size": 10**9},
         ]
         (store / "link").symlink_to(tmp_path / "outside")
-        write_state(str(file), State(entries, {}))
+        file.write_text(json.dumps({"models": entries, "traffic": {}}))
+        file.chmod(0o600)
         server = await start_server(
             {"management_port": 0, "model_store": str(store), "state_file": str(file)}
         )

@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from mms.config import ModelSettings, ServerSettings, build_config
+from mms.config.build import build_config
+from mms.config.settings import ModelSettings, ServerSettings
 from mms.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,10 @@ def test_the_example_file_is_what_the_code_declares(generate: ModuleType) -> Non
 def test_the_example_file_sets_every_key_to_its_default() -> None:
     path = ROOT / "docs" / "mms.example.yaml"
     document = yaml.safe_load(path.read_text())
-    settings = dataclasses.asdict(ServerSettings()) | dataclasses.asdict(ModelSettings())
+    declared = dataclasses.asdict(ServerSettings()) | dataclasses.asdict(ModelSettings())
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in declared.items()
+    }
     assert {key: value for key, value in document.items() if key != "models"} == settings
     config = build_config([], {}, {}, path)
     assert config.server == ServerSettings()

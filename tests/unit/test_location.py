@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mms.config import build_config
+from mms.config.build import build_config
 from mms.errors import ArchiveError, ConfigError, Forbidden
 from mms.fetch.admission import Policy, is_public, parse_policy
 from mms.fetch.location import MAX_URL_CHARS, is_remote, parse_location, shown
@@ -167,6 +167,12 @@ def test_urls_have_keys_of_their_own_that_reveal_nothing() -> None:
     assert first.key.isalnum()
 
 
+def policy_of(allowed_urls: str) -> Policy:
+    """Return the policy of a setting as it is written on a command line."""
+    settings = build_config([], {"allowed_urls": allowed_urls}, {}).server
+    return parse_policy(settings.allowed_urls, False)
+
+
 class TestPolicy:
     @pytest.mark.parametrize(
         ("setting", "count"),
@@ -184,7 +190,7 @@ class TestPolicy:
     def test_patterns_are_separated_by_commas_before_a_scheme(
         self, setting: str, count: int
     ) -> None:
-        assert len(parse_policy(setting, False).patterns) == count
+        assert len(policy_of(setting).patterns) == count
 
     def test_a_file_may_list_them(self, tmp_path: Path) -> None:
         file = tmp_path / "mms.yaml"
@@ -193,14 +199,14 @@ class TestPolicy:
         assert [pattern.pattern for pattern in policy.patterns] == ["https://a/.*", "s3://b/.{1,3}"]
 
     def test_a_comma_in_a_pattern_permits_nothing_that_was_not_meant(self) -> None:
-        policy = parse_policy("https://a/x,.*", False)
+        policy = policy_of("https://a/x,.*")
         policy.check_url("https://a/x,y")
         with pytest.raises(Forbidden):
             policy.check_url("https://b/")
 
     def test_a_pattern_that_is_none_is_named(self) -> None:
         with pytest.raises(ConfigError, match=r"allowed_urls: 'https://\[' is not"):
-            parse_policy("https://[", False)
+            parse_policy(["https://["], False)
 
     @pytest.mark.parametrize(
         "url",
@@ -226,12 +232,12 @@ class TestPolicy:
         ],
     )
     def test_what_no_pattern_matches_whole_is_refused(self, url: str) -> None:
-        policy = parse_policy(r"https://models\.example\.com/.*,s3://models/.*", True)
+        policy = parse_policy([r"https://models\.example\.com/.*", r"s3://models/.*"], True)
         with pytest.raises(Forbidden):
             policy.check_url(parse_location(url).url)
 
     def test_even_a_careless_pattern_lets_nobody_climb_or_bring_a_user_name(self) -> None:
-        policy = parse_policy(r"https://models.example.com.*", True)
+        policy = parse_policy([r"https://models.example.com.*"], True)
         for url in (
             "https://models.example.com@evil.example/x",
             "https://models.example.com/a/../../x",
@@ -250,7 +256,7 @@ class TestPolicy:
         ],
     )
     def test_what_a_pattern_matches_is_permitted(self, url: str) -> None:
-        policy = parse_policy(r"https://models\.example\.com/.*,s3://models/.*", True)
+        policy = parse_policy([r"https://models\.example\.com/.*", r"s3://models/.*"], True)
         policy.check_url(parse_location(url).url)
 
     def test_without_patterns_nothing_is_permitted(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 
@@ -42,6 +43,28 @@ def test_buckets_hold_what_lies_at_or_below_their_bound(values: list[float]) -> 
 @pytest.mark.parametrize("bounds", [DURATION_BUCKETS, STAGE_BUCKETS, BATCH_BUCKETS, SIZE_BUCKETS])
 def test_bounds_rise(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))
+
+
+async def test_what_takes_time_is_read_once_for_all_who_wait_for_a_text() -> None:
+    now = 0.0
+    exporter = Exporter(OneModel(ServableMetrics("m", "1")), ServerMetrics(), 1.0, lambda: now)
+    readings, go = [], asyncio.Event()
+
+    async def read() -> None:
+        readings.append(now)
+        await go.wait()
+
+    asking = [asyncio.create_task(exporter.fresh(read)) for _ in range(3)]
+    await asyncio.sleep(0)
+    go.set()
+    texts = await asyncio.gather(*asking)
+    assert len(readings) == 1
+    assert len(set(texts)) == 1
+    assert await exporter.fresh(read) == texts[0]
+    assert len(readings) == 1
+    now = 100.0
+    await exporter.fresh(read)
+    assert len(readings) == 2
 
 
 class OneModel:

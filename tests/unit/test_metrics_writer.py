@@ -17,7 +17,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from mms.config import ServerSettings, build_config
+from mms.config.build import build_config
+from mms.config.settings import ServerSettings
 from mms.errors import ConfigError
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
 from mms.telemetry.destinations import CloudWatchDestination, CsvDestination, LogDestination

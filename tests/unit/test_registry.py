@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mms.archive.reader import Archive, open_archive
-from mms.config import ModelSettings
+from mms.config.settings import ModelSettings
 from mms.errors import InvalidRequest, ModelNotFound, ModelNotReady, VersionNotFound
 from mms.serving.registry import Registry, Traffic
 from mms.serving.servable import Servable

@@ -8,12 +8,14 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mms.errors import ConfigError
-from mms.serving.state import State, file_stamp, read_state, write_state
+from mms.serving.stamp import file_stamp
+from mms.serving.state import SavedModel, SavedTraffic, State, read_state, write_state
 
 Values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 Json = st.recursive(
@@ -30,6 +32,7 @@ Models = st.fixed_dictionaries(
         "settings": st.dictionaries(st.text(), Values),
     }
 )
+SavedModels = Models.map(lambda document: msgspec.convert(document, SavedModel))
 Splits = st.fixed_dictionaries(
     {
         "default": st.text(),
@@ -38,7 +41,10 @@ Splits = st.fixed_dictionaries(
         "shadow": st.text(),
     }
 )
-States = st.builds(State, st.lists(Models), st.dictionaries(st.text(), Splits))
+SavedSplits = Splits.map(lambda document: msgspec.convert(document, SavedTraffic))
+States = st.builds(State, st.lists(SavedModels), st.dictionaries(st.text(), SavedSplits))
+MODEL: dict[str, Any] = {"name": "m", "version": "1", "path": "/m", "size": None, "settings": {}}
+SPLIT: dict[str, Any] = {"default": "1", "weights": {}, "sticky_header": "", "shadow": ""}
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -49,6 +55,29 @@ def test_what_is_written_is_read_back(tmp_path: Path, state: State) -> None:
     write_state(path, state)
     assert read_state(path) == state
     assert os.listdir(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {"models": [], "traffic": []},
+        {"models": []},
+        {"": True},
+        {"models": [{"name": "m"}], "traffic": {}},
+        {"models": [{**MODEL, "size": -1}], "traffic": {}},
+        {"models": [{**MODEL, "size": True}], "traffic": {}},
+        {"models": [{**MODEL, "version": 1}], "traffic": {}},
+        {"models": [], "traffic": {"m": {**SPLIT, "weights": {"1": 0.5}}}},
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path: Path, document: Any) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"models": [MODEL], "traffic": {"m": SPLIT}}))
+    assert read_state(str(path)).models == [SavedModel(**MODEL)]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"state\.json is not a valid state file .*; remove it"):
+        read_state(str(path))
 
 
 @given(data=st.binary(max_size=200))
@@ -95,19 +124,21 @@ def test_a_state_that_is_read_has_the_right_types_throughout(tmp_path: Path, doc
     except ConfigError:
         return
     for entry in state.models:
-        assert all(isinstance(entry[key], str) for key in ("name", "version", "path"))
-        assert entry["size"] is None or type(entry["size"]) is int
-        assert entry["size"] is None or entry["size"] >= 0
-        assert isinstance(entry["settings"], dict)
+        assert all(isinstance(text, str) for text in (entry.name, entry.version, entry.path))
+        assert entry.size is None or type(entry.size) is int
+        assert entry.size is None or entry.size >= 0
+        assert isinstance(entry.settings, dict)
     for split in state.traffic.values():
-        assert all(isinstance(split[key], str) for key in ("default", "sticky_header", "shadow"))
-        assert all(type(weight) is int for weight in split["weights"].values())
+        assert all(
+            isinstance(text, str) for text in (split.default, split.sticky_header, split.shadow)
+        )
+        assert all(type(weight) is int for weight in split.weights.values())
 
 
 def test_no_path_and_no_file_are_an_empty_state(tmp_path: Path) -> None:
-    assert read_state("") == State()
-    assert read_state(str(tmp_path / "missing")) == State()
-    write_state("", State())
+    assert read_state("") == State([], {})
+    assert read_state(str(tmp_path / "missing")) == State([], {})
+    write_state("", State([], {}))
 
 
 def test_a_folder_in_its_place_is_a_config_error(tmp_path: Path) -> None:
@@ -119,12 +150,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "state.json"
-    old = State([], {"m": {"default": "1", "weights": {}, "sticky_header": "", "shadow": ""}})
+    old = State([], {"m": SavedTraffic("1", {}, "", "")})
     write_state(str(path), old)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        write_state(str(path), State())
+        write_state(str(path), State([], {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == ["state.json"]
@@ -138,7 +169,7 @@ def test_a_place_that_cannot_be_written_is_logged(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    write_state(str(tmp_path / place), State())
+    write_state(str(tmp_path / place), State([], {}))
     assert f"state_file {tmp_path / place} cannot be written" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mms.config import ModelSettings
+from mms.config.settings import ModelSettings
 from mms.serving.upkeep import (
     RECOVER_FIRST_S,
     RECOVER_MAX_S,

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from mms.config import TOKEN_VARIABLE, ServerSettings
+from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError
 from mms.files import write_atomically
 from mms.http.openapi.description import ModelDescription, input_schemas

@@ -1,0 +1,141 @@
+"""The configuration of a server, from its command line, its environment and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mms.archive.manifest import is_model_name
+from mms.config.environment import environment_layer, sagemaker_layer
+from mms.config.layers import Layer, check_keys, keys, resolve
+from mms.config.settings import SAGEMAKER_MODELS, ModelSettings, ServerSettings
+from mms.errors import ConfigError
+from mms.fetch.location import shown
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve.
+
+    Attributes:
+        name: Name clients use.
+        path: Where its archive is.
+        settings: How to serve it, without the archive's defaults.
+        origins: Where each of these settings came from, by key.
+    """
+
+    name: str
+    path: str
+    settings: ModelSettings
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the server is told at its start.
+
+    Attributes:
+        server: Settings of the server.
+        models: The models to begin with.
+        origins: Where each of the server's settings came from, by key.
+        layers: What holds for every model, those registered later included.
+    """
+
+    server: ServerSettings
+    models: tuple[ModelConfig, ...]
+    origins: Mapping[str, str]
+    layers: tuple[Layer, ...] = ()
+
+
+def build_config(
+    models: Sequence[tuple[str, str]],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> Config:
+    """Return the configuration of a server.
+
+    Args:
+        models: (name, path) pairs from the command line.
+        flags: Values of flags by setting name; None means not given.
+        environment: Where ``MMS_*`` variables are looked up.
+        file: YAML file with server settings, model settings for all models, and ``models``, a
+            mapping of names to a path or to a mapping with ``path`` and model settings.
+
+    Raises:
+        ConfigError: Something unknown or impossible is set.
+    """
+    document = read_file(file) if file else {}
+    origin = str(file) if file else "file"
+    known = [*keys(ServerSettings), *keys(ModelSettings), "models"]
+    check_keys(document, known, origin)
+    file_models = _file_models(document.pop("models", {}), origin)
+    shared = [Layer("flag", flags), environment_layer(environment), Layer(origin, document)]
+    server, origins = resolve(ServerSettings, [*shared, sagemaker_layer(environment)])
+    if server.multi_model and not server.model_store:
+        server = dataclasses.replace(server, model_store=SAGEMAKER_MODELS)
+    named: dict[str, str] = {}
+    for name, path in models:
+        if name in named:
+            raise ConfigError(
+                f"--models names {name!r} twice ({shown(named[name])} and {shown(path)}); "
+                "give each its own name"
+            )
+        named[name] = path
+    configs = []
+    for name, path in {**{n: p for n, (p, _) in file_models.items()}, **named}.items():
+        _check_model_name(name)
+        own = Layer(f"{origin}: models.{name}", file_models.get(name, ("", {}))[1])
+        layers = [*shared[:2], own, shared[2]]
+        configs.append(ModelConfig(name, path, *resolve(ModelSettings, layers)))
+    return Config(server, tuple(configs), origins, tuple(shared))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read or is no mapping.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or a date that there is not, such as 2020-13-45.
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
+    return document
+
+
+def _file_models(value: Any, origin: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}: models must map names to paths or settings")
+    models: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, entry in value.items():
+        if isinstance(entry, str):
+            models[str(name)] = (entry, {})
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise ConfigError(f"{origin}: models.{name} needs a path")
+        settings = {key: setting_ for key, setting_ in entry.items() if key != "path"}
+        check_keys(settings, keys(ModelSettings), f"{origin}: models.{name}")
+        models[str(name)] = (entry["path"], settings)
+    return models
+
+
+def _check_model_name(name: str) -> None:
+    if not is_model_name(name):
+        raise ConfigError(
+            f"model name {name!r} cannot stand in a URL; use letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )

@@ -1,0 +1,128 @@
+"""From a registration to a servable that serves, and back to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mms.archive.reader import remove_unpacked
+from mms.config.layers import with_archive_defaults
+from mms.config.settings import ServerSettings, request_limits
+from mms.errors import MMSError
+from mms.serving.archives import Fetching, stamp
+from mms.serving.placement import Placement
+from mms.serving.registration import Registration, Trust
+from mms.serving.servable import Servable
+
+logger = logging.getLogger("mms.controlplane")
+
+
+class Builder:
+    """Opens archives and loads and unloads what is in them.
+
+    Args:
+        fetching: Fetches and opens archives.
+        make_environment: Gives the environment of a worker with so many compute threads.
+        workspace: Folder to unpack archives in.
+    """
+
+    def __init__(
+        self,
+        fetching: Fetching,
+        make_environment: Callable[[int], Mapping[str, str]],
+        workspace: Path,
+    ) -> None:
+        self._fetching = fetching
+        self._make_environment = make_environment
+        self._workspace = workspace
+        self._placement = Placement()
+        self._hurry = asyncio.Event()
+
+    async def fetch(self, registration: Registration) -> Path:
+        """Return the file or folder of a registration's archive.
+
+        Raises:
+            ArchiveError: It is not valid, or cannot be fetched.
+            Forbidden: A caller named it, and it is not permitted.
+        """
+        is_trusted = registration.trust is Trust.OPERATOR
+        return await self._fetching.fetch(registration.path, is_trusted=is_trusted)
+
+    async def open(
+        self,
+        registration: Registration,
+        version: str,
+        settings: ServerSettings,
+        fetched: Path | None = None,
+    ) -> Servable:
+        """Return a servable that is not loaded yet.
+
+        Args:
+            registration: What was asked for.
+            version: Its version.
+            settings: The server's.
+            fetched: What is at its path, if it has been fetched just now.
+
+        Raises:
+            MMSError: There is no valid archive. Nothing is left on disk then.
+        """
+        # Before it is read: what changes meanwhile is seen as a change.
+        seen = await asyncio.to_thread(stamp, registration.path)
+        if fetched is None:
+            fetched = await self.fetch(registration)
+        archive = await self._fetching.open(
+            registration.path, fetched, self._workspace, registration.settings.handler
+        )
+        try:
+            servable = Servable(
+                registration.name,
+                version,
+                archive,
+                with_archive_defaults(
+                    registration.settings, archive.manifest.serving, registration.origins
+                ),
+                settings.max_response_bytes,
+                self._make_environment,
+                registration.size,
+                self._placement,
+                request_limits(settings),
+            )
+        except BaseException:
+            remove_unpacked(archive, self._workspace)
+            raise
+        servable.stamp = seen
+        return servable
+
+    async def load(self, servable: Servable) -> None:
+        """Start a servable's workers, and wait until they are ready.
+
+        Raises:
+            MMSError: It does not load; the message names the model and its archive.
+        """
+        extra = {"model": servable.name}
+        logger.info("loading %s", servable.archive.source, extra=extra)
+        try:
+            await servable.load()
+        except MMSError as error:
+            error.args = (f"model {servable.name!r} ({servable.archive.source}): {error}",)
+            raise
+        seconds = servable.metrics.load_seconds
+        logger.info(
+            "ready with %d workers after %.2f s", len(servable.workers), seconds, extra=extra
+        )
+
+    async def unload(self, servable: Servable, timeout_s: float) -> None:
+        """Let a servable finish what it has accepted, stop its workers and remove its files.
+
+        Args:
+            servable: It may have been loaded or not.
+            timeout_s: What the accepted requests get to finish.
+        """
+        await servable.unload(timeout_s, self._hurry)
+        remove_unpacked(servable.archive, self._workspace)
+
+    def hurry(self) -> None:
+        """End the waiting of whatever is being unloaded."""
+        self._hurry.set()

@@ -1,0 +1,137 @@
+"""What is registered without anybody asking: models of the configuration, and kept ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from mms.config.build import Config, ModelConfig
+from mms.errors import ConfigError, MMSError
+from mms.fetch.admission import check_place
+from mms.serving.controlplane import ControlPlane
+from mms.serving.registration import Registration, Trust
+from mms.serving.registry import Registry
+from mms.serving.saved import from_saved, to_traffic
+from mms.serving.state import State
+
+logger = logging.getLogger("mms.controlplane")
+
+
+class Startup:
+    """Has the control plane register what is to be there without anybody asking for it.
+
+    Args:
+        controlplane: Registers.
+        registry: What is registered.
+    """
+
+    def __init__(self, controlplane: ControlPlane, registry: Registry) -> None:
+        self._controlplane = controlplane
+        self._registry = registry
+
+    async def start(self) -> None:
+        """Load the models of the configuration, and those kept from before a restart.
+
+        Raises:
+            MMSError: A model of the configuration does not load. What was kept and does not load
+                any more is logged, stays in the state file, and keeps nobody from being served.
+        """
+        # Before anything is registered, which writes the file again.
+        state = self._controlplane.saved.recall()
+        await _gather(
+            self._controlplane.register(_configured(model), stays=True)
+            for model in self._controlplane.config.models
+        )
+        await self._restore(state)
+
+    async def apply(self, config: Config) -> list[str]:
+        """Bring the start-up models to what a changed configuration says.
+
+        Returns:
+            What was done, a line each.
+
+        Raises:
+            ConfigError: It names no model at all, where there are some; nothing has changed then.
+        """
+        if not config.models and self._controlplane.expects_models:
+            # Most likely a file that is just being written.
+            raise ConfigError("it names no model; stop the server to serve none")
+        controlplane = self._controlplane
+        controlplane.config = config
+        done = []
+        wanted = {model.name: model for model in config.models}
+        for registration in controlplane.registrations():
+            if not registration.is_startup:
+                continue
+            name, version = registration.name, registration.version or ""
+            model = wanted.pop(name, None)
+            if model is None:
+                removing = controlplane.unregister(name, version)
+                done.append(await _said(name, "unregistered", removing))
+            elif (model.path, model.settings) != (registration.path, registration.settings):
+                changing = controlplane.change(name, version, model)
+                done.append(await _said(name, "loaded with its new settings", changing))
+        for model in wanted.values():
+            registering = controlplane.register(_configured(model))
+            done.append(await _said(model.name, "registered", registering))
+        return done
+
+    async def _restore(self, state: State) -> None:
+        """Register again what the state file had kept."""
+        settings = self._controlplane.settings
+        for saved in state.models:
+            if self._controlplane.has(saved.name, saved.version):
+                self._controlplane.saved.settle(saved.name, saved.version)
+                continue
+            try:
+                registration = from_saved(saved)
+                check_place(registration.path, settings.model_store, self._controlplane.policy)
+                await self._controlplane.register(registration, make_default=False)
+            except MMSError as error:
+                # Kept in the file: what it lacks today may be back at the next start.
+                logger.error("%s is not registered again: %s", saved.name, error)
+        for name, split in state.traffic.items():
+            # A model that could not be registered again has no traffic to split.
+            with contextlib.suppress(MMSError):
+                model = self._registry.model(name)
+                model.default = model.version(split.default).version
+                model.split(to_traffic(split))
+        if state.models:
+            self._controlplane.save()
+
+
+def _configured(model: ModelConfig) -> Registration:
+    """Return the registration of a model of the configuration."""
+    return Registration(
+        model.name,
+        model.path,
+        model.settings,
+        model.origins,
+        Trust.OPERATOR,
+        is_startup=True,
+        keep=False,
+    )
+
+
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    """Run all to their end; at the first failure, cancel the others and raise it."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _said(name: str, done: str, work: Coroutine[Any, Any, Any]) -> str:
+    """Do something for one model and say what came of it: one that fails stops no others."""
+    try:
+        await work
+    except MMSError as error:
+        logger.error("%s: %s", name, error)
+        return f"{name}: failed"
+    return f"{name}: {done}"
