@@ -15,7 +15,7 @@ from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
 from mms.archive.service_file import service_classes
 from mms.errors import ExportError, ManifestError, SignatureError
-from tests.unit.archives import (
+from tests.kit.zips import (
     GLUON_SERVICE,
     SIGNATURE,
     SYMBOL_SERVICE,
