@@ -95,7 +95,7 @@ $(ARCHIVES_mar_1x): $(wildcard examples/mar_1x/*.py) | setup
 test: setup $(CREPE) ## Run every test
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-fast: setup ## Run the tests that need neither processes nor models
+test-fast: setup ## Run the tests that need no process, no port and no MXNet
 	$(BIN)/pytest tests/unit
 
 lint: setup ## Check style and formatting

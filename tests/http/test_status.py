@@ -179,7 +179,7 @@ async def test_a_server_that_loads_is_live_but_not_ready_and_refuses_politely(
     model = ModelConfig(
         "slow", str(make_folder(tmp_path / "slow", source)), ModelSettings(workers=1)
     )
-    settings = ServerSettings(port=0, work_dir=str(tmp_path / "work"))
+    settings = ServerSettings(port=0, management_port=-1, work_dir=str(tmp_path / "work"))
     server = Server(Config(settings, (model,), {}))
     starting = asyncio.create_task(server.start())
     async with open_session() as session:

@@ -19,8 +19,8 @@ _POLL_S, _ASK_POLL_S = 0.01, 0.15
 
 async def until(
     condition: Callable[[], Any], limit_s: float = LIMIT_S, what: str | None = None
-) -> None:
-    """Wait until a condition, which may be a coroutine function, holds.
+) -> Any:
+    """Wait until a condition, which may be a coroutine function, holds; return what it returned.
 
     Raises:
         AssertionError: It does not within the limit.
@@ -31,7 +31,7 @@ async def until(
         if inspect.isawaitable(holds):
             holds, poll_s = await holds, _ASK_POLL_S
         if holds:
-            return
+            return holds
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what or condition}"
         await asyncio.sleep(poll_s)
 

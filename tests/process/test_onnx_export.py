@@ -32,7 +32,7 @@ from tests.kit.onnx_models import (
     write_external,
     write_model,
 )
-from tests.unit.archives import GLUON_SERVICE, listing
+from tests.kit.zips import GLUON_SERVICE, listing
 
 SERVICE = """
 from mms.model_service.onnx_service import OnnxBaseService

@@ -18,7 +18,7 @@ from mms.archive.members import UnpackLimits, open_zip
 from mms.archive.reader import open_archive, read_manifest
 from mms.errors import ArchiveError, StorageFull
 from tests.kit.fileserver import file_server
-from tests.unit.archives import members, write_zip
+from tests.kit.zips import members, write_zip
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")

@@ -412,6 +412,7 @@ class TestV26:
         assert delays[-1] == LONGEST_DELAY_S
         assert len([r for r in caplog.records if r.name == "mms.audit"]) == 1
 
+    @pytest.mark.asyncio(loop_scope="function")
     async def test_v26_a_wrong_token_is_logged_with_its_address(
         self,
         tmp_path: Path,

@@ -53,14 +53,13 @@ class Command:
         self.process.wait(LIMIT_S)
 
     async def port(self) -> int:
-        deadline = asyncio.get_running_loop().time() + LIMIT_S
-        while asyncio.get_running_loop().time() < deadline:
-            found = re.search(r"http://127\.0\.0\.1:(\d+)/predictions", self.log.read_text())
-            if found:
-                return int(found[1])
-            assert self.process.poll() is None, self.log.read_text()
-            await asyncio.sleep(0.05)
-        raise AssertionError(self.log.read_text())
+        def found() -> str | None:
+            text = self.log.read_text()
+            assert self.process.poll() is None, text
+            address = re.search(r"http://127\.0\.0\.1:(\d+)/predictions", text)
+            return address and address[1]
+
+        return int(await until(found))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mms.archive.reader import open_archive
 from mms.errors import ExportError, ManifestError, SignatureError
 from mms.export.package import Export, export_model
 from mms.export.service_file import service_classes
-from tests.unit.archives import (
+from tests.kit.zips import (
     GLUON_SERVICE,
     SIGNATURE,
     SYMBOL_SERVICE,

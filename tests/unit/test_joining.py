@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
-import time
 import types
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +22,6 @@ from mms.errors import InferenceFailed, MMSError
 from mms.wire.messages import Answer, Dialect, Request, RequestMeta
 from mms.worker.agreement import answer_distance, output_distance
 from mms.worker.arrays import detached, fits_batch_axis, split
-from mms.worker.isolated import run_isolated
 from mms.worker.samples import request_pairs, zero_requests
 from mms.worker.shared_state import SharedState
 from mms.worker.trial import reason_against_joining
@@ -289,33 +286,3 @@ class TestArrays:
     )
     def test_a_fixed_axis_is_no_batch(self, shape: int, rows: int, fits: bool) -> None:
         assert fits_batch_axis([np.zeros((rows, 3))], one_input(shape, 3)) is fits
-
-
-def _hang() -> str:
-    time.sleep(600)
-    return ""
-
-
-class TestIsolated:
-    def test_what_runs_leaves_nothing_behind(self) -> None:
-        seen: list[int] = []
-
-        def work() -> str:
-            seen.append(os.getpid())
-            return f"{len(seen)} é"
-
-        assert run_isolated(work) == "1 é"
-        assert seen == []
-
-    @pytest.mark.parametrize(
-        ("work", "said"),
-        [
-            (lambda: os._exit(1), "it killed its process"),
-            (lambda: str(1 / 0), "it killed its process"),
-            (_hang, "it did not end within 0.2 seconds"),
-        ],
-        ids=["exit", "raise", "hang"],
-    )
-    def test_what_does_not_end_well_says_so(self, work: Any, said: str) -> None:
-        with pytest.raises(OSError, match=said):
-            run_isolated(work, 0.2 if "within" in said else 20.0)

@@ -20,7 +20,7 @@ from mms.archive.manifest import (
     parse_manifest,
 )
 from mms.errors import ManifestError
-from tests.unit.archives import MANIFEST
+from tests.kit.zips import MANIFEST
 from tests.unit.test_signature import documents
 
 BOUNDED = settings(max_examples=100, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mms.errors import OutOfMemory
-from mms.serving.placement import Placement, read_gpu_memory
+from mms.serving.placement import Placement
 
 GIB = 1 << 30
 
@@ -39,10 +39,3 @@ def test_what_is_released_can_be_had_again() -> None:
         gpus.acquire((1,), GIB)
     gpus.release(1, 8 * GIB)
     assert gpus.acquire((1,), GIB) == 1
-
-
-def test_a_machine_without_the_drivers_tool_has_no_gpu_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert read_gpu_memory() == {}

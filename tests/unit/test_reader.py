@@ -24,7 +24,7 @@ from mms.archive.reader import (
     remove_unpacked,
 )
 from mms.errors import ArchiveError
-from tests.unit.archives import (
+from tests.kit.zips import (
     MANIFEST,
     entry,
     listing,

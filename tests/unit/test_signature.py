@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec, parse_signature
 from mms.errors import SignatureError
-from tests.unit.archives import SIGNATURE
+from tests.kit.zips import SIGNATURE
 
 BOUNDED = settings(max_examples=100, deadline=None)
 names = st.text(min_size=1, max_size=20)

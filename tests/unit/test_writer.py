@@ -17,7 +17,7 @@ from mms.archive.manifest import Manifest, ModelFormat
 from mms.archive.reader import open_archive
 from mms.archive.writer import write_archive
 from mms.errors import ExportError
-from tests.unit.archives import GLUON_SERVICE, SIGNATURE, listing
+from tests.kit.zips import GLUON_SERVICE, SIGNATURE, listing
 
 MANIFEST = Manifest("test", ModelFormat.GLUON, "service.py", "signature.json")
 FILES: dict[str, Path | bytes] = {

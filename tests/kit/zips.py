@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SIGNATURE: dict[str, Any] = {
-    "inputs": [{"data_name": "data", "data_shape": [0, 3]}],
-    "input_type": "application/json",
-    "outputs": [{"data_name": "output", "data_shape": [0]}],
-    "output_type": "application/json",
-}
+from tests.kit.archives import signature
+
+SIGNATURE = signature([0, 3])
 MANIFEST: dict[str, Any] = {
     "Model-Archive-Version": 0.2,
     "Model-Server": "0.4",
