@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Collection
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 URL_PREFIX = ("http://", "https://", "s3://")
 
@@ -57,7 +58,15 @@ class SingleNodeService(ModelService):
     axis 0 and its outputs split again; but only if a trial at load gives the same answers so, and
     nothing but attributes is changed on ``self``. A service that overrides `inference` is never
     batched.
+
+    Attributes:
+        array_stages: Which of the stages that this very class defines would do for arrays: a
+            ``_preprocess`` that takes them as they are, a ``_postprocess`` that only dresses those
+            that ``_inference`` gave. Requests of tensors (V2) then go in and out as arrays. A class
+            that overrides a stage says so for itself; what its base says is of the base's stage.
     """
+
+    array_stages: ClassVar[Collection[str]] = ("_postprocess",)
 
     def inference(self, data: list[Any]) -> Any:
         """Run the three stages."""

@@ -125,6 +125,8 @@ class MXNetBaseService(_ArchiveService):
         labels: Lines of synset.txt; absent if the archive has none.
     """
 
+    array_stages = ("_preprocess", "_postprocess")
+
     def __init__(
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
     ) -> None:
@@ -180,6 +182,8 @@ class GluonImperativeBaseService(_ArchiveService):
         ctx: The device it lies on.
         labels: Lines of synset.txt; absent if the archive has none.
     """
+
+    array_stages = ("_preprocess",)
 
     def __init__(
         self,

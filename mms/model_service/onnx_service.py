@@ -58,6 +58,8 @@ class OnnxBaseService(SingleNodeService):
         labels: Lines of synset.txt; absent if the archive has none.
     """
 
+    array_stages = ("_preprocess", "_postprocess")
+
     def __init__(
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
     ) -> None:

@@ -6,7 +6,7 @@ name would hold, be it JSON, an image, or whatever a 1.x handler reads. Never im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mms.archive.signature import Signature, TensorSpec
@@ -22,27 +22,22 @@ from mms.worker.v2_tensors import Tensor, tensor_of
 HANDLER_INPUT = TensorSpec("body", (1,), "BYTES")
 HANDLER_OUTPUTS = ("output",)
 
-#: Base classes of ours whose `_preprocess` takes arrays and whose `_inference` gives them.
-_ARRAY_BASES = ("MXNetBaseService", "GluonImperativeBaseService", "OnnxBaseService")
-#: Those, and the one whose `_postprocess` leaves arrays as they are.
-_PLAIN_BASES = (*_ARRAY_BASES, "SingleNodeService")
-
 
 def takes_tensors(service: Any, signature: Signature) -> bool:
-    """Whether a service's own code never sees the inputs: its `_preprocess` is one of ours."""
+    """Whether arrays can be put in as they are: see `SingleNodeService.array_stages`."""
     return (
         not signature.takes_images
         and _is_array_service(service)
-        and _defines(service, "_preprocess", _ARRAY_BASES)
+        and _takes_arrays(service, "_preprocess")
     )
 
 
 def gives_tensors(service: Any, signature: Signature) -> bool:
-    """Whether the answer is what `_inference` gave: its `_postprocess` is one of ours."""
+    """Whether the answer is what `_inference` gave: see `SingleNodeService.array_stages`."""
     return (
         not signature.gives_images
         and _is_array_service(service)
-        and _defines(service, "_postprocess", _PLAIN_BASES)
+        and _takes_arrays(service, "_postprocess")
     )
 
 
@@ -178,15 +173,16 @@ def _check_outputs(request: InferRequest, names: Sequence[str]) -> None:
 
 
 def _is_array_service(service: Any) -> bool:
-    return any(_is_ours(cls, _ARRAY_BASES) for cls in type(service).__mro__)
+    return any("_preprocess" in _array_stages(cls) for cls in type(service).__mro__)
 
 
-def _defines(service: Any, method: str, bases: Sequence[str]) -> bool:
-    """Whether a service has a method from one of these classes of ours, and not its own."""
-    owner = next((cls for cls in type(service).__mro__ if method in vars(cls)), None)
-    return owner is not None and method not in vars(service) and _is_ours(owner, bases)
+def _takes_arrays(service: Any, stage: str) -> bool:
+    """Whether the class that defines a service's stage says that it would do for arrays."""
+    owner = next((cls for cls in type(service).__mro__ if stage in vars(cls)), None)
+    return owner is not None and stage not in vars(service) and stage in _array_stages(owner)
 
 
-def _is_ours(cls: type[Any], names: Sequence[str]) -> bool:
-    # By name: importing the classes would import mxnet, which a worker may do without.
-    return cls.__name__ in names and cls.__module__.startswith("mms.model_service.")
+def _array_stages(cls: type[Any]) -> Collection[str]:
+    """Return what a class says of its own stages; what its bases say is of theirs."""
+    stages: Collection[str] = vars(cls).get("array_stages", ())
+    return stages

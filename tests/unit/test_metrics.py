@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,24 @@ from mms.telemetry.counters import (
     ServerMetrics,
 )
 from mms.telemetry.prometheus import Exporter, ServableSnapshot
+from mms.telemetry.service_metrics import ReportedMetrics
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        ["loss", 1.0],
+        ["loss", "much", "", False, []],
+        ["loss", None, "", False, []],
+        ["loss", 10**400, "", False, []],
+    ],
+)
+def test_what_a_worker_reports_that_is_no_metric_is_counted_and_left_out(entry: Any) -> None:
+    reported = ReportedMetrics()
+    reported.take([entry, ["loss", 0.5, "", False, []]])
+    assert reported.dropped == 1
+    assert [sample[3] for sample in reported.samples()] == [0.5]
 
 
 def test_a_value_on_a_bound_is_counted_below_it() -> None:

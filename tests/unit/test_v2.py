@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mms.archive.signature import DATA_TYPES, Signature, TensorSpec
 from mms.errors import InvalidRequest, InvalidServiceOutput
+from mms.model_service.model_service import SingleNodeService
 from mms.wire.messages import V2_HEADER_LENGTH, Answer, Dialect, RequestMeta
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import (
@@ -680,3 +681,44 @@ def test_a_service_without_a_network_of_ours_takes_and_gives_bodies() -> None:
 
     assert not takes_tensors(MXNetBaseService(), signature())
     assert not gives_tensors(MXNetBaseService(), signature())
+
+
+class Network(SingleNodeService):
+    array_stages = ("_preprocess",)
+
+    def _preprocess(self, data: Any) -> Any:
+        return data
+
+
+class OwnStages(Network):
+    def _preprocess(self, data: Any) -> Any:
+        return data[0]
+
+    def _postprocess(self, data: Any) -> Any:
+        return data[0]
+
+
+class SaysSo(OwnStages):
+    array_stages = ("_preprocess",)
+
+    def _preprocess(self, data: Any) -> Any:
+        return data
+
+
+@pytest.mark.parametrize(
+    ("cls", "takes", "gives"),
+    [
+        (SingleNodeService, False, False),
+        (Network, True, True),
+        (OwnStages, False, False),
+        (SaysSo, True, False),
+    ],
+)
+def test_what_a_class_says_of_its_stages_is_not_said_of_a_subclass_that_overrides_them(
+    cls: type[SingleNodeService], takes: bool, gives: bool
+) -> None:
+    service = cls("m", "", {})
+    assert takes_tensors(service, signature()) is takes
+    assert gives_tensors(service, signature()) is gives
+    service._preprocess = lambda data: data  # type: ignore[method-assign]
+    assert not takes_tensors(service, signature())
