@@ -17,7 +17,7 @@ from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
 from mms.fetch.admission import parse_policy
-from mms.fetch.download import FetchOptions, Progress, fetch, local_file, opening
+from mms.fetch.download import FetchOptions, Progress, fetch_in_thread, local_file, opening
 from mms.fetch.location import is_remote, parse_location, shown
 from mms.serving.state import file_stamp
 
@@ -109,14 +109,13 @@ class Fetching:
             Forbidden: It is not permitted.
         """
         parsed = parse_location(location)
-        path = await asyncio.to_thread(local_file, parsed)
-        if path is not None:
-            return path
+        if not parsed.is_remote:
+            return await asyncio.to_thread(local_file, parsed)
         options = fetch_options(self._settings, self._progress)
         policy = None if is_trusted else self.policy
         # First its host's, so that nobody waits for a host with one of everybody's slots.
         async with self._host_slots(parsed.url), self._slots:
-            fetching = fetch(location, options, policy)
+            fetching = fetch_in_thread(location, options, policy)
             try:
                 return await asyncio.wait_for(fetching, None if is_trusted else self._deadline_s)
             except asyncio.TimeoutError:
