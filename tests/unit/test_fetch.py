@@ -1143,12 +1143,29 @@ class TestEncryption:
     def test_what_came_before_the_server_closed_the_connection_is_not_lost(
         self, options: FetchOptions, certificate: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """uvloop, on which the server runs, discards some of it."""
+        """uvloop, on which the server runs, discards what comes faster than it is read."""
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        sent = threading.Event()
+
+        class Waits:
+            """A disk that is slow at first."""
+
+            def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
+                assert sent.wait(60)
+
+            def finish(self, name: str) -> None:
+                pass
+
+        def send(handler: Handler) -> None:
+            handler.answer(200, CONTENT)
+            handler.connection.shutdown(socket.SHUT_WR)
+            sent.set()
+
         with file_server(certificate=certificate) as server:
-            url = server.add("/x", CONTENT * 8, etag="")
-            once = replace(options, attempts=1)
-            assert uvloop.run(fetch_in_thread(url, once)).read_bytes() == CONTENT * 8
+            server.odd["/x"] = send
+            once = replace(options, attempts=1, progress=Waits())
+            found = uvloop.run(fetch_in_thread(f"{server.url}/x", once))
+            assert found.read_bytes() == CONTENT
 
     def test_no_redirect_leads_from_https_to_http(
         self,
