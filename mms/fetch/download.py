@@ -90,14 +90,14 @@ def fetch(text: str, options: FetchOptions, policy: Policy | None = None) -> Pat
 
 
 async def fetch_in_thread(text: str, options: FetchOptions, policy: Policy | None = None) -> Path:
-    """Do the same beside the caller's event loop.
+    """Return what `fetch` returns, without blocking the caller's event loop.
 
-    If the caller is cancelled, the download ends, too, at the next bytes if not sooner. Nothing
-    waits for that, nor at exit: a name server, a service or a disk that hangs would keep the server
-    from stopping. What has been received stays for the next download to resume.
+    If the caller is cancelled, so is the download. Nothing waits for its thread then, not even the
+    end of the process: a name server, a service or a disk that hangs must not keep the server from
+    stopping. What has been received stays for the next download to resume.
 
-    The loop in the thread is the standard one. uvloop discards what has come over TLS if the
-    connection is closed while reading is paused.
+    The thread runs a standard event loop. uvloop discards what has come over TLS if the connection
+    is closed while reading is paused.
     """
     caller = asyncio.get_running_loop()
     done: asyncio.Future[Path] = caller.create_future()
@@ -127,7 +127,7 @@ async def fetch_in_thread(text: str, options: FetchOptions, policy: Policy | Non
 
 
 async def _fetch(text: str, options: FetchOptions, policy: Policy | None) -> Path:
-    """Do the same on a loop that may be blocked: by the disk, a name server or boto3."""
+    """Return what `fetch` returns; blocks its loop for the disk, the name server and boto3."""
     location = parse_location(text)
     if not location.is_remote:
         return local_file(location)
@@ -197,7 +197,7 @@ def local_file(location: Location) -> Path:
 def _check_pin(location: Location, digest: str) -> None:
     if location.pin and digest != location.pin:
         raise ArchiveError(
-            f"{location.shown}: has the sha256 {digest}, not {location.pin} to which it is pinned"
+            f"{location.shown}: is pinned to the sha256 {location.pin}, but has {digest}"
         )
 
 

@@ -271,7 +271,7 @@ class TestPins:
         url = server.add("/x.model", CONTENT)
         fetch(url, options)
         before = kept(options)
-        with pytest.raises(ArchiveError, match="to which it is pinned"):
+        with pytest.raises(ArchiveError, match="is pinned to"):
             fetch(f"{url}#sha256={digest_of(OTHER)}", options)
         assert kept(options) == before
 
