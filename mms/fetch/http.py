@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -131,7 +131,8 @@ async def _request(location: Location, ask: Ask) -> AsyncIterator[aiohttp.Client
                 proxy="http://" + proxy.netloc.rpartition("@")[2] if proxy else None,
                 proxy_headers=proxy_headers or None,
             )
-            response = await _within(timeouts.connect_s + timeouts.read_s, sending)
+            # In all: a byte now and then resets the session's own timeout.
+            response = await asyncio.wait_for(sending, timeouts.connect_s + timeouts.read_s)
             stack.callback(response.close)
         yield response
 
@@ -200,25 +201,6 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Do nothing: nothing is kept."""
-
-
-async def _within(
-    seconds: float, sending: Coroutine[Any, Any, aiohttp.ClientResponse]
-) -> aiohttp.ClientResponse:
-    """Return a response whose head is complete in time, however often its server sends a byte.
-
-    Unlike `asyncio.wait_for` before Python 3.12, this never takes a cancellation for a result.
-    """
-    task = asyncio.ensure_future(sending)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
-        raise asyncio.TimeoutError
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
 
 
 def _conditions(ask: Ask) -> dict[str, str]:
