@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import os
@@ -176,7 +175,7 @@ def _parse_model(
             )
         return name, location
     options = fetch_options(settings, progress)
-    path = asyncio.run(fetch(text, options))
+    path = fetch(text, options)
     with opening(text, path, options):
         return read_manifest(path).model_name, text
 

@@ -1,4 +1,4 @@
-"""What callers of the management APIs may have loaded: the model store, and permitted URLs.
+"""Admission policy: what callers of the management APIs may load.
 
 Locations that the operator names in flags, environment or configuration are not checked.
 """
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mms.errors import ConfigError, Forbidden, ModelNotFound
 from mms.fetch.location import is_remote, parse_location, shown
 
-#: As often as this is a path unquoted to see where it leads; a server may do so twice.
+#: A path is unquoted at most this often to find ``..`` in it; a server may do so twice.
 _MAX_UNQUOTINGS = 5
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -24,19 +24,18 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What somebody who is not the operator may have fetched.
+    """What callers other than the operator may have fetched.
 
     Attributes:
         patterns: Each matches whole URLs; one that matches permits the URL.
-        allow_private: Whether addresses inside this network, or of this machine, may be connected
-            to.
+        allow_private: Whether addresses inside this network or of this machine are permitted.
     """
 
     patterns: tuple[re.Pattern[str], ...] = ()
     allow_private: bool = False
 
     def check_url(self, url: str) -> None:
-        """Refuse a URL that no pattern permits; asked for each redirect, too.
+        """Refuse a URL that no pattern permits; called for each redirect, too.
 
         Args:
             url: As `Location.url` gives it.
@@ -45,27 +44,25 @@ class Policy:
             Forbidden: It is not permitted.
         """
         if self.patterns and (_has_user(url) or _climbs(url)):
-            # What a pattern sees is not where such a URL leads.
-            raise Forbidden(
-                f"{shown(url)}: a URL with a user name or a path that climbs up is refused"
-            )
+            # Where such a URL leads is not what a pattern sees.
+            raise Forbidden(f"{shown(url)}: a URL must not have a user name, or .. in its path")
         if not any(pattern.fullmatch(url) for pattern in self.patterns):
             raise Forbidden(f"{shown(url)}: the server's allowed_urls does not permit this URL")
 
     def check_address(self, host: str, address: str) -> None:
-        """Refuse an address that is not a public one, just before it is connected to.
+        """Refuse an address that is not public, just before it is connected to.
 
         Raises:
             Forbidden: It is private, and private ones are not allowed.
         """
         if not self.allow_private and not self.is_public(address):
             raise Forbidden(
-                f"{host} is inside this network or on this machine, where nothing is fetched from "
-                "on request; the server's allow_private_urls permits it"
+                f"{host} is inside this network or on this machine; the server must be started "
+                "with allow_private_urls to fetch from there"
             )
 
     def is_public(self, address: str) -> bool:
-        """Whether an address is one of the internet's."""
+        """Whether an IP address is public."""
         return is_public(address)
 
 
@@ -91,7 +88,7 @@ def parse_policy(allowed_urls: Sequence[str], allow_private: bool) -> Policy:
 
 
 def admit(url: str, model_store: str, policy: Policy) -> str:
-    """Return the location that a `url` names: of an archive inside the model store, or permitted.
+    """Return the location for a ``url`` that a caller sent: in the model store, or permitted.
 
     Raises:
         Forbidden: It is neither.
@@ -103,7 +100,7 @@ def admit(url: str, model_store: str, policy: Policy) -> str:
             "no model store: start the server with --model-store DIR to register models"
         )
     if "\0" in url:
-        raise Forbidden("the url holds a NUL")
+        raise Forbidden("the url contains a NUL character")
     if is_remote(url):
         if not policy.patterns:
             raise Forbidden(
@@ -117,12 +114,12 @@ def admit(url: str, model_store: str, policy: Policy) -> str:
     name, separator, pin = url.partition("#sha256=")
     if name.startswith(("file:///", "file://localhost/")):
         name = str(parse_location(name).path)
-    # os.path raises nothing, however long a name is and wherever a link leads.
+    # os.path raises nothing, whatever the length of a name and the target of a link.
     path = Path(os.path.realpath(Path(model_store, name.removeprefix("file://"))))
     if not (model_store and _is_inside(path, Path(os.path.realpath(model_store)))):
         if not policy.patterns:
             raise Forbidden(f"{url[:200]!r} is not in the model store")
-        # Links and .. are resolved: what a pattern permits is where the file really is.
+        # Links and .. are resolved: patterns match the real path.
         policy.check_url(f"file://{path}")
     if not os.path.exists(path):
         raise ModelNotFound(f"Model not found in model store: {url[:200]}")
@@ -152,10 +149,10 @@ def check_place(location: str, model_store: str, policy: Policy) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that only the internet has: no private, local or shared one."""
+    """Whether an IP address is public: not private, local, shared or multicast."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # These reach an IPv4 address by another name.
+        # These forms reach an IPv4 address.
         inner = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
@@ -174,7 +171,7 @@ def _has_user(url: str) -> bool:
 
 
 def _climbs(url: str) -> bool:
-    """Whether a path has a ``..`` in it, be it quoted, or hidden behind a semicolon."""
+    """Whether a path contains ``..``, quoted or behind a semicolon as well."""
     path = url.partition("://")[2].partition("?")[0]
     for _ in range(_MAX_UNQUOTINGS):
         if ".." in re.split(r"[/\\;]", path):

@@ -9,18 +9,19 @@
 
 KEY is `Location.key`, so that no URL, and no secret in one, lies on disk. Whatever is read here
 is checked: a blob is hashed before it is used, and an invalid entry counts as none. So the folder,
-or anything in it, may be deleted at any time. All calls block.
+or anything in it, may be deleted at any time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mms.archive.reader import hash_file
 from mms.fetch.source import CHUNK_BYTES, Validator
 from mms.files import write_atomically
 
+_LOCK_POLL_S = 0.05
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -95,9 +97,17 @@ class Cache:
         """Return the download of a URL, begun or not; for the holder of its lock."""
         return Part(self._folder("parts") / key)
 
-    def lock(self, key: str) -> Lock:
-        """Return what keeps all others, threads and processes, from downloading the same URL."""
-        return Lock(self._folder("locks") / key)
+    @contextlib.asynccontextmanager
+    async def lock(self, key: str) -> AsyncIterator[None]:
+        """Keep all others, threads and processes, from downloading the same URL."""
+        # The file stays: one that is removed while another waits for it would be two locks.
+        descriptor = os.open(self._folder("locks") / key, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while not _try_lock(descriptor):  # noqa: ASYNC110 - other processes hold it, too
+                await asyncio.sleep(_LOCK_POLL_S)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _folder(self, name: str) -> Path:
         folder = self._root / name
@@ -106,31 +116,8 @@ class Cache:
         return folder
 
 
-class Lock:
-    """The lock of a URL; its file is open until `close`."""
-
-    def __init__(self, path: Path) -> None:
-        # The file stays: one that is removed while another waits for it would be two locks.
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-    def acquire(self) -> bool:
-        """Return whether the lock is this one's now; does not wait for others."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Let others have it."""
-        os.close(self._descriptor)
-
-
 class Part:
-    """A file that is being downloaded, or whose download was interrupted.
-
-    A part that cannot be written does not stay: its bytes are what the disk has no room for.
-    """
+    """A file that is being downloaded, or whose download was interrupted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -146,17 +133,24 @@ class Part:
             return 0, Validator()
         return self._path.stat().st_size, validator
 
-    def open(self, start: int, validator: Validator) -> None:
-        """Have `write` append at `start`, which is the size so far, or 0 to start over."""
-        self.close()
+    @contextlib.contextmanager
+    def writing(self, start: int, validator: Validator) -> Iterator[None]:
+        """Have `write` append at `start`, which is the size so far, or 0 to start over.
+
+        A part that cannot be written does not stay: its bytes are what the disk has no room for.
+        """
         self._hash, self.size = hashlib.sha256(), start
-        with self._discarded_on_error():
+        try:
             if not start:
                 self.discard()
                 write_atomically(self._note, json.dumps(asdict(validator)).encode())
             # Unbuffered: what was received is in the file, whatever happens next.
-            self._file = _open_private(self._path)
-            self._hash_first(start)
+            with _open_private(self._path) as self._file:
+                self._hash_first(start)
+                yield
+        except OSError:
+            self.discard()
+            raise
 
     def _hash_first(self, count: int) -> None:
         """Hash what is there, and go to its end."""
@@ -169,22 +163,8 @@ class Part:
         self._hash.update(data)
         self.size += len(data)
         left = memoryview(data)
-        with self._discarded_on_error():
-            while left:
-                left = left[self._file.write(left) :]
-
-    @contextlib.contextmanager
-    def _discarded_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            self.discard()
-            raise
-
-    def close(self) -> None:
-        """Close the file; it stays as it is."""
-        if self._file is not None:
-            self._file.close()
+        while left:
+            left = left[self._file.write(left) :]
 
     @property
     def digest(self) -> str:
@@ -193,7 +173,6 @@ class Part:
 
     def move(self, target: Path) -> None:
         """Move the finished file to its place."""
-        self.close()
         os.replace(self._path, target)
         self._note.unlink(missing_ok=True)
 
@@ -211,6 +190,14 @@ class Part:
 def _open_private(path: Path) -> Any:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     return os.fdopen(descriptor, "r+b", buffering=0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read_json(path: Path) -> Any:

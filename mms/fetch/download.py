@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from mms.archive.reader import hash_file
 from mms.errors import ArchiveError, DownloadFailed, StorageFull
 from mms.fetch.admission import Policy
-from mms.fetch.blocking import BlockingThread
-from mms.fetch.cache import Cache, Entry, Lock, Part
+from mms.fetch.cache import Cache, Entry, Part
 from mms.fetch.http import open_http
 from mms.fetch.location import Location, Scheme, parse_location
 from mms.fetch.s3 import open_s3
@@ -32,13 +34,11 @@ logger = logging.getLogger("mms.fetch")
 #: A peer that is slower than this for as long as `Timeouts.read_s` is stalled: a byte now and then
 #: must not hold a model up for ever.
 _SLOWEST_BYTES_PER_S = 1024
-#: Between attempts to get the lock of a URL that another downloads.
-_LOCK_POLL_S = 0.05
 _SOURCES: Mapping[Scheme, Source] = {"http": open_http, "https": open_http, "s3": open_s3}
 
 
 class Progress(Protocol):
-    """Receives the progress of downloads, several at once."""
+    """Receives the progress of downloads, from several threads at once."""
 
     def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
         """Record how much of a download is here, and how long it is if that is known."""
@@ -68,10 +68,8 @@ class FetchOptions:
     progress: Progress | None = None
 
 
-async def fetch(text: str, options: FetchOptions, policy: Policy | None = None) -> Path:
-    """Return the file or folder at a location.
-
-    If the caller is cancelled, what has been received stays for the next download to resume.
+def fetch(text: str, options: FetchOptions, policy: Policy | None = None) -> Path:
+    """Return the file or folder at a location; blocks.
 
     Args:
         text: Path, ``file://``, ``http://``, ``https://`` or ``s3://`` location, each with
@@ -88,15 +86,55 @@ async def fetch(text: str, options: FetchOptions, policy: Policy | None = None) 
         DownloadFailed: It cannot be fetched or kept; says why.
         Forbidden: The policy does not permit it.
     """
+    return asyncio.run(_fetch(text, options, policy))
+
+
+async def fetch_in_thread(text: str, options: FetchOptions, policy: Policy | None = None) -> Path:
+    """Return what `fetch` returns, without blocking the caller's event loop.
+
+    If the caller is cancelled, so is the download. Nothing waits for its thread then, not even the
+    end of the process: a name server, a service or a disk that hangs must not keep the server from
+    stopping. What has been received stays for the next download to resume.
+
+    The thread runs a standard event loop. uvloop discards what has come over TLS if the connection
+    is closed while reading is paused.
+    """
+    caller = asyncio.get_running_loop()
+    done: asyncio.Future[Path] = caller.create_future()
+    loop = asyncio.SelectorEventLoop()
+    task = loop.create_task(_fetch(text, options, policy))
+
+    def run() -> None:
+        settle: Callable[[], None]
+        try:
+            settle = partial(done.set_result, loop.run_until_complete(task))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+            settle = partial(done.set_exception, error)
+        # Closes what connections have left.
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+        # A closed loop raises: nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            caller.call_soon_threadsafe(lambda: None if done.done() else settle())
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="fetch", daemon=True).start()
+    try:
+        return await done
+    finally:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(task.cancel)
+
+
+async def _fetch(text: str, options: FetchOptions, policy: Policy | None) -> Path:
+    """Return what `fetch` returns; blocks its loop for the disk, the name server and boto3."""
     location = parse_location(text)
-    path = await asyncio.to_thread(local_file, location)
-    if path is not None:
-        return path
+    if not location.is_remote:
+        return local_file(location)
     if policy:
         policy.check_url(location.url)
     with _disk_errors(location, options):
-        async with BlockingThread() as disk:
-            return await _Download(location, options, policy, disk).run()
+        return await _Download(location, options, policy).run()
 
 
 def cached(text: str, options: FetchOptions) -> Path | None:
@@ -137,28 +175,29 @@ def opening(text: str, path: Path, options: FetchOptions) -> Iterator[None]:
         raise
 
 
-def local_file(location: Location) -> Path | None:
-    """Return the path of a location on this machine; None for any other.
+def local_file(location: Location) -> Path:
+    """Return the path of a location on this machine.
 
     Raises:
         ArchiveError: The file differs from its pin.
     """
-    if location.path is None or not location.pin:
-        return location.path
+    path = Path(location.path or "")
+    if not location.pin:
+        return path
     try:
-        digest = hash_file(location.path)
+        digest = hash_file(path)
     except IsADirectoryError:
         raise ArchiveError(f"{location.text}: a folder has no sha256; pin a file") from None
     except OSError as error:
         raise ArchiveError(f"{location.text}: cannot be read: {error.strerror}") from None
     _check_pin(location, digest)
-    return location.path
+    return path
 
 
 def _check_pin(location: Location, digest: str) -> None:
     if location.pin and digest != location.pin:
         raise ArchiveError(
-            f"{location.shown}: has the sha256 {digest}, not {location.pin} to which it is pinned"
+            f"{location.shown}: is pinned to the sha256 {location.pin}, but has {digest}"
         )
 
 
@@ -184,68 +223,43 @@ class _Kept:
 
 
 class _Download:
-    """One call of `fetch` for a remote location.
+    """One call of `fetch` for a remote location."""
 
-    Everything on the disk is done in one thread, in order: hashes of large files and slow disks
-    hold up nobody, and a cancelled download closes its files behind its last write.
-    """
-
-    def __init__(
-        self,
-        location: Location,
-        options: FetchOptions,
-        policy: Policy | None,
-        disk: BlockingThread,
-    ) -> None:
+    def __init__(self, location: Location, options: FetchOptions, policy: Policy | None) -> None:
         self._location = location
         self._options = options
         self._policy = policy
-        self._disk = disk
         self._cache = Cache(options.cache)
         self._source = _SOURCES[location.scheme]
 
     async def run(self) -> Path:
         """Return the archive from the cache, or download it."""
-        pinned, before = await self._disk.call(self._look)
+        pinned = self._pinned()
         if pinned:
             return pinned
-        await self._lock()
-        pinned, entry = await self._disk.call(self._look)
-        if pinned:
-            return pinned
-        path = await self._disk.call(self._cache.blob, entry.digest) if entry else None
-        if entry is None or path is None:
-            return await self._download(None)
-        if entry != before:
-            # Another has fetched it while this waited for the lock.
-            return path
-        return await self._download(_Kept(path, entry.validator))
+        key = self._location.key
+        before = self._cache.entry(key)
+        async with self._cache.lock(key):
+            pinned = self._pinned()
+            if pinned:
+                return pinned
+            entry = self._cache.entry(key)
+            # Of a pinned one, the cache holds another archive at most: all of it is requested.
+            path = self._cache.blob(entry.digest) if entry and not self._location.pin else None
+            if entry is None or path is None:
+                return await self._download(None)
+            if entry != before:
+                # Another has fetched it while this waited for the lock.
+                return path
+            return await self._download(_Kept(path, entry.validator))
 
-    def _look(self) -> tuple[Path | None, Entry | None]:
-        """Return the pinned archive if it is here; without a pin, what the URL gave last."""
-        if self._location.pin:
-            return self._cache.blob(self._location.pin), None
-        return None, self._cache.entry(self._location.key)
-
-    async def _lock(self) -> None:
-        lock = await self._disk.call(self._open_lock)
-        while not await self._disk.call(lock.acquire):  # noqa: ASYNC110 - processes share it
-            await asyncio.sleep(_LOCK_POLL_S)
-
-    def _open_lock(self) -> Lock:
-        lock = self._cache.lock(self._location.key)
-        return self._disk.held.enter_context(contextlib.closing(lock))
-
-    def _open_part(self) -> Part:
-        part = self._cache.part(self._location.key)
-        self._disk.held.callback(part.discard_useless)
-        self._disk.held.callback(part.close)
-        return part
+    def _pinned(self) -> Path | None:
+        return self._cache.blob(self._location.pin) if self._location.pin else None
 
     async def _download(self, kept: _Kept | None) -> Path:
         """Return the newest archive there is: downloaded, or kept if it has not changed."""
         shown = self._location.shown
-        part = await self._disk.call(self._open_part)
+        part = self._cache.part(self._location.key)
         try:
             return await self._try_often(part, kept)
         except Interrupted as error:
@@ -255,6 +269,8 @@ class _Download:
                 ) from None
             logger.warning("%s: %s; serving the cached copy", shown, str(error))
             return kept.path
+        finally:
+            part.discard_useless()
 
     async def _try_often(self, part: Part, kept: _Kept | None) -> Path:
         """Return what `_try_once` returns in the end.
@@ -268,7 +284,7 @@ class _Download:
                 return await self._try_once(part, kept)
             except Interrupted as error:
                 if error.starts_over:
-                    await self._disk.call(part.discard)
+                    part.discard()
                 if attempt >= self._options.attempts:
                     raise
                 logger.info("%s: %s; retrying", self._location.shown, str(error))
@@ -276,7 +292,7 @@ class _Download:
             attempt += 1
 
     async def _try_once(self, part: Part, kept: _Kept | None) -> Path:
-        offset, validator = await self._disk.call(part.begun)
+        offset, validator = part.begun()
         if kept and not offset:
             validator = kept.validator
         ask = Ask(self._location, offset, validator, self._policy, self._options.timeouts)
@@ -292,11 +308,9 @@ class _Download:
         try:
             _check_pin(self._location, digest)
         except ArchiveError:
-            await self._disk.call(part.discard)
+            part.discard()
             raise
-        path = await self._disk.call(
-            self._cache.store, self._location.key, part, Entry(digest, answer.validator)
-        )
+        path = self._cache.store(self._location.key, part, Entry(digest, answer.validator))
         logger.info(
             "downloaded %s: %s in %.1f s, sha256 %s",
             self._location.shown,
@@ -309,7 +323,7 @@ class _Download:
     async def _receive(self, answer: Answer, part: Part) -> None:
         """Write the body to the part, within the limits."""
         shown, progress = self._location.shown, self._options.progress
-        await self._check_size(answer.total or 0, part)
+        self._check_size(answer.total or 0, part)
         logger.info(
             "downloading %s (%s)%s",
             shown,
@@ -318,13 +332,13 @@ class _Download:
         )
         pace = _Pace(self._options.timeouts.read_s)
         try:
-            await self._disk.call(part.open, answer.start, answer.validator)
-            while data := await answer.read():
-                await self._check_size(part.size + len(data), part)
-                await self._disk.call(part.write, data)
-                pace.check(part.size)
-                if progress:
-                    progress.update(shown, part.size, answer.total)
+            with part.writing(answer.start, answer.validator):
+                while data := await answer.read():
+                    self._check_size(part.size + len(data), part)
+                    part.write(data)
+                    pace.check(part.size)
+                    if progress:
+                        progress.update(shown, part.size, answer.total)
         finally:
             if progress:
                 progress.finish(shown)
@@ -337,9 +351,9 @@ class _Download:
                 starts_over=part.size > answer.total,
             )
 
-    async def _check_size(self, size: int, part: Part) -> None:
+    def _check_size(self, size: int, part: Part) -> None:
         if size > self._options.max_bytes:
-            await self._disk.call(part.discard)
+            part.discard()
             raise DownloadFailed(
                 f"{self._location.shown}: longer than the {self._options.max_bytes} bytes that "
                 "max_archive_bytes allows"

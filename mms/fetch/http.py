@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -26,9 +26,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from mms.errors import ArchiveError, DownloadFailed
-from mms.fetch.blocking import BlockingThread
 from mms.fetch.location import Location, is_remote, parse_location, shown
-from mms.fetch.source import Answer, Ask, Interrupted, make_validator
+from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 from mms.version import __version__
 
 _MAX_REDIRECTS = 10
@@ -114,7 +113,11 @@ async def _request(location: Location, ask: Ask) -> AsyncIterator[aiohttp.Client
         headers["Authorization"] = _basic(user)
     proxy = _proxy(parts, ask)
     proxy_headers = _proxy_headers(proxy) if proxy else {}
-    if parts.scheme == "http":
+    context: ssl.SSLContext | bool = True
+    if parts.scheme == "https":
+        # Not aiohttp's own, which knows the environment of its import.
+        context = ssl.create_default_context()
+    else:
         headers |= proxy_headers
     timeouts = ask.timeouts
     async with contextlib.AsyncExitStack() as stack:
@@ -124,14 +127,12 @@ async def _request(location: Location, ask: Ask) -> AsyncIterator[aiohttp.Client
                 URL(parts._replace(netloc=_dotted(netloc)).geturl(), encoded=True),
                 headers=headers,
                 allow_redirects=False,
+                ssl=context,
                 proxy="http://" + proxy.netloc.rpartition("@")[2] if proxy else None,
-                proxy_headers=proxy_headers if proxy else None,
-                # Reads files. aiohttp's own context is from before the environment was set.
-                ssl=await asyncio.to_thread(ssl.create_default_context)
-                if parts.scheme == "https"
-                else True,
+                proxy_headers=proxy_headers or None,
             )
-            response = await _within(timeouts.connect_s + timeouts.read_s, sending)
+            # In all: a byte now and then resets the session's own timeout.
+            response = await asyncio.wait_for(sending, timeouts.connect_s + timeouts.read_s)
             stack.callback(response.close)
         yield response
 
@@ -165,6 +166,7 @@ async def _session(host: str, ask: Ask) -> AsyncIterator[aiohttp.ClientSession]:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
+        read_bufsize=CHUNK_BYTES,
         max_field_size=_MAX_HEADER_BYTES,
         middlewares=(send_once,),
         timeout=aiohttp.ClientTimeout(
@@ -175,48 +177,30 @@ async def _session(host: str, ask: Ask) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names in a thread that nothing waits for when the server stops."""
+    """Resolves names in the thread of the download.
+
+    aiohttp's own uses threads that are waited for at exit, and with them a name server that hangs.
+    """
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        async with BlockingThread() as thread:
-            found = await thread.call(
-                socket.getaddrinfo, host, port, family, type=socket.SOCK_STREAM
-            )
         return [
             ResolveResult(
                 hostname=host,
                 host=str(address[0]),
                 port=port,
-                family=family,
+                family=found_family,
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST,
             )
-            for family, _, protocol, _, address in found
+            for found_family, _, protocol, _, address in socket.getaddrinfo(
+                host, port, family, socket.SOCK_STREAM
+            )
         ]
 
     async def close(self) -> None:
-        """Do nothing: no thread outlives its call."""
-
-
-async def _within(
-    seconds: float, sending: Coroutine[Any, Any, aiohttp.ClientResponse]
-) -> aiohttp.ClientResponse:
-    """Return a response whose head is complete in time, however often its server sends a byte.
-
-    Unlike `asyncio.wait_for` before Python 3.12, this never takes a cancellation for a result.
-    """
-    task = asyncio.ensure_future(sending)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
-        raise asyncio.TimeoutError
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
+        """Do nothing: nothing is kept."""
 
 
 def _conditions(ask: Ask) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 boto3 finds credentials, region and endpoint (``AWS_ENDPOINT_URL``) by itself. It is imported with
 the first ``s3://`` location only: it is an extra, and it takes its time and memory. Its calls
-block, so that each request has a thread.
+block, as a download's loop may be.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -15,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from mms.errors import DownloadFailed
-from mms.fetch.blocking import BlockingThread
 from mms.fetch.source import CHUNK_BYTES, Answer, Ask, Interrupted, make_validator
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -37,22 +37,17 @@ async def open_s3(ask: Ask) -> AsyncIterator[Answer | None]:
         Interrupted: The service cannot be reached, breaks off, or reports a transient failure.
         DownloadFailed: It refuses, or boto3 is not installed or has no credentials.
     """
-    async with BlockingThread() as thread:
-        yield await thread.call(_open, ask, thread)
-
-
-def _open(ask: Ask, thread: BlockingThread) -> Answer | None:
-    """Send the request, in the thread that is to read the body."""
     bucket, _, key = ask.location.url.removeprefix("s3://").partition("/")
-    client = thread.held.enter_context(contextlib.closing(_client(ask)))
-    found = _get(client, {"Bucket": bucket, "Key": key, **_conditions(ask)}, ask)
-    if found is None:
-        return None
-    body = thread.held.enter_context(contextlib.closing(found["Body"]))
-    start, total = _extent(found, ask)
-    # Its dates are no validators: an entity tag is always there.
-    validator = make_validator(found.get("ETag"), None)
-    return Answer(start, total, validator, partial(thread.call, _read, body))
+    with contextlib.closing(_client(ask)) as client:
+        found = _get(client, {"Bucket": bucket, "Key": key, **_conditions(ask)}, ask)
+        if found is None:
+            yield None
+            return
+        with contextlib.closing(found["Body"]) as body:
+            start, total = _extent(found, ask)
+            # Its dates are no validators: an entity tag is always there.
+            validator = make_validator(found.get("ETag"), None)
+            yield Answer(start, total, validator, partial(_read, body))
 
 
 def _client(ask: Ask) -> Any:
@@ -144,9 +139,11 @@ def _extent(found: dict[str, Any], ask: Ask) -> tuple[int, int | None]:
     return ask.offset, int(match[2])
 
 
-def _read(body: Any) -> bytes:
+async def _read(body: Any) -> bytes:
     from botocore.exceptions import BotoCoreError
 
+    # Lets a cancelled download end here.
+    await asyncio.sleep(0)
     try:
         data: bytes = body.read(CHUNK_BYTES)
     except (BotoCoreError, OSError) as error:

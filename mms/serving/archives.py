@@ -1,4 +1,4 @@
-"""Open a model's archive, wherever it is, beside the event loop and by the server's settings."""
+"""Open a model's archive at any location, as the server's settings say, beside the event loop."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mms.archive.reader import Archive, open_archive, read_manifest
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
 from mms.fetch.admission import parse_policy
-from mms.fetch.download import FetchOptions, Progress, fetch, local_file, opening
+from mms.fetch.download import FetchOptions, Progress, fetch_in_thread, local_file, opening
 from mms.fetch.location import is_remote, parse_location, shown
 from mms.serving.stamp import file_stamp
 
-#: Downloads at once; more only share the same line.
+#: Downloads at once; more would only share the bandwidth.
 _MOST_DOWNLOADS = 8
-#: Of these from one host: one that sends slowly must not hold up downloads from all others.
+#: Of these from one host: a slow one must not hold up downloads from all others.
 _MOST_PER_HOST = 2
-#: What a download that was asked for by the API may take, in seconds. What has come by then stays,
-#: and the next attempt goes on from there.
+#: What a download that the API requested may take, in seconds. What was received by then stays, and
+#: the next attempt resumes there.
 _DEADLINE_S = 3600.0
 _FOLDER = "mxnet-model-server"
 
@@ -38,10 +38,10 @@ def fetch_options(
     progress: Progress | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> FetchOptions:
-    """Return how the settings say that archives are fetched and kept.
+    """Return the fetch options of the server's settings.
 
     Raises:
-        ConfigError: No folder to keep them in is set, and the user has no home.
+        ConfigError: No folder for the cache is set, and the user has no home.
     """
     return FetchOptions(
         cache=_cache_folder(settings.cache_dir, environment),
@@ -59,9 +59,9 @@ def _cache_folder(cache_dir: str, environment: Mapping[str, str]) -> Path:
     try:
         return Path.home() / ".cache" / _FOLDER
     except RuntimeError:
-        # A user that the system does not know, as in some containers.
+        # A user that the system does not have, as in some containers.
         raise ConfigError(
-            "there is no home folder to keep downloaded archives in; set cache_dir"
+            "the user has no home folder for downloaded archives; set cache_dir"
         ) from None
 
 
@@ -76,8 +76,8 @@ class Fetching:
 
     Args:
         settings: The server's.
-        progress: Who is told how downloads go on.
-        deadline_s: What a download that the operator did not ask for may take, in seconds.
+        progress: Receives the progress of downloads.
+        deadline_s: What a download that the operator did not request may take, in seconds.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Fetching:
         self._progress = progress
         self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
-        # Of a host, as long as somebody downloads from it or waits to.
+        # A host's is there as long as somebody downloads from it or waits to.
         self._hosts: weakref.WeakValueDictionary[str, asyncio.Semaphore] = (
             weakref.WeakValueDictionary()
         )
@@ -101,28 +101,27 @@ class Fetching:
 
         Args:
             location: Path or URL.
-            is_trusted: Whether the operator named it; what others name must be permitted by
-                the policy if it is remote, and has been checked before if it is not.
+            is_trusted: Whether the operator named it. What others name must be permitted by the
+                policy if it is remote; if it is not, callers have checked it.
 
         Raises:
             ArchiveError: It is not valid, or cannot be fetched.
             Forbidden: It is not permitted.
         """
         parsed = parse_location(location)
-        path = await asyncio.to_thread(local_file, parsed)
-        if path is not None:
-            return path
+        if not parsed.is_remote:
+            return await asyncio.to_thread(local_file, parsed)
         options = fetch_options(self._settings, self._progress)
         policy = None if is_trusted else self.policy
-        # First its host's, so that nobody waits for a host with one of everybody's slots.
+        # The host's first, so that nobody holds a slot of all while waiting for a host.
         async with self._host_slots(parsed.url), self._slots:
-            fetching = fetch(location, options, policy)
+            fetching = fetch_in_thread(location, options, policy)
             try:
                 return await asyncio.wait_for(fetching, None if is_trusted else self._deadline_s)
             except asyncio.TimeoutError:
                 raise DownloadFailed(
-                    f"{parsed.shown}: not here after {self._deadline_s:g} s; ask again to go on "
-                    "with the download"
+                    f"{parsed.shown}: the download did not finish within {self._deadline_s:g} s; "
+                    "repeat the request to resume it"
                 ) from None
 
     def _host_slots(self, url: str) -> asyncio.Semaphore:
@@ -133,7 +132,7 @@ class Fetching:
         return slots
 
     async def open(self, location: str, path: Path, workspace: Path, handler: str = "") -> Archive:
-        """Check and unpack what `fetch` gave.
+        """Check and unpack what `fetch` returned.
 
         Raises:
             ArchiveError: As `open_archive`; names the location.
@@ -145,7 +144,7 @@ class Fetching:
         return dataclasses.replace(archive, source=shown(location))
 
     async def read_manifest(self, location: str, path: Path, handler: str = "") -> Manifest:
-        """Read the manifest of what `fetch` gave.
+        """Read the manifest of what `fetch` returned.
 
         Raises:
             ArchiveError: As `read_manifest`; names the location.

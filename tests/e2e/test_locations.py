@@ -99,7 +99,7 @@ def test_a_download_that_fails_ends_the_command_with_one_clear_line(
         assert "hunter" not in result.stderr
     result = run("serve", "--models", "ftp://host/x", **environment)
     assert result.returncode == 3
-    assert "ftp:// is none of these" in last_line(result.stderr)
+    assert "ftp:// is not supported" in last_line(result.stderr)
     result = run("serve", "--models", f"m={files.url}/echo.model#sha256=12", **environment)
     assert result.returncode == 3
     assert "64 hexadecimal digits" in last_line(result.stderr)

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mms.errors import ArchiveError, DownloadFailed, Forbidden
-from mms.fetch import download
-from mms.fetch.admission import Policy, parse_policy
-from mms.fetch.download import FetchOptions
+from mms.fetch.admission import parse_policy
+from mms.fetch.download import FetchOptions, fetch, fetch_in_thread
 from mms.fetch.source import Timeouts
 from tests.kit.fileserver import FileServer, Handler, closed_port, digest_of, file_server, silence
+from tests.kit.waiting import until
 
 # The same in every process of a parallel run: names of tests hold digests.
 CONTENT = random.Random(1).randbytes(1 << 20)
@@ -84,10 +85,6 @@ def options(tmp_path: Path) -> FetchOptions:
     return FetchOptions(tmp_path / "cache", timeouts=Timeouts(60, 60), backoff_s=0.0)
 
 
-def fetch(url: str, options: FetchOptions, policy: Policy | None = None) -> Path:
-    return asyncio.run(download.fetch(url, options, policy))
-
-
 def put(s3: Any, content: bytes) -> None:
     s3.put_object(Bucket="models", Key=_KEY, Body=content)
 
@@ -126,20 +123,26 @@ async def test_a_cancelled_download_is_resumed_unless_the_object_has_changed(
         def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
             assert total_bytes == len(CONTENT)
             told.append(done_bytes)
-            task.cancel()
+            loop.call_soon_threadsafe(task.cancel)
+            cancelled.wait()
 
         def finish(self, name: str) -> None:
             pass
 
     watched = replace(options, progress=Stops())
-    task = asyncio.create_task(download.fetch(URL, watched))
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+    task = asyncio.create_task(fetch_in_thread(URL, watched))
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        cancelled.set()
+    await until(lambda: not any(thread.name == "fetch" for thread in threading.enumerate()))
     part = max(path.stat().st_size for path in options.cache.glob("parts/*"))
     assert part == told.pop()
     expected = OTHER if changes else CONTENT
     put(s3, expected)
-    assert (await download.fetch(URL, watched)).read_bytes() == expected
+    assert (await fetch_in_thread(URL, watched)).read_bytes() == expected
     assert (min(told) > part) != changes
 
 
@@ -275,11 +278,11 @@ def test_no_secret_is_logged_however_much_is(
 
 def test_without_boto3_it_says_what_to_install(options: FetchOptions) -> None:
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\n"
+        "import sys\nfrom pathlib import Path\n"
         "from mms.fetch.download import FetchOptions, fetch\n"
         "assert 'boto3' not in sys.modules\n"
         "sys.modules['boto3'] = None\n"
-        "try:\n    asyncio.run(fetch(sys.argv[1], FetchOptions(Path(sys.argv[2]))))\n"
+        "try:\n    fetch(sys.argv[1], FetchOptions(Path(sys.argv[2])))\n"
         "except Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run(

@@ -192,7 +192,7 @@ class TestV15:
 
 #: Unpacks or fetches an archive into a folder, and says which error came of it.
 _USE = """
-    import asyncio, pathlib, sys
+    import pathlib, sys
     from mms.fetch.download import FetchOptions, fetch
     from mms.archive.reader import open_archive
     from mms.errors import MMSError
@@ -200,7 +200,7 @@ _USE = """
     source, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     try:
         if "://" in source:
-            asyncio.run(fetch(source, FetchOptions(cache=folder)))
+            fetch(source, FetchOptions(cache=folder))
         else:
             open_archive(source, folder)
     except MMSError as error:

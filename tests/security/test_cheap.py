@@ -199,7 +199,7 @@ class TestV28:
             files.odd["/a.model"] = hold
             fetching = Fetching(settings, deadline_s=0.05)
             trusted = asyncio.create_task(fetching.fetch(url, is_trusted=True))
-            with pytest.raises(DownloadFailed, match=r"not here after 0.05 s; ask again"):
+            with pytest.raises(DownloadFailed, match=r"did not finish within 0.05 s; repeat"):
                 await fetching.fetch(url, is_trusted=False)
             assert not trusted.done()
             trusted.cancel()

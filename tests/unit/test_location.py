@@ -76,19 +76,19 @@ def test_anything_else_is_a_path(text: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ftp://host/x", "ftp:// is none of these"),
-        ("gopher://host/x", "none of these"),
-        ("http://", "names no host"),
-        ("http:///x", "names no host"),
+        ("ftp://host/x", "ftp:// is not supported"),
+        ("gopher://host/x", "not supported"),
+        ("http://", "has no host"),
+        ("http:///x", "has no host"),
         ("http://[::1/x", "not a valid URL"),
         ("http://host:port/x", "not a valid URL"),
         ("http://host:99999/x", "not a valid URL"),
         (f"http://{'a' * 64}.example/x", "not a valid URL"),
         ("http://host/x\r\nHost: evil", "control character"),
         ("http://host\\@evil/x", "backslash"),
-        ("http://host/\udcff", "not UTF-8"),
-        ("s3://bucket/\ud800", "not UTF-8"),
-        ("http://host/x#sha265=abc", "what follows #"),
+        ("http://host/\udcff", "invalid UTF-8"),
+        ("s3://bucket/\ud800", "invalid UTF-8"),
+        ("http://host/x#sha265=abc", "only supported fragment"),
         ("http://host/x#sha256=abc", "64 hexadecimal digits"),
         (f"http://host/x#sha256={DIGEST}0", "64 hexadecimal digits"),
         ("x.model#sha256=", "64 hexadecimal digits"),
@@ -96,7 +96,7 @@ def test_anything_else_is_a_path(text: str, path: str) -> None:
         ("s3://bucket/", "s3://BUCKET/KEY"),
         ("s3:///key", "s3://BUCKET/KEY"),
         ("s3://arn:aws:s3/key", "s3://BUCKET/KEY"),
-        ("s3://bucket/key?versionId=1", "takes no query"),
+        ("s3://bucket/key?versionId=1", "cannot have a query"),
         ("file://host/x", "absolute path"),
         ("file://x", "absolute path"),
         ("file:///x%00", "NUL"),
@@ -242,7 +242,7 @@ class TestPolicy:
             "https://models.example.com@evil.example/x",
             "https://models.example.com/a/../../x",
         ):
-            with pytest.raises(Forbidden, match="user name or a path that climbs"):
+            with pytest.raises(Forbidden, match=r"must not have a user name, or \.\. in its path"):
                 policy.check_url(url)
 
     @pytest.mark.parametrize(
