@@ -47,7 +47,7 @@ from mms.metrics.exporter import (
 from mms.metrics.writer import MetricsWriter, make_writer
 from mms.serving.budget import Budget, default_limit
 from mms.serving.manager import ModelManager
-from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.pool.child import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 

@@ -23,7 +23,7 @@ from mms.config import ModelSettings, check_keys, usable_cores
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.log import configure_logging
 from mms.protocol import RequestMeta
-from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.pool.child import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
 

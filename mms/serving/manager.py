@@ -37,8 +37,8 @@ from mms.config import (
 from mms.errors import ConfigError, Conflict, Forbidden, InvalidRequest, MMSError
 from mms.serving.fetching import Fetching, stamp
 from mms.serving.lifecycle import ServableState
-from mms.serving.placement import Placement
-from mms.serving.processes import reap_orphans
+from mms.serving.pool.child import reap_orphans
+from mms.serving.pool.placement import Placement
 from mms.serving.registry import DEFAULT_VERSION, Registry, Traffic
 from mms.serving.servable import Servable
 from mms.serving.state import State, read_state, write_state

@@ -43,11 +43,11 @@ from mms.serving.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.job import Inference
 from mms.serving.lifecycle import ServableState, WorkerState, move_servable
 from mms.serving.memory import private_bytes, resident_bytes, shared_bytes
-from mms.serving.placement import Placement
-from mms.serving.pool import Pool, PoolSettings
+from mms.serving.pool.placement import Placement
+from mms.serving.pool.pool import Pool, PoolSettings
+from mms.serving.pool.worker_process import WorkerProcess
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
-from mms.serving.worker import WorkerProcess
 
 logger = logging.getLogger("mms.servable")
 

@@ -22,7 +22,7 @@ from mms.errors import ConfigError
 from mms.http.description import ModelDescription
 from mms.http.generate import ClientGenerator, find_generator, python_client
 from mms.http.openapi import Route
-from mms.serving.processes import reap_orphans
+from mms.serving.pool.child import reap_orphans
 from tests.conftest import StartServer, until
 
 ROUTES = [Route("POST", "/predictions/{model}", "predictions", "Predict.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mms.errors import OutOfMemory
-from mms.serving.placement import Placement, read_gpu_memory
+from mms.serving.pool.placement import Placement, read_gpu_memory
 
 GIB = 1 << 30
 

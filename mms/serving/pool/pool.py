@@ -23,10 +23,10 @@ from typing import Any, Protocol
 from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, OutOfMemory, WorkerDied
 from mms.protocol import Frame, FrameType, LoadSpec, encode_control
 from mms.serving.lifecycle import RestartPolicy, WorkerState, backoff_s
-from mms.serving.placement import Placement
-from mms.serving.processes import Child, spawn
+from mms.serving.pool.child import Child, spawn
+from mms.serving.pool.placement import Placement
+from mms.serving.pool.worker_process import WorkerProcess
 from mms.serving.tasks import Tasks
-from mms.serving.worker import WorkerProcess
 
 logger = logging.getLogger("mms.pool")
 

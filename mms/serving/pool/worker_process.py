@@ -27,7 +27,7 @@ from mms.protocol import (
     error_from_document,
 )
 from mms.serving.lifecycle import WorkerState, move_worker
-from mms.serving.processes import Child, ExitStatus, OutputReader, socket_pair
+from mms.serving.pool.child import Child, ExitStatus, OutputReader, socket_pair
 
 #: From the fork of a loaded process to its READY frame, seconds; measured: 0.03.
 FORK_TIMEOUT_S = 10.0
