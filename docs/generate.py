@@ -23,8 +23,9 @@ from mms.http.management import make_management_app
 from mms.metrics.exporter import Exporter, ServableMetrics, ServableSnapshot, ServerMetrics
 from mms.metrics.writer import Counts, Machine
 from mms.serving.budget import Budget
-from mms.serving.lifecycle import ServableState, WorkerState
+from mms.serving.lifecycle import ServableState
 from mms.serving.manager import ModelManager
+from mms.serving.pool.slot import WorkerState
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.serving.lifecycle import MAX_FAILURES, ServableState
+from mms.serving.lifecycle import ServableState
+from mms.serving.pool.restarts import MAX_FAILURES
 from tests.conftest import RunningServer, StartServer, fresh_client, running_servers, until
 from tests.models import make_mar
 
