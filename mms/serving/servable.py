@@ -482,13 +482,13 @@ class Servable:
             return
         now = time.monotonic()
         batch = self._dispatcher.finish(worker.id, now, sum(result.stage_seconds))
+        if len(result.answers) != len(batch.jobs):
+            self._mismatch(batch, worker, len(result.answers))
+            return
         self._pool.batch_finished(worker, len(batch.jobs))
         if self.settings.max_requests:
             self._recycle_if_due(worker, now)
         self._pump()
-        if len(result.answers) != len(batch.jobs):
-            self._mismatch(batch, worker, len(result.answers))
-            return
         for job, answer in zip(batch.jobs, result.answers, strict=True):
             if isinstance(answer, MMSError):
                 job.fail(answer)
@@ -606,14 +606,17 @@ class Servable:
         worker.send(encode_batch(batch.id, items))
 
     def _mismatch(self, batch: Batch, worker: WorkerProcess, count: int) -> None:
-        """Handle answers that cannot be told apart; none of them may reach a client."""
-        if batch.jobs:
-            error = InvalidServiceOutput(
-                f"the worker gave {count} answers to {len(batch.jobs)} requests"
-            )
-            for job in batch.jobs:
-                job.fail(error)
-            worker.kill(str(error))
+        """Handle answers that cannot be told apart; none of them may reach a client.
+
+        The worker is about to be killed: it must not take a next batch with it.
+        """
+        self._dispatcher.withdraw(worker.id)
+        error = InvalidServiceOutput(
+            f"the worker gave {count} answers to {len(batch.jobs)} requests"
+        )
+        for job in batch.jobs:
+            job.fail(error)
+        worker.kill(str(error))
 
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer:
