@@ -73,6 +73,12 @@ def test_only_the_rooms_of_the_model_import_mxnet_or_numpy() -> None:
             "mms.serving.dispatcher",
             {"mms.errors", "mms.serving.linger", "mms.serving.poison"},
         ),
+        ("mms.serving.pool.restarts", set()),
+        ("mms.serving.pool.slot", {"mms.serving.lifecycle"}),
+        (
+            "mms.serving.pool.machine",
+            {"mms.errors", "mms.serving.pool.restarts", "mms.serving.pool.slot"},
+        ),
         ("mms.quoting", set()),
         ("mms.archive.signature", {"mms.errors", "mms.quoting"}),
         ("mms.archive.manifest", {"mms.errors", "mms.quoting"}),
