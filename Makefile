@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos simulate check image-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -140,6 +140,9 @@ bench-attacks: setup ## What good clients notice while others attack, five minut
 
 chaos: setup ## Ten minutes of faults under load; fails on any lost or wrong answer
 	$(BIN)/python -m tests.chaos --minutes 10
+
+simulate: setup ## A million events of the queue and the pools under a virtual clock, with faults
+	$(BIN)/python -m tests.simulation --steps 1000000
 
 image-test: ## Build the container image with buildah, run it and check it (root, Debian)
 	PYTHON=$(PYTHON) BUILD=$(BUILD) docker/image-test.sh

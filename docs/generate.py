@@ -25,7 +25,8 @@ from mms.http.management import make_management_app
 from mms.serving.budget import Budget
 from mms.serving.controlplane import ControlPlane
 from mms.serving.dataplane import DataPlane
-from mms.serving.lifecycle import ServableState, WorkerState
+from mms.serving.lifecycle import ServableState
+from mms.serving.pool.slot import WorkerState
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 from mms.telemetry.counters import ServableMetrics, ServerMetrics

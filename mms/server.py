@@ -42,7 +42,7 @@ from mms.serving.budget import Budget, default_limit
 from mms.serving.controlplane import ControlPlane
 from mms.serving.dataplane import DataPlane, ServerState
 from mms.serving.janitor import Janitor
-from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.pool.child import become_subreaper, worker_environment
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 from mms.serving.startup import Startup

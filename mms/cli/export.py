@@ -24,7 +24,7 @@ from mms.config.settings import ModelSettings
 from mms.errors import ConfigError, ErrorDetail, ExportError, MMSError, StartupError
 from mms.export.package import Export, export_model, export_quantized
 from mms.log import configure_logging
-from mms.serving.processes import become_subreaper, worker_environment
+from mms.serving.pool.child import become_subreaper, worker_environment
 from mms.serving.servable import Servable
 from mms.version import __version__
 from mms.wire.messages import Dialect, RequestMeta

@@ -267,13 +267,14 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
                 "id": str(worker.id),
                 "pid": worker.child.pid,
                 "startTime": _iso(wall - (now - worker.ready_at)),
-                "status": worker.state.value.upper(),
+                "status": status.value.upper(),
                 "gpu": worker.gpu is not None,
                 "device": "cpu" if worker.gpu is None else f"gpu:{worker.gpu}",
                 "memoryUsage": memory.get(worker.child.pid, UNKNOWN).resident,
                 "requests": worker.requests,
             }
             for worker in servable.workers
+            if (status := servable.pool.state(worker))
         ],
     }
     if servable.last_error is not None:

@@ -12,7 +12,7 @@ from mms.config.layers import with_archive_defaults
 from mms.config.settings import ServerSettings, request_limits
 from mms.errors import MMSError
 from mms.serving.archives import Fetching, stamp
-from mms.serving.placement import Placement
+from mms.serving.pool.placement import Placement
 from mms.serving.registration import Registration, Trust
 from mms.serving.servable import Servable
 

@@ -15,7 +15,7 @@ from mms.serving.archives import stamp
 from mms.serving.controlplane import ControlPlane
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import read_memory, shared_bytes
-from mms.serving.processes import reap_orphans
+from mms.serving.pool.child import reap_orphans
 from mms.serving.registry import Registry
 from mms.serving.tasks import Tasks
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,17 @@ from mms.errors import (
     Unavailable,
     WorkerDied,
 )
-from mms.serving.lifecycle import ServableState, WorkerState, move_servable
+from mms.serving.lifecycle import ServableState, move_servable
 from mms.serving.memory import UNKNOWN, Memory
-from mms.serving.placement import Placement
-from mms.serving.pool import Pool, PoolSettings
+from mms.serving.pool.placement import Placement
+from mms.serving.pool.pool import Pool
+from mms.serving.pool.slot import WorkerState
+from mms.serving.pool.starter import PoolSettings
+from mms.serving.pool.worker_process import WorkerProcess
 from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
 from mms.serving.queue.job import Inference
 from mms.serving.tasks import Tasks
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
-from mms.serving.worker import WorkerProcess
 from mms.telemetry.counters import ServableMetrics
 from mms.telemetry.prometheus import ServableSnapshot
 from mms.wire.codec import decode_result, encode_batch
@@ -297,6 +298,7 @@ class Servable:
             self._tasks.start(self._try_recover())
         if self.state is not ServableState.READY:
             return
+        self._pool.tick()
         for worker in self._pool.workers:
             self._recycle_if_due(worker, now, memory.get(worker.child.pid, UNKNOWN))
         if self.settings.max_workers > self._size:
@@ -448,8 +450,7 @@ class Servable:
 
     def snapshot(self) -> ServableSnapshot:
         """Return what the metrics show of this moment."""
-        workers = Counter(worker.state.value for worker in self._pool.workers)
-        workers[WorkerState.STARTING.value] += self._pool.starting
+        workers = self._pool.states()
         return ServableSnapshot(
             metrics=self.metrics,
             state=self.state.value,
@@ -457,7 +458,7 @@ class Servable:
             queue_depth=self._dispatcher.depth,
             queue_limit=self._dispatcher.limits.queue_size,
             in_flight=self._dispatcher.in_flight,
-            workers={state.value: workers[state.value] for state in WorkerState},
+            workers={state.value: workers[state] for state in WorkerState},
             worker_memory=self.worker_memory,
         )
 
@@ -478,22 +479,19 @@ class Servable:
             return
         if worker.kill_reason:
             return
-        if worker.state is not WorkerState.BUSY:
+        if self._pool.state(worker) is not WorkerState.BUSY:
             worker.kill("it sent a result that nobody had asked for")
             return
-        worker.move(WorkerState.READY)
         now = time.monotonic()
         batch = self._dispatcher.finish(worker.id, now, sum(result.stage_seconds))
-        self._pool.batch_finished(worker, len(batch.jobs))
-        if worker.is_withdrawn:
-            self._pool.dismiss(worker)
-        elif self.settings.max_requests:
-            # By its requests: its memory is looked at by `housekeep`.
-            self._recycle_if_due(worker, now, UNKNOWN)
-        self._pump()
         if len(result.answers) != len(batch.jobs):
             self._mismatch(batch, worker, len(result.answers))
             return
+        self._pool.batch_finished(worker, len(batch.jobs))
+        if self.settings.max_requests:
+            # By its requests: its memory is looked at by `housekeep`.
+            self._recycle_if_due(worker, now, UNKNOWN)
+        self._pump()
         for job, answer in zip(batch.jobs, result.answers, strict=True):
             if isinstance(answer, MMSError):
                 job.fail(answer)
@@ -519,11 +517,14 @@ class Servable:
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """PoolEvents: put what the worker ran back into the queue."""
         self._dispatcher.worker_lost(worker.id, reason, time.monotonic())
+        if self.state is ServableState.FAILED and not self._pool.workers:
+            # The last of those that went on serving: nobody comes after it.
+            self._dispatcher.fail_all(self._unavailable())
         self._schedule_pump()
 
-    def withdraw(self, worker: WorkerProcess) -> bool:
-        """PoolEvents: send a worker no more batches, and return whether it is idle."""
-        return self._dispatcher.withdraw(worker.id)
+    def on_worker_withdrawn(self, worker: WorkerProcess) -> None:
+        """PoolEvents: send a worker no more batches."""
+        self._dispatcher.withdraw(worker.id)
 
     def on_restart(self, reason: str) -> None:
         """PoolEvents: count it."""
@@ -596,7 +597,7 @@ class Servable:
 
     def _send(self, batch: Batch, now: float) -> None:
         worker = self._pool.worker(batch.worker)
-        worker.move(WorkerState.BUSY)
+        self._pool.batch_begun(worker)
         items = []
         for job in batch.jobs:
             assert isinstance(job, Inference)  # noqa: S101 - nobody else submits
@@ -608,14 +609,17 @@ class Servable:
         worker.send(encode_batch(batch.id, items))
 
     def _mismatch(self, batch: Batch, worker: WorkerProcess, count: int) -> None:
-        """Handle answers that cannot be told apart; none of them may reach a client."""
-        if batch.jobs:
-            error = InvalidServiceOutput(
-                f"the worker gave {count} answers to {len(batch.jobs)} requests"
-            )
-            for job in batch.jobs:
-                job.fail(error)
-            worker.kill(str(error))
+        """Handle answers that cannot be told apart; none of them may reach a client.
+
+        The worker is about to be killed: it must not take a next batch with it.
+        """
+        self._dispatcher.withdraw(worker.id)
+        error = InvalidServiceOutput(
+            f"the worker gave {count} answers to {len(batch.jobs)} requests"
+        )
+        for job in batch.jobs:
+            job.fail(error)
+        worker.kill(str(error))
 
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer:

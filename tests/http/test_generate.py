@@ -22,7 +22,7 @@ from mms.errors import ConfigError
 from mms.http.openapi.description import ModelDescription
 from mms.http.openapi.document import Route
 from mms.http.openapi.generate import ClientGenerator, find_generator, python_client
-from mms.serving.processes import reap_orphans
+from mms.serving.pool.child import reap_orphans
 from tests.kit.server import StartServer
 from tests.kit.waiting import until
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mms.serving.processes import worker_environment
+from mms.serving.pool.child import worker_environment
 
 
 def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:

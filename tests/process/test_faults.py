@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.kit.archives import SERVICES, make_archive
+from mms.wire.codec import encode_result
+from mms.wire.messages import Result
+from tests.kit.archives import SERVICES, make_archive, make_folder
 from tests.kit.server import RunningServer, StartServer, running_servers
 from tests.kit.waiting import until
 
@@ -413,3 +415,38 @@ async def test_the_whole_family_killed_at_once_comes_back(
     await until(lambda: not set(servable.pids) & set(family))
     assert await server.ask("faulty", ["echo", 2]) == (200, 2)
     await until(lambda: len(servable.processes) == 3)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_worker_that_answers_too_few_requests_takes_no_next_batch_with_it(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    no_answers = b"".join(encode_result(1, Result([], (0.0, 0.0, 0.0, 0.0, 0.0))))
+    source = f"""
+    import os, time
+    from mms.model_service.model_service import SingleNodeService
+    class Service(SingleNodeService):
+        def _postprocess(self, data):
+            if data[0] == ["echo"]:
+                return "echo"
+            while not os.path.exists({str(tmp_path / "go")!r}):
+                time.sleep(0.005)
+            # As its own answer, from a service with a stray file descriptor.
+            for descriptor in range(3, 64):
+                try:
+                    os.write(descriptor, {no_answers!r})
+                except OSError:
+                    continue
+            time.sleep(600)
+    """
+    server = await start_server(forging=make_folder(tmp_path / "model", source))
+    servable = server.servable("forging")
+    forged = asyncio.create_task(server.ask("forging", ["forge"]))
+    await until(lambda: servable.in_flight)
+    queued = asyncio.create_task(server.ask("forging", ["echo"]))
+    await until(lambda: servable.queue_depth)
+    (tmp_path / "go").touch()
+    status, answer = await forged
+    assert (status, answer["error"]["code"]) == (500, "invalid_service_output")
+    assert await queued == (200, "echo")
+    assert servable.releases["retry"] == 0

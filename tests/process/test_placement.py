@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mms.serving.placement import read_gpu_memory
+from mms.serving.pool.placement import read_gpu_memory
 
 
 def test_a_machine_without_the_drivers_tool_has_no_gpu_memory(

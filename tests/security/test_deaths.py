@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mms.serving.lifecycle import MAX_FAILURES
+from mms.serving.pool.restarts import MAX_FAILURES
 from tests.kit.archives import make_mar
 from tests.kit.server import RunningServer, StartServer
 from tests.kit.waiting import until

@@ -135,6 +135,7 @@ def test_server_and_worker_do_not_import_each_other() -> None:
         ("mms.archive", {"mms.errors", "mms.files", "mms.quoting", "mms.version"}),
         ("mms.serving.queue", {"mms.errors", "mms.wire"}),
         ("mms.serving.queue.dispatcher", {"mms.errors", "mms.serving.queue"}),
+        ("mms.serving.pool.machine", {"mms.errors", "mms.serving.pool", "mms.serving.lifecycle"}),
     ],
 )
 def test_the_foundations_import_nothing_above_them(module: str, allowed: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which state may follow which, and when a dead worker is started again."""
+"""Which state of a servable may follow which."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import itertools
 
 import pytest
 
-from mms.serving.lifecycle import (
-    BACKOFF_MAX_S,
-    HEALTHY_AFTER_S,
-    MAX_FAILURES,
-    RESTART_BURST,
-    RESTARTS_PER_S,
-    IllegalMove,
-    RestartPolicy,
-    ServableState,
-    WorkerState,
-    backoff_s,
-    move_servable,
-    move_worker,
-)
+from mms.serving.lifecycle import IllegalMove, ServableState, move_servable
 
-S, W = ServableState, WorkerState
+S = ServableState
 SERVABLE_MOVES = {
     (S.LOADING, S.READY),
     (S.LOADING, S.FAILED),
@@ -35,22 +22,6 @@ SERVABLE_MOVES = {
     (S.FAILED, S.DRAINING),
     (S.DRAINING, S.UNLOADED),
 }
-WORKER_MOVES = {
-    (W.STARTING, W.READY),
-    (W.STARTING, W.STOPPING),
-    (W.STARTING, W.DEAD),
-    (W.READY, W.BUSY),
-    (W.READY, W.STOPPING),
-    (W.READY, W.DEAD),
-    (W.BUSY, W.READY),
-    (W.BUSY, W.STOPPING),
-    (W.BUSY, W.DEAD),
-    (W.STOPPING, W.DEAD),
-    (W.DEAD, W.BACKOFF),
-    (W.DEAD, W.STARTING),
-    (W.BACKOFF, W.STARTING),
-    (W.BACKOFF, W.DEAD),
-}
 
 
 def test_a_servable_makes_only_the_drawn_moves() -> None:
@@ -62,117 +33,5 @@ def test_a_servable_makes_only_the_drawn_moves() -> None:
                 move_servable(current, following)
 
 
-def test_a_worker_makes_only_the_drawn_moves() -> None:
-    for current, following in itertools.product(W, W):
-        if (current, following) in WORKER_MOVES:
-            assert move_worker(current, following) is following
-        else:
-            with pytest.raises(IllegalMove, match=f"{current.name} to {following.name}"):
-                move_worker(current, following)
-
-
 def test_an_unloaded_servable_never_serves_without_loading() -> None:
     assert (S.UNLOADED, S.READY) not in SERVABLE_MOVES
-
-
-def test_back_off_doubles_from_a_tenth_of_a_second_to_half_a_minute() -> None:
-    waits = [backoff_s(n) for n in range(1, 12)]
-    assert waits[:4] == [0.1, 0.2, 0.4, 0.8]
-    assert waits[-1] == backoff_s(10_000 // 10) == BACKOFF_MAX_S == 30.0
-    assert all(later == min(2 * earlier, 30.0) for earlier, later in itertools.pairwise(waits))
-
-
-def died(
-    policy: RestartPolicy,
-    lifetime_s: float = 0.0,
-    *,
-    now: float = 0.0,
-    was_busy: bool = False,
-    has_served: bool = False,
-) -> float | None:
-    return policy.worker_died(now, was_busy=was_busy, has_served=has_served, lifetime_s=lifetime_s)
-
-
-@pytest.mark.parametrize("was_busy", [True, False])
-@pytest.mark.parametrize("has_served", [True, False])
-def test_only_a_death_at_load_or_while_idle_counts_against_the_model(
-    was_busy: bool, has_served: bool
-) -> None:
-    policy = RestartPolicy()
-    waits = [died(policy, was_busy=was_busy, has_served=has_served) for _ in range(MAX_FAILURES)]
-    if was_busy or has_served:
-        assert waits == [0.0] * MAX_FAILURES
-        assert policy.failures == 0
-    else:
-        assert waits[-1] is None
-
-
-def test_deaths_with_a_request_do_not_hide_those_of_the_model() -> None:
-    policy = RestartPolicy()
-    for _ in range(MAX_FAILURES - 1):
-        assert died(policy) is not None
-        assert died(policy, was_busy=True) == 0.0
-    assert died(policy) is None
-
-
-def test_a_flood_of_deaths_is_restarted_at_a_bounded_rate() -> None:
-    policy = RestartPolicy()
-    # Each worker dies as soon as it lives.
-    now, starts = 0.0, []
-    for _ in range(10 * RESTART_BURST):
-        wait = died(policy, now=now, was_busy=True)
-        assert wait is not None
-        now += wait
-        starts.append(now)
-    assert starts[:RESTART_BURST] == pytest.approx([0.0] * RESTART_BURST)
-    for first, last in zip(starts, starts[RESTART_BURST:], strict=False):
-        assert last - first >= (1 - 1e-9) / RESTARTS_PER_S
-    assert starts[-1] == pytest.approx((len(starts) - RESTART_BURST) / RESTARTS_PER_S)
-
-
-def test_after_a_quiet_time_a_whole_burst_is_restarted_at_once_again() -> None:
-    policy = RestartPolicy()
-    for _ in range(2 * RESTART_BURST):
-        died(policy, was_busy=True)
-    quiet = 3 * RESTART_BURST / RESTARTS_PER_S
-    waits = [died(policy, now=quiet, was_busy=True) for _ in range(RESTART_BURST)]
-    assert waits == pytest.approx([0.0] * RESTART_BURST)
-
-
-def test_an_idle_worker_that_is_killed_once_is_replaced_at_once() -> None:
-    assert died(RestartPolicy(), 5.0) == 0.0
-
-
-def test_a_worker_that_never_loads_waits_longer_and_is_given_up_at_the_fifth() -> None:
-    policy = RestartPolicy()
-    waits = [died(policy, 0.0) for _ in range(MAX_FAILURES)]
-    first = [wait for wait in waits[:-1] if wait is not None]
-    assert len(first) == MAX_FAILURES - 1 == 4
-    assert first[0] == 0.1
-    assert first == sorted(first)
-    assert first[-1] > first[0]
-    assert waits[-1] is None
-
-
-def test_a_finished_batch_forgives_earlier_deaths() -> None:
-    policy = RestartPolicy()
-    for _ in range(MAX_FAILURES - 1):
-        died(policy, 0.0)
-    policy.batch_finished()
-    assert died(policy, 0.0) == 0.1
-
-
-def test_a_minute_of_health_forgives_earlier_deaths() -> None:
-    policy = RestartPolicy()
-    for _ in range(MAX_FAILURES - 1):
-        died(policy, 0.0)
-    assert died(policy, HEALTHY_AFTER_S) == 0.0
-    assert policy.failures == 1
-
-
-def test_a_worker_that_served_does_not_hide_others_that_never_do() -> None:
-    policy = RestartPolicy()
-    for _ in range(MAX_FAILURES - 1):
-        died(policy, 0.0)
-        died(policy, 1.0, has_served=True)
-    assert died(policy, 0.0) is None

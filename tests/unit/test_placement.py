@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mms.errors import OutOfMemory
-from mms.serving.placement import Placement
+from mms.serving.pool.placement import Placement
 
 GIB = 1 << 30
 

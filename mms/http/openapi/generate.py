@@ -28,7 +28,7 @@ from mms.files import write_atomically
 from mms.http.openapi.description import ModelDescription, input_schemas
 from mms.http.openapi.document import Names, Route, api_document
 from mms.http.openapi.python_client import BaseClient
-from mms.serving.processes import Child, ExitStatus
+from mms.serving.pool.child import Child, ExitStatus
 from mms.version import __version__
 
 logger = logging.getLogger("mms.generate")

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ProtocolError, WorkerDied
-from mms.serving.lifecycle import WorkerState, move_worker
-from mms.serving.processes import Child, ExitStatus, OutputReader, socket_pair
+from mms.serving.pool.child import Child, ExitStatus, OutputReader, socket_pair
 from mms.wire.codec import decode_control, decode_error, decode_ready, encode_control
 from mms.wire.frames import Buffer, Frame, FrameDecoder, FrameType
 from mms.wire.messages import LoadSpec, Ready
@@ -54,32 +53,30 @@ class WorkerProcess(asyncio.Protocol):
     """One life of one child process.
 
     Attributes:
-        id: Unique within its servable.
+        id: Unique over all pools.
         child: The process.
         output: Where it prints, together with all that was forked from the same process.
-        state: What it is doing.
         ready: What it said when it was ready; None before.
         batches: Batches it has finished.
         requests: Requests it has finished.
         ready_at: Monotonic time at which it became ready; 0 before.
         kill_reason: Why the server killed it, or "".
         gpu: Number of the GPU it runs on, None for the CPU.
-        is_retiring: Whether it is to be stopped, now or once its replacement is ready.
-        is_withdrawn: Whether it gets no more batches, and is stopped after its current one.
+        is_loader: Whether it serves nothing, and workers are forked from it.
+        is_stopping: Whether it has been asked to exit.
     """
 
     def __init__(self, id_: int, child: Child, output: OutputReader, events: WorkerEvents) -> None:
         self.id = id_
         self.child = child
         self.output = output
-        self.state = WorkerState.STARTING
         self.ready: Ready | None = None
         self.batches = 0
         self.requests = 0
         self.ready_at = 0.0
         self.kill_reason = ""
-        self.is_retiring = False
-        self.is_withdrawn = False
+        self.is_loader = False
+        self.is_stopping = False
         self.gpu: int | None = None
         self._events = events
         self._decoder = FrameDecoder()
@@ -155,10 +152,6 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(buffers)
 
-    def move(self, state: WorkerState) -> None:
-        """Go to another state."""
-        self.state = move_worker(self.state, state)
-
     def kill(self, reason: str) -> None:
         """End the process at once; `on_lost` follows."""
         self.kill_reason = self.kill_reason or reason
@@ -166,8 +159,7 @@ class WorkerProcess(asyncio.Protocol):
 
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> ExitStatus:
         """Ask the process to exit, kill it if it does not in time, and wait for its end."""
-        if self.state not in (WorkerState.STOPPING, WorkerState.DEAD):
-            self.move(WorkerState.STOPPING)
+        self.is_stopping = True
         self.send([encode_control(FrameType.STOP)])
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.child.wait(), timeout_s)
