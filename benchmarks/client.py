@@ -126,7 +126,7 @@ def putting_load(url: str, request: Request, demand: Demand) -> Iterator[Running
         args += ["--warm-up", str(demand.warm_up_s), "--latencies", str(latencies)]
         if demand.rate is not None:
             args += ["--rate", str(demand.rate), "--seed", str(demand.seed)]
-        with stopping(start("benchmarks.load", *args)) as process:
+        with stopping(start("tests.kit.load", *args)) as process:
             yield RunningLoad(url, process, latencies)
 
 

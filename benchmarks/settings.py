@@ -20,12 +20,12 @@ from benchmarks.client import Demand, Level, Request
 from benchmarks.processes import ROOT, BenchmarkError
 from benchmarks.report import describe_machine
 from benchmarks.result import describe_machine as machine
-from benchmarks.schedule import percentiles
 from benchmarks.server import Server, serving
 from benchmarks.table import render
 from mms.archive.export import export_model
 from mms.archive.reader import open_archive
 from mms.config import usable_cores
+from tests.kit.load.schedule import percentiles
 
 _SERVICES = Path(__file__).parent / "services"
 _CREPE = ROOT / "build" / "character_cnn.model"

@@ -1,6 +1,6 @@
 """HTTP load over keep-alive connections, in a process of its own.
 
-`python -m benchmarks.load URL CONNECTIONS SECONDS CONTENT_TYPE BODY_FILE` prints one JSON line: a
+`python -m tests.kit.load URL CONNECTIONS SECONDS CONTENT_TYPE BODY_FILE` prints one JSON line: a
 closed loop, or with ``--rate`` an open one. The client is a bare protocol on uvloop, so that it is
 not what is measured; ``client_cpu`` says which share of a core it took.
 """
@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
-from benchmarks.connection import Connection, LoadFailed
-from benchmarks.patterns import ClosedLoop, OpenLoop, Pattern
-from benchmarks.schedule import percentiles
+from tests.kit.load.connection import Connection, LoadFailed
+from tests.kit.load.patterns import ClosedLoop, OpenLoop, Pattern
+from tests.kit.load.schedule import percentiles
 
 #: Longest wait for the answers that are still to come when the last request has been sent.
 _LAST_ANSWERS_LIMIT_S = 120.0

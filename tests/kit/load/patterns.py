@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.connection import Connection, Record
-from benchmarks.schedule import percentiles, poisson
-from benchmarks.timer import Timer
+from tests.kit.load.connection import Connection, Record
+from tests.kit.load.schedule import percentiles, poisson
+from tests.kit.load.timer import Timer
 
 
 class Pattern:
