@@ -58,8 +58,9 @@ def threads(crepe: Path, folder: Path) -> Study:
     if sample is None:
         raise BenchmarkError(f"{crepe} has no sample request")
     cores = usable_cores()
-    variants = {
-        f"{workers} x {each}": ("--workers", str(workers), "--threads", str(each))
+    batching = ("--batch-size", "8")
+    variants: dict[str, tuple[str, ...]] = {
+        f"{workers} x {each}": ("--workers", str(workers), "--threads", str(each), *batching)
         for workers, each in (
             (cores, 1),
             (1, cores),
@@ -68,7 +69,6 @@ def threads(crepe: Path, folder: Path) -> Study:
             (cores, cores),
         )
     }
-    variants = {name: (*args, "--batch-size", "8") for name, args in variants.items()}
     request = Request(sample.content_type, archive.folder / sample.file)
     return Study("Crepe, workers x threads", crepe, request, variants, (1, 16, 64))
 
@@ -88,7 +88,7 @@ def batches(_: Path, folder: Path) -> Study:
     body = folder / "fixed.json"
     body.write_bytes(b"[1, 2]")
     common = ("--workers", "1", "--batch-size", "32")
-    variants = {
+    variants: dict[str, tuple[str, ...]] = {
         "greedy": common,
         "max_batch_delay 5": (*common, "--max-batch-delay", "5"),
         "linger 2": (*common, "--linger", "2"),
