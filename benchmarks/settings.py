@@ -69,7 +69,7 @@ def threads(crepe: Path, folder: Path) -> Study:
             (cores, cores),
         )
     }
-    request = Request(sample.content_type, archive.folder / sample.file)
+    request = Request(sample.content_type, (archive.folder / sample.file).read_bytes())
     return Study("Crepe, workers x threads", crepe, request, variants, (1, 16, 64))
 
 
@@ -85,8 +85,6 @@ def batches(_: Path, folder: Path) -> Study:
     }
     (source / "signature.json").write_text(json.dumps(signature))
     archive = export_model("fixed", source, _SERVICES / "fixed_cost.py", folder).path
-    body = folder / "fixed.json"
-    body.write_bytes(b"[1, 2]")
     common = ("--workers", "1", "--batch-size", "32")
     variants: dict[str, tuple[str, ...]] = {
         "greedy": common,
@@ -94,7 +92,7 @@ def batches(_: Path, folder: Path) -> Study:
         "linger 2": (*common, "--linger", "2"),
         "linger 5": (*common, "--linger", "5"),
     }
-    request = Request("application/json", body)
+    request = Request("application/json", b"[1, 2]")
     return Study("5 ms for any batch, batch_size 32", archive, request, variants, (1, 8, 16, 32))
 
 

@@ -1,74 +1,48 @@
-"""One keep-alive connection of the load generator, and the record of what comes back on all."""
+"""One keep-alive connection: bytes out, whole answers in."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from array import array
 from collections.abc import Callable
 from typing import cast
 
-import click
+from tests.kit.load.wire import NoLength, answer_length
 
-_LENGTH = b"\r\ncontent-length:"
 _SHOWN_BYTES = 300
-
-
-class LoadFailed(click.ClickException):
-    """The load cannot be put on the server; says why."""
-
-
-class Record:
-    """When each answer came and how long it took, in the order of the answers."""
-
-    def __init__(self) -> None:
-        self.done = array("d")
-        self.latencies = array("d")
-        self.failed = 0
-        self.first_failure = ""
-
-    def add(self, now: float, since: float) -> None:
-        self.done.append(now)
-        self.latencies.append(now - since)
-
-    def add_failure(self, answer: bytes) -> None:
-        self.first_failure = self.first_failure or answer[:_SHOWN_BYTES].decode(errors="replace")
-        self.failed += 1
 
 
 class Connection(asyncio.Protocol):
     """A connection with one request on its way at most.
 
     Args:
-        request: The bytes of every request.
-        record: Where answers go.
-        on_answer: Called after each of them, with the time.
-        broken: Failed when the server closes the connection or answers without a length.
+        on_answer: Called with each answer, whole.
+        on_lost: Called with the reason, once, when the connection ends in any way but `close`:
+            the server has closed it, or has sent what is no answer to the last request.
     """
 
-    def __init__(
-        self,
-        request: bytes,
-        record: Record,
-        on_answer: Callable[[Connection, float], None],
-        broken: asyncio.Future[None],
-    ) -> None:
-        self._request = request
-        self._record = record
+    def __init__(self, on_answer: Callable[[bytes], None], on_lost: Callable[[str], None]) -> None:
         self._on_answer = on_answer
-        self._broken = broken
+        self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._received = b""
-        self._since = 0.0
+        self._is_waiting = False
+        self._is_over = False
 
-    def send(self, since: float) -> None:
-        """Send the request; its latency counts from `since`."""
-        self._since = since
-        if self._transport is not None:
-            self._transport.write(self._request)
+    def send(self, request: bytes) -> None:
+        """Send a request; nothing is sent when the connection is over, which `on_lost` has told."""
+        assert self._transport is not None, "not connected"
+        if not self._is_over:
+            self._is_waiting = True
+            self._transport.write(request)
+
+    def stop_reading(self) -> None:
+        """Leave what the server sends where it is."""
+        assert self._transport is not None, "not connected"
+        self._transport.pause_reading()
 
     def close(self) -> None:
         """Close the connection, whatever is on its way."""
+        self._is_over = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -80,28 +54,41 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: an answer, or part of one."""
         answer = self._received + data if self._received else data
-        head_end = answer.find(b"\r\n\r\n")
-        if head_end < 0 or len(answer) < head_end + 4 + self._body_length(answer[:head_end]):
+        try:
+            length = answer_length(answer)
+        except NoLength as error:
+            self._lose(f"{error}: {answer[:_SHOWN_BYTES]!r}")
+            return
+        # Taken for the next request's answer, what is too much would be anybody's.
+        if not self._is_waiting or len(answer) > length > 0:
+            self._lose(f"an answer that nobody asked for: {answer[length:][:_SHOWN_BYTES]!r}")
+            return
+        if not length:
             self._received = answer
             return
         self._received = b""
-        if not answer.startswith(b"HTTP/1.1 200 "):
-            self._record.add_failure(answer)
-        now = time.monotonic()
-        self._record.add(now, self._since)
-        self._on_answer(self, now)
+        self._is_waiting = False
+        self._on_answer(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio: the connection is closed, by whomever."""
-        self._break(f"the server closed a connection{f': {error}' if error else ''}")
+        after = f" after {len(self._received)} bytes of an answer" if self._received else ""
+        self._lose(f"the server closed a connection{after}{f': {error}' if error else ''}")
 
-    def _body_length(self, head: bytes) -> int:
-        at = head.lower().find(_LENGTH)
-        if at < 0:
-            self._break(f"an answer without a Content-Length: {head[:_SHOWN_BYTES]!r}")
-            return 0
-        return int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
+    def _lose(self, reason: str) -> None:
+        if not self._is_over:
+            self.close()
+            self._on_lost(reason)
 
-    def _break(self, reason: str) -> None:
-        if not self._broken.done():
-            self._broken.set_exception(LoadFailed(reason))
+
+async def connect(
+    host: str, port: int, on_answer: Callable[[bytes], None], on_lost: Callable[[str], None]
+) -> Connection:
+    """Open a connection; see there for the functions.
+
+    Raises:
+        OSError: There is no server.
+    """
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: Connection(on_answer, on_lost), host, port)
+    return connection

@@ -1,8 +1,4 @@
-"""How clients ask: in a closed loop, each waiting for its answer, or in an open one.
-
-Each pattern is started with open connections, runs through a warm-up and the time that counts,
-waits for the last answer, and sums up.
-"""
+"""When clients ask: in a closed loop, each waiting for its answer, or in an open one."""
 
 from __future__ import annotations
 
@@ -10,178 +6,148 @@ import asyncio
 import math
 import time
 from array import array
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
-from tests.kit.load.connection import Connection, Record
-from tests.kit.load.schedule import percentiles, poisson
 from tests.kit.load.timer import Timer
+
+
+class Client(Protocol):
+    """Somebody who asks one thing at a time, and says `Pattern.settled` when that is over."""
+
+    def ask(self, since: float) -> None:
+        """Send a request that was meant to be sent at `since`, and return at once."""
 
 
 class Pattern:
     """What both patterns share.
 
-    Args:
-        warm_up_s: Load that does not count: connections and caches are warm after it.
-        seconds: Load that counts.
-
     Attributes:
-        record: What came back.
-        finished: Done when the time is over and the last answer has come.
+        finished: Done when nobody will ask again and all that was asked is settled.
     """
 
-    def __init__(self, warm_up_s: float, seconds: float) -> None:
-        self._warm_up_s = warm_up_s
-        self._seconds = seconds
-        self._start = 0.0
-        self._cpu_marks: list[float] = []
-        self._has_all_answers = False
-        self.record = Record()
+    def __init__(self) -> None:
+        self._asking = 0
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def start(self, connections: Sequence[Connection]) -> None:
-        """Begin to ask."""
-        loop = asyncio.get_running_loop()
-        self._start = time.monotonic() + self._warm_up_s
-        for delay in (self._warm_up_s, self._warm_up_s + self._seconds):
-            loop.call_later(delay, self._mark_cpu)
-        self._begin(connections)
-
-    def on_answer(self, connection: Connection, now: float) -> None:
-        """Record that a connection is free again."""
+    def start(self, clients: Iterable[Client]) -> None:
+        """Have clients, of whom none is asking, begin."""
         raise NotImplementedError
 
-    def summary(self) -> dict[str, Any]:
-        """Return the figures of the time that counts; ``latencies`` is an array of seconds."""
+    def settled(self, client: Client, now: float) -> None:
+        """Record that a client has its answer, or will get none."""
         raise NotImplementedError
 
-    @property
-    def client_cpu(self) -> float:
-        """Share of a core that this process has used in the time that counts."""
-        begin, end = self._cpu_marks
-        return (end - begin) / self._seconds
-
-    def _begin(self, connections: Sequence[Connection]) -> None:
+    def stop(self) -> None:
+        """Send no more; what is on its way may still be settled."""
         raise NotImplementedError
 
-    def _mark_cpu(self) -> None:
-        self._cpu_marks.append(time.process_time())
-        self._finish_if_over()
+    def _ask(self, client: Client, since: float) -> None:
+        self._asking += 1
+        client.ask(since)
 
-    def _take_last_answer(self) -> None:
-        self._has_all_answers = True
-        self._finish_if_over()
-
-    def _finish_if_over(self) -> None:
-        # An open loop's last answer may come before the end of the time that counts.
-        if self._has_all_answers and len(self._cpu_marks) == 2 and not self.finished.done():
+    def _finish_if_idle(self) -> None:
+        if not self._asking and not self.finished.done():
             self.finished.set_result(None)
 
 
 class ClosedLoop(Pattern):
-    """Each connection asks again as soon as it has its answer.
+    """Each client asks again as soon as it has its answer."""
 
-    What counts begins with the first answer after the warm-up, and ends with the first one that
-    comes `seconds` later or after that. The answers of a batch come all at once; this way whole
-    batches are counted, over the time that they took, however long that is.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_stopping = False
 
-    def _begin(self, connections: Sequence[Connection]) -> None:
-        self._asking = len(connections)
-        self._ends_at = math.inf
-        for connection in connections:
-            connection.send(time.monotonic())
+    def start(self, clients: Iterable[Client]) -> None:
+        """Have all clients ask at once."""
+        for client in clients:
+            self._ask(client, time.monotonic())
 
-    def on_answer(self, connection: Connection, now: float) -> None:
-        """Ask again, or wait for the others: the next run must not find this one's requests."""
-        if now >= self._start and self._ends_at == math.inf:
-            self._ends_at = now + self._seconds
-        if now < self._ends_at:
-            connection.send(now)
-            return
+    def settled(self, client: Client, now: float) -> None:
+        """Have the client ask again."""
         self._asking -= 1
-        if not self._asking:
-            self._take_last_answer()
+        if self._is_stopping:
+            self._finish_if_idle()
+        else:
+            self._ask(client, now)
 
-    def summary(self) -> dict[str, Any]:
-        """Return what every pattern does."""
-        done = self.record.done
-        first, last = bisect_left(done, self._start), bisect_left(done, self._ends_at)
-        return {
-            "requests_per_s": (last - first) / (done[last] - done[first]),
-            "latencies": self.record.latencies[first + 1 : last + 1],
-        }
+    def stop(self) -> None:
+        """Send no more; what is on its way may still be settled."""
+        self._is_stopping = True
+        self._finish_if_idle()
 
 
 class OpenLoop(Pattern):
-    """Requests come at random times, whether or not earlier ones have been answered.
+    """Requests come at given times, whether or not earlier ones have been answered.
 
-    One that finds no connection free waits for one here. Its latency counts from the time at which
-    it was meant to be sent, so that a server that stalls is charged for everybody who would have
-    asked meanwhile.
+    One that finds no client free waits for one here. Its time stays that at which it was meant to
+    be sent, so that a server that stalls is charged for everybody who would have asked meanwhile.
 
     Args:
-        warm_up_s: As for every pattern.
-        seconds: As for every pattern.
-        rate: Requests per second.
-        seed: Of the random times.
+        offsets: When they come, in seconds from the start, in order.
+        more: Makes another client when none is free; without it, requests wait.
+
+    Attributes:
+        lags: How late each request was sent although a client was free.
     """
 
-    def __init__(self, warm_up_s: float, seconds: float, rate: float, seed: int) -> None:
-        super().__init__(warm_up_s, seconds)
-        self._arrivals = poisson(rate, warm_up_s, seconds, seed)
-        self._sent = 0
-        self._idle: list[Connection] = []
+    def __init__(self, offsets: Iterable[float], more: Callable[[], Client] | None = None) -> None:
+        super().__init__()
+        self.lags = array("d")
+        self._offsets: Iterator[float] = iter(offsets)
+        self._more = more
+        self._begin = 0.0
+        self._due = math.inf
+        self._idle: list[Client] = []
         self._waiting: deque[float] = deque()
-        self._lags = array("d")
         self._timer = Timer(self._send_due)
+        self.finished.add_done_callback(lambda _: self._timer.close())
 
-    def _begin(self, connections: Sequence[Connection]) -> None:
-        begin = self._start - self._warm_up_s
-        self._arrivals = array("d", (begin + at for at in self._arrivals))
-        self._idle.extend(connections)
-        self._timer.start_at(self._arrivals[0])
+    def start(self, clients: Iterable[Client]) -> None:
+        """Begin to wait for the first request's time."""
+        self._begin = time.monotonic()
+        self._idle.extend(clients)
+        self._move_on()
+        self._wait()
 
-    def on_answer(self, connection: Connection, now: float) -> None:
-        """Send what waits for a connection."""
+    def settled(self, client: Client, now: float) -> None:
+        """Have the client send what waits for one."""
+        self._asking -= 1
         if self._waiting:
-            connection.send(self._waiting.popleft())
-        else:
-            self._idle.append(connection)
-        if len(self.record.done) == len(self._arrivals):
-            self._timer.close()
-            self._take_last_answer()
+            self._ask(client, self._waiting.popleft())
+            return
+        self._idle.append(client)
+        self._finish_if_over()
+
+    def stop(self) -> None:
+        """Send no more; what is on its way may still be settled."""
+        self._due = math.inf
+        self._waiting.clear()
+        self._finish_if_over()
 
     def _send_due(self) -> None:
         now = time.monotonic()
-        while self._sent < len(self._arrivals) and (at := self._arrivals[self._sent]) <= now:
-            self._sent += 1
+        while self._due <= now:
+            if not self._idle and self._more is not None:
+                self._idle.append(self._more())
             if self._idle:
-                self._lags.append(now - at)
-                self._idle.pop().send(at)
+                self.lags.append(now - self._due)
+                self._ask(self._idle.pop(), self._due)
             else:
-                self._waiting.append(at)
-        if self._sent < len(self._arrivals):
-            self._timer.start_at(self._arrivals[self._sent])
+                self._waiting.append(self._due)
+            self._move_on()
+        self._wait()
 
-    def summary(self) -> dict[str, Any]:
-        """Return the latencies of what was meant to be sent in the time that counts.
+    def _move_on(self) -> None:
+        self._due = self._begin + next(self._offsets, math.inf)
 
-        ``client_lag_p99_ms`` is what the client itself adds: how late it sends although a
-        connection is free.
-        """
-        done, latencies = self.record.done, self.record.latencies
-        counted = array(
-            "d",
-            (took for at, took in zip(done, latencies, strict=True) if at - took >= self._start),
-        )
-        end = self._start + self._seconds
-        answered = bisect_left(done, end) - bisect_left(done, self._start)
-        return {
-            "requests_per_s": answered / self._seconds,
-            "offered_per_s": len(counted) / self._seconds,
-            "latencies": counted,
-            "client_lag_p99_ms": percentiles(self._lags)["p99_ms"],
-        }
+    def _wait(self) -> None:
+        if self._due < math.inf:
+            self._timer.start_at(self._due)
+        else:
+            self._finish_if_over()
+
+    def _finish_if_over(self) -> None:
+        if self._due == math.inf:
+            self._finish_if_idle()
