@@ -274,21 +274,22 @@ async def put_load(load: Load) -> dict[str, Any]:
     measurement = _Closed(load) if load.rate is None else _Open(load, load.rate)
     clients = [_Client(load, requests, measurement) for _ in range(load.connections)]
     limit_s = load.warm_up_s + load.seconds + _LAST_ANSWERS_LIMIT_S
-    done = asyncio.gather(measurement.pattern.finished, measurement.over)
     try:
         for client in clients:
             await client.connect()
         measurement.start(clients)
-        ends: set[asyncio.Future[Any]] = {done, measurement.broken}
-        await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        if measurement.broken.done():
-            measurement.broken.result()
-        if not done.done():
-            raise LoadFailed(f"{load.url}: not all answers have come after {limit_s:g} s")
+        for end in (measurement.pattern.finished, measurement.over):
+            await asyncio.wait(
+                {end, measurement.broken}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if measurement.broken.done():
+                measurement.broken.result()
+            if not end.done():
+                raise LoadFailed(f"{load.url}: not all answers have come after {limit_s:g} s")
     except OSError as error:
         raise LoadFailed(f"{load.url} cannot be reached: {error}") from error
     finally:
-        done.cancel()
+        measurement.pattern.finished.cancel()
         measurement.broken.cancel()
         for client in clients:
             client.close()
