@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.client import Demand, Level, Request, measure
+from benchmarks.processes import BenchmarkError
 from benchmarks.workloads import CLOSED, OPEN
 
 LIMIT_S = 110.0
@@ -205,3 +207,14 @@ def test_refusals_are_counted_and_the_first_one_is_shown(url: str, tmp_path: Pat
     summary = load(url, tmp_path)
     assert summary["failed"] == summary["answered"] > 0
     assert summary["first_failure"].startswith("HTTP/1.1 500 ")
+
+
+@pytest.mark.parametrize(("url", "answer"), [(Refusing, ""), (Answering, "[")], indirect=["url"])
+def test_wrong_answers_end_a_run_or_are_counted_but_are_never_a_rate(url: str, answer: str) -> None:
+    request = Request("application/json", b"{}", answer)
+    demand = Demand(Level(1), warm_up_s=0, seconds=0.2)
+    with pytest.raises(BenchmarkError, match=r"failed; the first answer: HTTP/1\.1"):
+        measure(url, request, demand, {})
+    sample = measure(url, request, demand, {}, tolerates=True)
+    assert sample.failed == sample.answered > 0
+    assert sample.requests_per_s == 0
