@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.arena import MAIN_WORKERS, Arena
-from tests.chaos.load import Answer, Outage, Reply, until
+from tests.chaos.load import Answer, Outage, until
+from tests.kit.load.wire import Reply
 
 _MB = 1 << 20
 

@@ -17,7 +17,8 @@ import psutil
 import mms
 from mms.archive.manifest import Manifest, ModelFormat
 from mms.archive.writer import write_archive
-from tests.chaos.load import Reply, call, until
+from tests.chaos.load import call, until
+from tests.kit.load.wire import Reply
 from tests.models import signature
 
 SERVICES = Path(__file__).parent / "services"
