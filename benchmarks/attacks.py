@@ -202,9 +202,7 @@ def main(rounds: int, seconds: float, name: str | None, url: str | None) -> None
         return
     with tempfile.TemporaryDirectory(prefix="mms-attacks-") as temporary:
         folder = Path(temporary)
-        body = folder / "body.json"
-        body.write_text('{"data": [1, 2, 3]}')
-        request = Request("application/json", body)
+        request = Request("application/json", b'{"data": [1, 2, 3]}')
         models = _archives(folder)
         with serving("--models", *models, "--workers", "1", "--log-level", "CRITICAL") as server:
             rows = [_row(server, request, attack, rounds, seconds) for attack in ATTACKS]

@@ -20,9 +20,9 @@ from typing import Any
 
 import orjson
 
-from benchmarks.schedule import poisson
 from benchmarks.shared_queue import SharedQueue
 from mms.engines.imports import import_mxnet
+from tests.kit.load.schedule import poisson
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,15 @@ class Sample:
     """What one run came to.
 
     Attributes:
-        requests_per_s: Answered.
+        requests_per_s: Answered right.
         latencies: Seconds, of every request that counts.
         cpu_us: Processor time per request, in microseconds, by who used it.
         offered_per_s: Meant to be sent, in an open loop.
         client_cpu: Share of a core that the client used, where there is one.
         client_lag_ms: 99th percentile of how late the client itself sent, in an open loop.
         batch_size: Mean number of requests that went to a worker together.
+        answered: All answers, with those that do not count.
+        failed: Wrong answers and lost connections, of all.
     """
 
     requests_per_s: float
@@ -77,21 +79,27 @@ class Sample:
     client_cpu: float | None = None
     client_lag_ms: float | None = None
     batch_size: float | None = None
+    answered: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent: its content type, and the file with the body."""
+    """What is sent, and a part of every right answer."""
 
     content_type: str
-    body: Path
+    body: bytes
+    answer: str = ""
 
 
 class RunningLoad:
     """A load generator that has just been started."""
 
-    def __init__(self, url: str, process: subprocess.Popen[bytes], latencies: Path) -> None:
+    def __init__(
+        self, url: str, process: subprocess.Popen[bytes], latencies: Path, tolerates: bool
+    ) -> None:
         self._url = url
+        self._tolerates = tolerates
         self._process = process
         self._latencies = latencies
 
@@ -108,7 +116,7 @@ class RunningLoad:
         if self._process.returncode:
             raise BenchmarkError(f"{self._url}: the load generator failed; see above")
         result: dict[str, Any] = json.loads(output)
-        if result["failed"]:
+        if result["failed"] and not self._tolerates:
             raise BenchmarkError(
                 f"{self._url}: {result['failed']} of {result['answered']} requests failed; "
                 f"the first answer: {result['first_failure']}"
@@ -117,21 +125,42 @@ class RunningLoad:
 
 
 @contextlib.contextmanager
-def putting_load(url: str, request: Request, demand: Demand) -> Iterator[RunningLoad]:
-    """Start the load generator; it has ended afterwards."""
+def putting_load(
+    url: str, request: Request, demand: Demand, tolerates: bool = False
+) -> Iterator[RunningLoad]:
+    """Start the load generator; it has ended afterwards.
+
+    Args:
+        url: Where to.
+        request: What is sent.
+        demand: How hard, and for how long.
+        tolerates: Whether failed requests are counted, instead of ending the run.
+    """
     with tempfile.TemporaryDirectory(prefix="mms-bench-") as folder:
-        latencies = Path(folder) / "latencies"
+        body, latencies = Path(folder) / "body", Path(folder) / "latencies"
+        body.write_bytes(request.body)
         args = [url, str(demand.level.connections), str(demand.seconds)]
-        args += [request.content_type, str(request.body)]
+        args += [request.content_type, str(body), "--answer", request.answer]
         args += ["--warm-up", str(demand.warm_up_s), "--latencies", str(latencies)]
         if demand.rate is not None:
             args += ["--rate", str(demand.rate), "--seed", str(demand.seed)]
-        with stopping(start("benchmarks.load", *args)) as process:
-            yield RunningLoad(url, process, latencies)
+        if tolerates:
+            args.append("--reconnects")
+        with stopping(start("tests.kit.load", *args)) as process:
+            yield RunningLoad(url, process, latencies, tolerates)
+
+
+#: Processor time used so far, in seconds, by who used it.
+Clocks = Mapping[str, Callable[[], float]]
+
+
+def clock_of(pids: Sequence[int]) -> Callable[[], float]:
+    """Return the clock of processes that are all there during a run."""
+    return lambda: cpu_seconds(pids)
 
 
 def measure(
-    url: str, request: Request, demand: Demand, processes: Mapping[str, list[int]]
+    url: str, request: Request, demand: Demand, clocks: Clocks, tolerates: bool = False
 ) -> Sample:
     """Put load on a URL, and sum up.
 
@@ -139,17 +168,21 @@ def measure(
         url: Where to.
         request: What is sent.
         demand: How hard, and for how long.
-        processes: Pids of those who answer, by what they are.
+        clocks: Of those who answer.
+        tolerates: Whether failed requests are counted, instead of ending the run.
     """
-    before = {name: cpu_seconds(pids) for name, pids in processes.items()}
-    with putting_load(url, request, demand) as load:
+    before = {name: clock() for name, clock in clocks.items()}
+    with putting_load(url, request, demand, tolerates) as load:
         result = load.result()
-    used = {name: cpu_seconds(pids) - before[name] for name, pids in processes.items()}
+    used = {name: clock() - before[name] for name, clock in clocks.items()}
+    answered = result["answered"]
     return Sample(
         requests_per_s=result["requests_per_s"],
         latencies=result["latencies"],
-        cpu_us={name: seconds / result["answered"] * 1e6 for name, seconds in used.items()},
+        cpu_us={name: seconds / answered * 1e6 for name, seconds in used.items()},
         offered_per_s=result.get("offered_per_s"),
         client_cpu=result["client_cpu"],
         client_lag_ms=result.get("client_lag_p99_ms"),
+        answered=answered,
+        failed=result["failed"],
     )

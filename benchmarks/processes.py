@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -101,7 +101,7 @@ def _name(process: subprocess.Popen[bytes]) -> str:
     return " ".join(process.args[2:])
 
 
-def cpu_seconds(pids: list[int]) -> float:
+def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the processor time that processes have used so far, all their threads together.
 
     By the clock of each process, which counts nanoseconds; /proc/PID/stat has a grain of 10 ms.

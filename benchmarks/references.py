@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.client import Demand, Request, Sample, measure
+from benchmarks.client import Demand, Request, Sample, clock_of, measure
 from benchmarks.processes import read_line, start, stopping
 from benchmarks.shared_queue import make_queue
 from mms.config.resources import usable_cores
@@ -52,7 +52,7 @@ class BareHttp:
 
     def measure(self, demand: Demand) -> Sample:
         """Ask it."""
-        return measure(self._url, self._request, demand, {"reference": self.pids})
+        return measure(self._url, self._request, demand, {"reference": clock_of(self.pids)})
 
 
 @contextlib.contextmanager

@@ -20,10 +20,10 @@ import psutil
 from benchmarks.client import Sample
 from benchmarks.processes import ROOT, BenchmarkError
 from benchmarks.rounds import SERVER, Plan, Row, ratio
-from benchmarks.schedule import percentiles
 from benchmarks.workloads import Workload
 from mms.config.resources import usable_cores
 from mms.version import __version__
+from tests.kit.load.schedule import percentiles
 
 #: Raised when the document changes, so that results are only compared with their like.
 FORMAT = 1

@@ -13,9 +13,9 @@ from functools import partial
 
 from benchmarks.client import Demand, Level, Sample
 from benchmarks.references import Reference
-from benchmarks.schedule import percentiles
 from benchmarks.server import Server
 from benchmarks.workloads import CLOSED, OPEN, Workload
+from tests.kit.load.schedule import percentiles
 
 SERVER = "server"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.client import Demand, Request, Sample, measure
+from benchmarks.client import Demand, Request, Sample, clock_of, measure
 from benchmarks.processes import BenchmarkError, start, stopping
 from mms.telemetry.prometheus import METRICS_AGE_S
 
@@ -53,8 +53,8 @@ class Server:
     def measure(self, model: str, request: Request, demand: Demand) -> Sample:
         """Ask a model for a while, and return what came of it."""
         before, read_at = self._batches(), time.monotonic()
-        processes = {"server": [self.pid], "workers": self.children()}
-        sample = measure(self.url_of(model), request, demand, processes)
+        clocks = {"server": clock_of([self.pid]), "workers": clock_of(self.children())}
+        sample = measure(self.url_of(model), request, demand, clocks)
         # Until then, /metrics answers what it has answered.
         time.sleep(max(read_at + _METRICS_AGE_S - time.monotonic(), 0))
         requests, batches = (now - then for now, then in zip(self._batches(), before, strict=True))
@@ -68,7 +68,7 @@ class Server:
         """Send one request, and wait for its answer."""
         asked = urllib.request.Request(
             self.url_of(model),
-            request.body.read_bytes(),
+            request.body,
             {"Content-Type": request.content_type},
         )
         with urllib.request.urlopen(asked, timeout=_START_LIMIT_S) as answer:

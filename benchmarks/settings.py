@@ -20,12 +20,12 @@ from benchmarks.client import Demand, Level, Request
 from benchmarks.processes import ROOT, BenchmarkError
 from benchmarks.report import describe_machine
 from benchmarks.result import describe_machine as machine
-from benchmarks.schedule import percentiles
 from benchmarks.server import Server, serving
 from benchmarks.table import render
 from mms.archive.reader import open_archive
 from mms.config.resources import usable_cores
 from mms.export.package import export_model
+from tests.kit.load.schedule import percentiles
 
 _SERVICES = Path(__file__).parent / "services"
 _CREPE = ROOT / "build" / "character_cnn.model"
@@ -58,8 +58,9 @@ def threads(crepe: Path, folder: Path) -> Study:
     if sample is None:
         raise BenchmarkError(f"{crepe} has no sample request")
     cores = usable_cores()
-    variants = {
-        f"{workers} x {each}": ("--workers", str(workers), "--threads", str(each))
+    batching = ("--batch-size", "8")
+    variants: dict[str, tuple[str, ...]] = {
+        f"{workers} x {each}": ("--workers", str(workers), "--threads", str(each), *batching)
         for workers, each in (
             (cores, 1),
             (1, cores),
@@ -68,8 +69,7 @@ def threads(crepe: Path, folder: Path) -> Study:
             (cores, cores),
         )
     }
-    variants = {name: (*args, "--batch-size", "8") for name, args in variants.items()}
-    request = Request(sample.content_type, archive.folder / sample.file)
+    request = Request(sample.content_type, (archive.folder / sample.file).read_bytes())
     return Study("Crepe, workers x threads", crepe, request, variants, (1, 16, 64))
 
 
@@ -85,16 +85,14 @@ def batches(_: Path, folder: Path) -> Study:
     }
     (source / "signature.json").write_text(json.dumps(signature))
     archive = export_model("fixed", source, _SERVICES / "fixed_cost.py", folder).path
-    body = folder / "fixed.json"
-    body.write_bytes(b"[1, 2]")
     common = ("--workers", "1", "--batch-size", "32")
-    variants = {
+    variants: dict[str, tuple[str, ...]] = {
         "greedy": common,
         "max_batch_delay 5": (*common, "--max-batch-delay", "5"),
         "linger 2": (*common, "--linger", "2"),
         "linger 5": (*common, "--linger", "5"),
     }
-    request = Request("application/json", body)
+    request = Request("application/json", b"[1, 2]")
     return Study("5 ms for any batch, batch_size 32", archive, request, variants, (1, 8, 16, 32))
 
 

@@ -68,9 +68,7 @@ def noop(_: Archives, folder: Path) -> Workload:
     }
     (source / "signature.json").write_text(json.dumps(signature))
     archive = export_model("noop", source, _SERVICES / "noop.py", folder).path
-    body = folder / "noop.json"
-    body.write_bytes(b'{"x":[1,2,3,4]}')
-    request = Request("application/json", body)
+    request = Request("application/json", b'{"x":[1,2,3,4]}')
     reference = Comparison(lambda: bare_http("bare handler", "benchmarks.bare_http", request))
     return Workload("noop", archive, request, (reference,))
 
@@ -106,9 +104,7 @@ def large(_: Archives, folder: Path) -> Workload:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
         file.write(_SERVICES / "length.py", "length.py")
-    body = folder / "large.bin"
-    body.write_bytes(bytes(_LARGE_BODY_BYTES))
-    request = Request("application/octet-stream", body)
+    request = Request("application/octet-stream", bytes(_LARGE_BODY_BYTES))
     reference = Comparison(lambda: bare_http("bare socket", "benchmarks.bare_bytes", request))
     return Workload("large", archive, request, (reference,))
 
@@ -131,7 +127,7 @@ def _model(
     sample = opened.manifest.serving.sample
     assert sample is not None  # noqa: S101 - our examples have one
     same = Comparison(lambda: bare_model(reference, opened.folder, _BATCH_SIZE))
-    request = Request(sample.content_type, opened.folder / sample.file)
+    request = Request(sample.content_type, (opened.folder / sample.file).read_bytes())
     return Workload(name, archive, request, (same, *further), _BATCH_SIZE)
 
 

@@ -7,16 +7,11 @@ started is left out, with its reason. See README.md in this folder.
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -35,9 +30,10 @@ from benchmarks.peers.ours import make_ours
 from benchmarks.peers.peer import Peer, PeerUnavailable
 from benchmarks.peers.report import to_document, to_markdown
 from benchmarks.peers.rounds import Plan, measure
+from benchmarks.processes import ROOT, BenchmarkError
+from benchmarks.result import describe_machine
 from mms.config.resources import usable_cores
 
-REPOSITORY = Path(__file__).parent.parent.parent
 PEERS = {
     module.PEER.name: module.PEER
     for module in (multi_model_server, torchserve, mlserver, litserve, bentoml, ray_serve, triton)
@@ -113,11 +109,11 @@ def main(
     if is_isolated():
         raise_loopback()
     assets = _write_assets(archive, root)
-    machine = _machine()
+    machine = describe_machine()
     plan = Plan(rounds, seconds, warm_up_s, workers, root, assets)
     try:
         outcome = measure(make_ours(archive), Path(sys.executable).parent, peers, plan, _tell)
-    except (PeerUnavailable, OSError) as error:
+    except (PeerUnavailable, BenchmarkError, OSError) as error:
         raise click.ClickException(f"our own server: {error}") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(to_document(outcome, plan, machine), indent=2) + "\n")
@@ -141,35 +137,8 @@ def _write_assets(archive: Path, root: Path) -> Path:
     if not folder.exists() or folder.stat().st_mtime < archive.stat().st_mtime:
         # In a process of its own: MXNet stays out of the one that measures.
         command = [sys.executable, "-m", "benchmarks.peers.assets", str(archive), str(folder)]
-        subprocess.run(command, cwd=REPOSITORY, check=True)
+        subprocess.run(command, cwd=ROOT, check=True)
     return folder
-
-
-def _machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "CPU": _cpu_name(),
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.release()}",
-        "Python": platform.python_version(),
-        "MXNet": version("mxnet"),
-        "commit": commit or "unknown",
-        "load before the run": f"{os.getloadavg()[0]:.1f}",
-    }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def _tell(line: str) -> None:

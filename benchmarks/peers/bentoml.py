@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.peers.peer import MXNET, SERVICES, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import NOOP, REVIEW, json_request
+from benchmarks.peers.requests import NOOP, REVIEW, json_call
 
 
 def _launch(site: Site, workload: Workload) -> Launch:
@@ -17,7 +17,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *(str(site.bin / "bentoml"), "serve", "--quiet", "--working-dir", str(SERVICES)),
             *("--host", "127.0.0.1", "--port", str(port), service),
         ),
-        request=json_request(
+        call=json_call(
             f"http://127.0.0.1:{port}/predict",
             workload,
             NOOP if workload.is_noop else {"reviews": [REVIEW]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.peers.peer import MXNET, SERVICES, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import plain_request
+from benchmarks.peers.requests import plain_call
 
 _BATCH_DELAY_S = 0.005
 
@@ -19,7 +19,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *(str(site.bin / "python"), str(SERVICES / "litserve_server.py")),
             *(workload.model, *options),
         ),
-        request=plain_request(f"http://127.0.0.1:{port}/predict", workload),
+        call=plain_call(f"http://127.0.0.1:{port}/predict", workload),
         settings=f"workers_per_device={site.workers}, num_api_servers=1, fast_queue=True, "
         f"max_batch_size={batch_size}, batch_timeout={delay_s}, uvloop, logs off",
         environment={"CREPE_ASSETS": str(site.assets)},

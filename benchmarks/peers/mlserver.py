@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.peers.peer import MXNET, SERVICES, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import v2_request
+from benchmarks.peers.requests import v2_call
 
 _BATCH_DELAY_S = 0.001
 _NO_LOGS = {
@@ -39,7 +39,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
     site.write("model-settings.json", json.dumps(model))
     return Launch(
         command=(str(site.bin / "mlserver"), "start", str(site.folder)),
-        request=v2_request(f"http://127.0.0.1:{port}", workload),
+        call=v2_call(f"http://127.0.0.1:{port}", workload),
         settings=f"parallel_workers={site.workers}, max_batch_size={model['max_batch_size']}, "
         f"max_batch_time={model['max_batch_time']}, V2 protocol, uvloop, no metrics, no gzip, "
         "logs off",

@@ -7,7 +7,7 @@ import urllib.request
 from benchmarks.peers.log4j import QUIET
 from benchmarks.peers.mar import write_mar
 from benchmarks.peers.peer import MXNET, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import plain_request
+from benchmarks.peers.requests import plain_call
 
 _BATCH_DELAY_MS = 1
 _CONFIG = """\
@@ -44,7 +44,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *(str(site.bin / "multi-model-server"), "--start", "--foreground"),
             *("--mms-config", "config.properties", "--log-config", "quiet.xml"),
         ),
-        request=plain_request(f"http://127.0.0.1:{port}/predictions/{workload.model}", workload),
+        call=plain_call(f"http://127.0.0.1:{port}/predictions/{workload.model}", workload),
         settings=f"{options.replace('&', ' ')}, job_queue_size=1000, async_logging=true, logs off",
         environment={"CREPE_ASSETS": str(site.assets)},
         configure=register,

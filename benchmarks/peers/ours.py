@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.peers.peer import BATCH_SIZE, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import NOOP, REVIEW, json_request
+from benchmarks.peers.requests import NOOP, REVIEW, json_call
+from benchmarks.processes import ROOT
 from mms.export.package import export_model
 from mms.version import __version__
-
-ROOT = Path(__file__).parent.parent.parent
 
 _NOOP_SERVICE = """
 from mms.model_service.model_service import SingleNodeService
@@ -42,7 +41,7 @@ def make_ours(archive: Path) -> Peer:
                 *(sys.executable, "-m", "mms.cli.serve", "--models", f"{workload.model}={path}"),
                 *("--port", str(port), "--management-port", "-1", *options.split()),
             ),
-            request=json_request(
+            call=json_call(
                 f"http://127.0.0.1:{port}/predictions/{workload.model}",
                 workload,
                 NOOP if workload.is_noop else [REVIEW],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from benchmarks.peers.client import Request
+from benchmarks.client import Request
 
 #: What peers written in Python run the network on; the same engine as ours.
 MXNET = ("mxnet==1.9.1", "numpy==1.26.4")
@@ -82,12 +82,20 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A request, and where it is sent."""
+
+    url: str
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """How a server is started for a workload, and how it is asked.
 
     Attributes:
         command: Arguments, the program first.
-        request: The request; the server is ready once it gives the right answer to it.
+        call: The request; the server is ready once it gives the right answer to it.
         settings: What was set, for the report.
         environment: Variables beside those that every server gets.
         configure: Called until it succeeds (no OSError) before the first request, for what can
@@ -95,7 +103,7 @@ class Launch:
     """
 
     command: tuple[str, ...]
-    request: Request
+    call: Call
     settings: str
     environment: Mapping[str, str] = field(default_factory=dict)
     configure: Callable[[], None] | None = None

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks.peers.client import Request
-from benchmarks.peers.peer import Launch, PeerUnavailable, Site
+from benchmarks.peers.peer import Call, Launch, PeerUnavailable, Site
 
 START_LIMIT_S = 60.0
 #: Some take longer or never end; what is left is killed.
@@ -62,7 +61,7 @@ class Running:
         """
         if self.launch.configure is not None:
             self._until(self.launch.configure)
-        self._until(lambda: ask(self.launch.request))
+        self._until(lambda: ask(self.launch.call))
         self.start_s = time.perf_counter() - self._started
 
     def memory_bytes(self) -> int:
@@ -145,23 +144,23 @@ class WrongAnswer(OSError):
     """The server answers, but not yet what it should; an OSError, as one that refuses is."""
 
 
-def ask(request: Request) -> None:
+def ask(call: Call) -> None:
     """Ask once.
 
     Raises:
         OSError: There is no server, or its answer is none or not the right one.
     """
-    parts = urlsplit(request.url)
+    parts, request = urlsplit(call.url), call.request
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     try:
-        connection.request("POST", parts.path, request.body, {"Content-Type": "application/json"})
+        connection.request("POST", parts.path, request.body, {"Content-Type": request.content_type})
         response = connection.getresponse()
         body = response.read()
     except http.client.HTTPException as error:
         raise WrongAnswer(f"no HTTP: {error!r}") from error
     finally:
         connection.close()
-    if response.status != 200 or request.answer not in body:
+    if response.status != 200 or request.answer.encode() not in body:
         raise WrongAnswer(f"status {response.status}: {body[:200]!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.peers.peer import MXNET, SERVICES, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import plain_request
+from benchmarks.peers.requests import plain_call
 
 _BATCH_DELAY_S = 0.005
 
@@ -22,7 +22,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *(str(site.bin / "python"), str(SERVICES / "ray_serve_server.py")),
             *(workload.model, *options),
         ),
-        request=plain_request(f"http://127.0.0.1:{port}/", workload),
+        call=plain_call(f"http://127.0.0.1:{port}/", workload),
         settings=f"num_replicas={site.workers}, max_batch_size={batch_size}, "
         f"batch_wait_timeout_s={delay_s}, RAY_SERVE_THROUGHPUT_OPTIMIZED=1, "
         "RAY_SERVE_ENABLE_HA_PROXY=1, uvloop, no dashboard, logs off",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from benchmarks.peers.rounds import Account, Comparison, Outcome, Plan, Sample
+from benchmarks.client import Sample
+from benchmarks.peers.rounds import CPU, Account, Comparison, Outcome, Plan
+from tests.kit.load.schedule import percentiles
 
 _NOTHING = "–"
 
@@ -47,9 +48,24 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "connections": comparison.connections,
         "ratio": comparison.ratio,
         "rounds": [
-            {"ours": asdict(ours), "peer": asdict(peer)} for ours, peer in comparison.rounds
+            {"ours": _sample(ours), "peer": _sample(peer)} for ours, peer in comparison.rounds
         ],
     }
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    load = {
+        "requests_per_s": sample.requests_per_s,
+        "p50_ms": _latency_ms(sample, "p50_ms"),
+        "p99_ms": _latency_ms(sample, "p99_ms"),
+        "failed": sample.failed,
+        "total": sample.answered,
+    }
+    return {"load": load, "cpu_us": sample.cpu_us[CPU]}
+
+
+def _latency_ms(sample: Sample, name: str) -> float:
+    return percentiles(sample.latencies)[name]
 
 
 def to_markdown(outcome: Outcome, plan: Plan, machine: dict[str, Any]) -> str:
@@ -106,7 +122,7 @@ def _cell(account: Account, found: Sequence[Comparison]) -> str:
 def _rates(comparisons: Sequence[Comparison], side: int) -> Iterator[float]:
     for comparison in comparisons:
         for pair in comparison.rounds:
-            yield pair[side].load.requests_per_s
+            yield pair[side].requests_per_s
 
 
 def _footprint(account: Account) -> list[str]:
@@ -163,16 +179,16 @@ def _details(comparisons: Sequence[Comparison]) -> str:
 
 def _detail(comparison: Comparison) -> list[str]:
     columns: list[tuple[Callable[[Sample], float], str]] = [
-        (lambda sample: sample.load.p50_ms, ".2f"),
-        (lambda sample: sample.load.p99_ms, ".2f"),
-        (lambda sample: sample.cpu_us, ".0f"),
-        (lambda sample: sample.load.failed, ".0f"),
+        (lambda sample: _latency_ms(sample, "p50_ms"), ".2f"),
+        (lambda sample: _latency_ms(sample, "p99_ms"), ".2f"),
+        (lambda sample: sample.cpu_us[CPU], ".0f"),
+        (lambda sample: sample.failed, ".0f"),
     ]
     return [
         comparison.peer.title,
         comparison.workload.title,
         str(comparison.connections),
-        *_both(comparison, lambda sample: sample.load.requests_per_s, ".0f"),
+        *_both(comparison, lambda sample: sample.requests_per_s, ".0f"),
         f"{comparison.ratio:.2f}",
         f"{min(comparison.ratios):.2f} to {max(comparison.ratios):.2f}",
         *(text for value, form in columns for text in _both(comparison, value, form)),

@@ -8,12 +8,16 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.peers.client import LoadResult, load
+from benchmarks.client import Demand, Level, Sample
+from benchmarks.client import measure as put_load
 from benchmarks.peers.environment import check_installed, environment_bin
 from benchmarks.peers.isolate import is_isolated
 from benchmarks.peers.peer import Peer, PeerUnavailable, Workload
 from benchmarks.peers.process import Running, running
+from benchmarks.processes import BenchmarkError
 
+#: By this name a sample has the CPU time of all processes of its server.
+CPU = "server"
 #: Connections while servers warm up: all workers get work, and Java compiles what is hot.
 _WARM_UP_CONNECTIONS = 32
 #: Of each round, not counted: connections are made.
@@ -42,14 +46,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One round of one server: the load's result, and CPU time per request of all processes."""
-
-    load: LoadResult
-    cpu_us: float
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """A peer and ours under the same load; each round is (ours, peer)."""
 
@@ -61,7 +57,7 @@ class Comparison:
     @property
     def ratios(self) -> list[float]:
         """How many times as many requests as the peer ours answers, by round."""
-        return [ours.load.requests_per_s / peer.load.requests_per_s for ours, peer in self.rounds]
+        return [ours.requests_per_s / peer.requests_per_s for ours, peer in self.rounds]
 
     @property
     def ratio(self) -> float:
@@ -176,13 +172,13 @@ def _compare(
                 comparisons.append(Comparison(peer, workload, connections, pairs))
                 tell(_line(comparisons[-1]))
             account.memory_bytes[workload] = server.memory_bytes()
-    except (PeerUnavailable, OSError) as error:
+    except (PeerUnavailable, BenchmarkError, OSError) as error:
         _give_up(account, f"{workload.title}: {error}", tell)
 
 
 def _line(comparison: Comparison) -> str:
     rates = ", ".join(
-        f"{ours.load.requests_per_s:.0f} against {peer.load.requests_per_s:.0f}"
+        f"{ours.requests_per_s:.0f} against {peer.requests_per_s:.0f}"
         for ours, peer in comparison.rounds
     )
     return (
@@ -203,12 +199,17 @@ def _running(
 def _ready(account: Account, server: Running, workload: Workload, plan: Plan) -> None:
     account.settings[workload] = server.launch.settings
     account.start_s[workload] = server.start_s
-    load(server.launch.request, _WARM_UP_CONNECTIONS, plan.warm_up_s, 0)
+    _load(server, Demand(Level(_WARM_UP_CONNECTIONS), 0, plan.warm_up_s))
 
 
 def _round(server: Running, connections: int, plan: Plan) -> Sample:
-    before = server.cpu_s()
-    result = load(server.launch.request, connections, plan.seconds, _ROUND_WARM_UP_S)
-    if not result.requests_per_s:
-        raise PeerUnavailable(f"gave {result.total} answers under load, none of them right")
-    return Sample(result, (server.cpu_s() - before) / result.total * 1e6)
+    sample = _load(server, Demand(Level(connections), _ROUND_WARM_UP_S, plan.seconds))
+    if not sample.requests_per_s:
+        raise PeerUnavailable(f"gave {sample.answered} answers under load, none of them right")
+    return sample
+
+
+def _load(server: Running, demand: Demand) -> Sample:
+    """Put load on a server; it must not look fast by answering errors, nor end the run by one."""
+    call = server.launch.call
+    return put_load(call.url, call.request, demand, {CPU: server.cpu_s}, tolerates=True)

@@ -7,7 +7,7 @@ import json
 from benchmarks.peers.log4j import QUIET
 from benchmarks.peers.mar import write_mar
 from benchmarks.peers.peer import Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import plain_request
+from benchmarks.peers.requests import plain_call
 
 _BATCH_DELAY_MS = 1
 _CONFIG = """\
@@ -58,9 +58,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *("--disable-token-auth", "--enable-model-api"),
             *("--ts-config", "config.properties", "--log-config", "quiet.xml"),
         ),
-        request=plain_request(
-            f"http://127.0.0.1:{ports[0]}/predictions/{workload.model}", workload
-        ),
+        call=plain_call(f"http://127.0.0.1:{ports[0]}/predictions/{workload.model}", workload),
         settings=f"{shown}, job_queue_size=1000, async_logging=true, "
         f"ForkJoinPool.common.parallelism={site.workers} (else a thread per batch), no system "
         f"metrics, logs off{engine}",

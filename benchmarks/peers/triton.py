@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 
 from benchmarks.peers.peer import MXNET, SERVICES, Launch, Peer, Site, Workload, free_port
-from benchmarks.peers.requests import v2_request
+from benchmarks.peers.requests import v2_call
 
 _BATCH_DELAY_US = 1000
 
@@ -19,7 +19,7 @@ def _launch(site: Site, workload: Workload) -> Launch:
             *(str(site.bin / "python"), str(SERVICES / "triton_server.py")),
             *(workload.model, str(port), str(grpc_port), *options),
         ),
-        request=v2_request(f"http://127.0.0.1:{port}", workload),
+        call=v2_call(f"http://127.0.0.1:{port}", workload),
         settings=f"{site.workers} instances (threads of one Python process), "
         f"{batching if workload.batch_size > 1 else 'batching off'}, V2 protocol, "
         "MXNET_ENGINE_TYPE=NaiveEngine (the faster one in threads), no metrics, logs off",

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.arena import MAIN_WORKERS, Arena
-from tests.chaos.load import Answer, Outage, Reply
+from tests.chaos.load import Answer, Outage
+from tests.kit.load.wire import Reply
 from tests.kit.waiting import until
 
 _MB = 1 << 20

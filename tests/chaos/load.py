@@ -1,23 +1,26 @@
 """Clients that count: closed-loop ones and a Poisson stream, and what became of each request.
 
 Each request carries a token that no other carries, and its answer must bring the same token back,
-so that neither a lost answer nor a swapped one goes unseen. Written on plain sockets: a client
-library may retry by itself, and hide what this is here to find.
+so that neither a lost answer nor a swapped one goes unseen. What is sent when is the load
+generator's part; what is tried again, and when that is excused, stands here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.kit.load.channel import Channel, Cut
+from tests.kit.load.patterns import ClosedLoop, OpenLoop, Pattern
+from tests.kit.load.schedule import arrivals
+from tests.kit.load.wire import Reply, encode_request
 from tests.kit.waiting import until
 
 #: How long anything that should happen may take. Generous: test machines are slow and noisy.
@@ -34,83 +37,13 @@ _LARGE_EVERY, _LARGE_BYTES = 40, 200_000
 _RETRY_S, _MAX_RETRY_S = 0.1, 1.0
 
 
-class Cut(Exception):
-    """The connection ended before a whole answer had come."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer; header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        """The error's code, or "" if the answer is none of our errors."""
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(self.json()["error"]["code"])
-        return ""
-
-
-class Connection:
-    """One keep-alive connection, opened when it is needed."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
-        """Send a request and return the answer.
-
-        Raises:
-            OSError, Cut: There was none.
-        """
-        try:
-            reply = await self._ask(method, path, body)
-        except BaseException:
-            self.close()
-            raise
-        if reply.headers.get("connection", "").lower() == "close":
-            self.close()
-        return reply
-
-    async def _ask(self, method: str, path: str, body: bytes) -> Reply:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        await writer.drain()
-        try:
-            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            pairs = (line.partition(":") for line in lines if line)
-            headers = {name.lower(): value.strip() for name, _, value in pairs}
-            content = await reader.readexactly(int(headers.get("content-length", 0)))
-        except asyncio.IncompleteReadError as error:
-            raise Cut(f"closed after {len(error.partial)} bytes") from None
-        return Reply(int(first.split()[1]), headers, content)
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].transport.abort()
-            self._streams = None
-
-
 async def call(port: int, method: str, path: str, body: bytes = b"") -> Reply:
     """Send one request over a connection of its own."""
-    connection = Connection(port)
+    channel = Channel(port)
     try:
-        return await asyncio.wait_for(connection.ask(method, path, body), LIMIT_S)
+        return await asyncio.wait_for(channel.ask(encode_request(method, path, body)), LIMIT_S)
     finally:
-        connection.close()
+        channel.close()
 
 
 @dataclass(slots=True)
@@ -190,6 +123,29 @@ class Outage:
         return self.is_sudden or sent_at >= self.since
 
 
+class _Client:
+    """A client of a pattern, with a connection of its own."""
+
+    def __init__(self, load: Load, pattern: Pattern) -> None:
+        self._load = load
+        self._pattern = pattern
+        self._channel = Channel(load.port)
+        self._asking: asyncio.Task[None] | None = None
+
+    def ask(self, since: float) -> None:
+        """Send the load's next request."""
+        self._asking = asyncio.ensure_future(self._load.request(self._channel))
+        self._asking.add_done_callback(self._settle)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def _settle(self, asking: asyncio.Task[None]) -> None:
+        asking.result()
+        self._pattern.settled(self, time.monotonic())
+
+
 class Load:
     """The clients.
 
@@ -211,26 +167,33 @@ class Load:
         self._ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._listeners: list[Callable[[Answer], None]] = []
-        self._idle: deque[Connection] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_stopping = False
+        self._patterns: list[Pattern] = []
+        self._clients: list[_Client] = []
 
     def start(self) -> None:
         """Begin to send."""
-        self._is_stopping = False
-        for _ in range(CLIENTS):
-            self._run(self._closed_loop())
-        self._run(self._open_loop())
+        closed = ClosedLoop()
+        open_ = OpenLoop(arrivals(OPEN_RATE_PER_S, self._random), lambda: self._client(open_))
+        self._patterns = [closed, open_]
+        closed.start([self._client(closed) for _ in range(CLIENTS)])
+        open_.start([])
+
+    def _client(self, pattern: Pattern) -> _Client:
+        self._clients.append(_Client(self, pattern))
+        return self._clients[-1]
 
     async def stop(self) -> None:
         """Send no more, wait for what is on its way, and close the connections."""
-        self._is_stopping = True
-        # Tasks of the open loop start others, so what is left is looked at again.
-        await until(lambda: not self._tasks, what="the clients stop")
-        while self._idle:
-            self._idle.popleft().close()
+        for pattern in self._patterns:
+            pattern.stop()
+        await until(self._has_finished, what="the clients stop")
+        while self._clients:
+            self._clients.pop().close()
         # Aborted transports close in the loop's next turn.
         await asyncio.sleep(0)
+
+    def _has_finished(self) -> bool:
+        return all(pattern.finished.done() for pattern in self._patterns)
 
     def begin(self) -> Tally:
         """Begin a stretch of time; return the tally of the one that ends, which may grow yet."""
@@ -271,50 +234,26 @@ class Load:
         body = json.dumps([self._token(), command, argument, ""]).encode()
         return await call(self.port, "POST", f"/predictions/{model}", body)
 
-    async def _closed_loop(self) -> None:
-        connection = Connection(self.port)
-        try:
-            while not self._is_stopping:
-                await self._request(connection)
-        finally:
-            connection.close()
-
-    async def _open_loop(self) -> None:
-        next_at = time.monotonic()
-        while not self._is_stopping:
-            next_at += self._random.expovariate(OPEN_RATE_PER_S)
-            await asyncio.sleep(max(next_at - time.monotonic(), 0.0))
-            self._run(self._arrival())
-
-    async def _arrival(self) -> None:
-        connection = self._idle.pop() if self._idle else Connection(self.port)
-        await self._request(connection)
-        self._idle.append(connection)
-
-    def _run(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _request(self, connection: Connection) -> None:
+    async def request(self, channel: Channel) -> None:
+        """Send a request, again and again if need be, until it is settled."""
         tally, id_ = self.tally, next(self._ids)
         model = self._random.choice(self.targets)
         tally.sent += 1
         self._outstanding.add(id_)
         try:
-            await asyncio.wait_for(self._until_settled(connection, model, tally), LIMIT_S)
+            await asyncio.wait_for(self._until_settled(channel, model, tally), LIMIT_S)
         except asyncio.TimeoutError:
             tally.fail(f"no answer within {LIMIT_S:g} s")
         finally:
             self._outstanding.discard(id_)
 
-    async def _until_settled(self, connection: Connection, model: str, tally: Tally) -> None:
+    async def _until_settled(self, channel: Channel, model: str, tally: Tally) -> None:
         filler = "x" * (_LARGE_BYTES if self._random.randrange(_LARGE_EVERY) == 0 else 0)
         for attempt in itertools.count():
             token, sent_at = self._token(), time.monotonic()
             body = json.dumps([token, "work", WORK_S, filler]).encode()
             try:
-                reply = await connection.ask("POST", f"/predictions/{model}", body)
+                reply = await channel.ask(encode_request("POST", f"/predictions/{model}", body))
             except (OSError, Cut) as error:
                 reason = f"{type(error).__name__} {error}"
                 if self.outage is None or not self.outage.excuses(sent_at):

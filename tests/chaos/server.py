@@ -17,8 +17,9 @@ import psutil
 import mms
 from mms.archive.manifest import Manifest, ModelFormat
 from mms.archive.writer import write_archive
-from tests.chaos.load import Reply, call
+from tests.chaos.load import call
 from tests.kit.archives import signature
+from tests.kit.load.wire import Reply
 from tests.kit.waiting import until
 
 SERVICES = Path(__file__).parent / "services"

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.client import Demand, Level, Request, measure
+from benchmarks.processes import BenchmarkError
 from benchmarks.workloads import CLOSED, OPEN
 
 LIMIT_S = 110.0
@@ -27,7 +29,7 @@ QUICK = ("--workload", "large", "--quick", "--seconds", "0.1")
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", *args],
+        [sys.executable, "-m", module, *args],
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -39,7 +41,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return the file with a result, and the report."""
     path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
-    done = run("bench", *QUICK, "--output", str(path))
+    done = run("benchmarks.bench", *QUICK, "--output", str(path))
     assert done.returncode == 0, done.stderr
     return path, done.stdout
 
@@ -82,7 +84,7 @@ def test_the_report_names_machine_versions_and_every_level(result: tuple[Path, s
 
 
 def test_compared_with_itself_a_result_does_not_change(result: tuple[Path, str]) -> None:
-    done = run("compare", str(result[0]), str(result[0]))
+    done = run("benchmarks.compare", str(result[0]), str(result[0]))
     assert done.returncode == 0, done.stderr
     changes = re.findall(r"^large.* (\S+) %", done.stdout, re.M)
     assert len(changes) > len(CLOSED + OPEN)
@@ -98,7 +100,7 @@ def test_compare_marks_what_exceeds_the_noise_between_rounds(
         document["rows"][0]["references"][0]["ratios"] = ratios
         paths.append(tmp_path / name)
         paths[-1].write_text(json.dumps(document))
-    done = run("compare", *map(str, paths))
+    done = run("benchmarks.compare", *map(str, paths))
     line = next(line for line in done.stdout.splitlines() if "1 connection: ratio" in line)
     assert re.search(r"0\.85 \(0\.80–0\.90\) +0\.55 \(0\.50–0\.60\) +-35\.3 % +worse$", line)
 
@@ -131,7 +133,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
 
 def test_a_model_that_is_not_built_is_named_with_how_to_build_it(tmp_path: Path) -> None:
     missing = tmp_path / "none.model"
-    done = run("bench", "--workload", "crepe", "--quick", "--crepe", str(missing))
+    done = run("benchmarks.bench", "--workload", "crepe", "--quick", "--crepe", str(missing))
     assert done.returncode == 1
     assert f"{missing} is missing; build it with: make" in done.stderr
 
@@ -177,7 +179,8 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 def load(url: str, folder: Path, *args: str) -> dict[str, Any]:
     body = folder / "body"
     body.write_bytes(b"{}")
-    done = run("load", url, "1", "0.5", "application/json", str(body), "--warm-up", "0", *args)
+    options = ("application/json", str(body), "--warm-up", "0", *args)
+    done = run("tests.kit.load", url, "1", "0.5", *options)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -204,3 +207,14 @@ def test_refusals_are_counted_and_the_first_one_is_shown(url: str, tmp_path: Pat
     summary = load(url, tmp_path)
     assert summary["failed"] == summary["answered"] > 0
     assert summary["first_failure"].startswith("HTTP/1.1 500 ")
+
+
+@pytest.mark.parametrize(("url", "answer"), [(Refusing, ""), (Answering, "[")], indirect=["url"])
+def test_wrong_answers_end_a_run_or_are_counted_but_are_never_a_rate(url: str, answer: str) -> None:
+    request = Request("application/json", b"{}", answer)
+    demand = Demand(Level(1), warm_up_s=0, seconds=0.2)
+    with pytest.raises(BenchmarkError, match=r"failed; the first answer: HTTP/1\.1"):
+        measure(url, request, demand, {})
+    sample = measure(url, request, demand, {}, tolerates=True)
+    assert sample.failed == sample.answered > 0
+    assert sample.requests_per_s == 0

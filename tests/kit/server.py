@@ -25,6 +25,7 @@ from mms.serving.budget import Budget
 from mms.serving.dataplane import ServerState
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import shared_bytes
+from mms.serving.pool.machine import Phase
 from mms.serving.registration import Registration, Trust
 from mms.serving.registry import Traffic
 from mms.serving.servable import Servable
@@ -106,6 +107,11 @@ class ServableView:
         return self._servable.size
 
     @property
+    def phase(self) -> Phase:
+        """What its pool of workers is doing."""
+        return self._servable.pool.phase
+
+    @property
     def pids(self) -> list[int]:
         """The workers that are alive and ready."""
         return [worker.child.pid for worker in self._servable.workers]
@@ -166,6 +172,11 @@ class ServableView:
     def rejected(self) -> Counter[str]:
         """Counts of reasons."""
         return self._servable.metrics.rejected
+
+    @property
+    def releases(self) -> Counter[str]:
+        """Counts of batches by why they were sent when they were."""
+        return self._servable.metrics.releases
 
     @property
     def restarts(self) -> Counter[str]:

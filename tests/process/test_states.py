@@ -16,16 +16,8 @@ from mms.serving.pool.machine import Phase
 from mms.serving.pool.restarts import MAX_FAILURES
 from mms.serving.pool.slot import WorkerState
 from tests.kit.server import RunningServer, StartServer
-from tests.kit.waiting import LIMIT_S, let_go, until, waiting
+from tests.kit.waiting import let_go, until, waiting
 from tests.management.stores import FAILS_WITH, WAITS_FOR, register, says
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """A folder for the service's ``wait``."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -44,10 +36,11 @@ async def server(start_server: StartServer, tmp_path: Path) -> RunningServer:
 async def until_shown(server: RunningServer, state: WorkerState, count: int) -> None:
     """Wait until the metrics show so many workers in a state."""
     sample = f'mms_workers{{model="m",state="{state.value}",version="1"}} {count:.1f}'
-    deadline = asyncio.get_running_loop().time() + LIMIT_S
-    while sample not in (await server.metrics()).splitlines():
-        assert asyncio.get_running_loop().time() < deadline, f"never {count} workers {state}"
-        await asyncio.sleep(0.01)
+
+    async def is_shown() -> bool:
+        return sample in (await server.metrics()).splitlines()
+
+    await until(is_shown, what=f"{count} workers {state}")
 
 
 async def shown(server: RunningServer) -> dict[str, Any]:
@@ -82,9 +75,9 @@ async def test_the_metrics_show_workers_in_each_state_that_there_is(
     let_go(notes)
     assert await running == (200, "text")
 
-    for worker in server.servable("m").workers:
+    for pid in server.servable("m").pids:
         # It cannot read that it is to stop.
-        os.kill(worker.child.pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
     await server.manage("PUT", "/models/m?min_worker=0")
     await see(WorkerState.STOPPING, 2)
     assert (await shown(server))["workers"] == []
@@ -93,10 +86,10 @@ async def test_the_metrics_show_workers_in_each_state_that_there_is(
     await see(WorkerState.READY, 2)
 
     (tmp_path / "broken").touch()
-    pool = server.servable("m").pool
-    for process in (pool.loader, pool.workers[0]):
-        assert process is not None
-        os.kill(process.child.pid, signal.SIGKILL)
+    servable = server.servable("m")
+    assert servable.loader_pid is not None
+    for pid in (servable.loader_pid, servable.pids[0]):
+        os.kill(pid, signal.SIGKILL)
     await see(WorkerState.BACKOFF, 1)
     (tmp_path / "broken").unlink()
     await see(WorkerState.READY, 2)
@@ -110,7 +103,7 @@ async def test_a_model_and_its_pool_go_through_each_state_that_there_is(
 
     async def see(state: ServableState, phase: Phase) -> None:
         servable = server.servable("m")
-        await until(lambda: servable.state is state and servable.pool.phase is phase)
+        await until(lambda: servable.state == state.value and servable.phase is phase)
         assert (await shown(server))["state"] == state.value
         assert await server.metric("mms_model_state", model="m", state=state.value) == 1
         seen.append((state, phase))
@@ -128,10 +121,10 @@ async def test_a_model_and_its_pool_go_through_each_state_that_there_is(
     await server.manage("PUT", "/models/m?min_worker=1&synchronous=true")
     # Five that never serve anybody.
     for _ in range(MAX_FAILURES):
-        await until(lambda: servable.workers)
-        (worker,) = servable.workers
-        os.kill(worker.child.pid, signal.SIGKILL)
-        await until(partial(lambda w: w not in servable.workers, worker))
+        await until(lambda: servable.pids)
+        pid = servable.pid
+        os.kill(pid, signal.SIGKILL)
+        await until(partial(lambda pid: pid not in servable.pids, pid))
     await see(ServableState.FAILED, Phase.FAILED)
     assert "5 workers in a row died" in (await shown(server))["lastError"]["message"]
 
@@ -141,13 +134,13 @@ async def test_a_model_and_its_pool_go_through_each_state_that_there_is(
     running = asyncio.create_task(server.ask("m", ["wait", str(notes)]))
     await waiting(notes)
     ending = asyncio.create_task(server.manage("DELETE", "/models/m"))
-    await until(lambda: servable.state is ServableState.DRAINING)
-    seen.append((servable.state, servable.pool.phase))
+    await until(lambda: servable.state == "draining")
+    seen.append((ServableState(servable.state), servable.phase))
     let_go(notes)
     assert await running == (200, "text")
     assert (await ending)[0] == 200
-    await until(lambda: servable.pool.phase is Phase.STOPPED)
-    await until(lambda: servable.state is ServableState.UNLOADED)
-    seen.append((servable.state, servable.pool.phase))
+    await until(lambda: servable.phase is Phase.STOPPED)
+    await until(lambda: servable.state == "unloaded")
+    seen.append((ServableState(servable.state), servable.phase))
     assert {state for state, _ in seen} == set(ServableState)
     assert {phase for _, phase in seen} == set(Phase)

@@ -13,8 +13,8 @@ from benchmarks.compare import Figure, judge
 from benchmarks.processes import BenchmarkError
 from benchmarks.result import read_document, write_document
 from benchmarks.rounds import ratio
-from benchmarks.schedule import percentiles, poisson
 from benchmarks.shared_queue import SharedQueue, make_queue
+from tests.kit.load.schedule import percentiles, poisson
 
 
 def test_a_seed_gives_the_same_times_at_the_rate_asked_for() -> None:

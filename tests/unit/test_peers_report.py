@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 
-from benchmarks.peers.client import LoadResult
+from benchmarks.client import Sample
 from benchmarks.peers.peer import Launch, Peer, PeerUnavailable, Site, Workload
 from benchmarks.peers.report import to_document, to_markdown
-from benchmarks.peers.rounds import Account, Comparison, Outcome, Plan, Sample
+from benchmarks.peers.rounds import CPU, Account, Comparison, Outcome, Plan
 
 
 def never(site: Site, workload: Workload) -> Launch:
@@ -16,7 +17,7 @@ def never(site: Site, workload: Workload) -> Launch:
 
 
 def sample(rate: float) -> Sample:
-    return Sample(LoadResult(rate, p50_ms=1000 / rate, p99_ms=2000 / rate, failed=0, total=9), 1e6)
+    return Sample(rate, array("d", [1 / rate, 2 / rate]), {CPU: 1e6}, answered=9)
 
 
 def comparison(peer: Peer, workload: Workload, rates: list[tuple[float, float]]) -> Comparison:
