@@ -202,7 +202,7 @@ def _announce(server: Server) -> None:
         (
             s.name,
             s.version,
-            str(len(s.workers)),
+            str(len(s.pool.workers)),
             str(s.settings.batch_size),
             f"{base}/predictions/{s.name}",
         )

@@ -228,7 +228,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
         servable: The version.
         memory: What its processes hold, by their ids.
     """
-    settings, limits = servable.settings, servable.limits
+    settings, limits = servable.settings, servable.lane.limits
     signature = servable.archive.signature
     quantization = servable.archive.manifest.serving.quantization
     ready = servable.last_ready
@@ -249,9 +249,9 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
         "maxBatchDelay": settings.max_batch_delay,
         "responseTimeout": limits.response_timeout_s,
         "queue": {
-            "depth": servable.queue_depth,
+            "depth": servable.lane.depth,
             "limit": limits.queue_size,
-            "inFlight": servable.in_flight,
+            "inFlight": servable.lane.in_flight,
         },
         "archive": {
             "digest": servable.archive.digest,
@@ -273,7 +273,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
                 "memoryUsage": memory.get(worker.child.pid, UNKNOWN).resident,
                 "requests": worker.requests,
             }
-            for worker in servable.workers
+            for worker in servable.pool.workers
             if (status := servable.pool.state(worker))
         ],
     }
@@ -285,7 +285,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
 def _batching(servable: Servable) -> dict[str, Any]:
     """Describe whether requests share forward passes, and if not, why."""
     reason = servable.alone_reason
-    if servable.limits.batch_size == 1:
+    if servable.lane.limits.batch_size == 1:
         reason = "batch_size is 1"
     return {"joined": not reason, "reason": reason}
 

@@ -110,7 +110,7 @@ class Builder:
             raise
         seconds = servable.metrics.load_seconds
         logger.info(
-            "ready with %d workers after %.2f s", len(servable.workers), seconds, extra=extra
+            "ready with %d workers after %.2f s", len(servable.pool.workers), seconds, extra=extra
         )
 
     async def unload(self, servable: Servable, timeout_s: float) -> None:

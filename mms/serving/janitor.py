@@ -71,7 +71,7 @@ class Janitor:
     async def _keep_up(self, now: float) -> None:
         servables = self._registry.servables()
         limited = [s for s in servables if s.limits_memory]
-        pids = [worker.child.pid for s in limited for worker in s.workers]
+        pids = [worker.child.pid for s in limited for worker in s.pool.workers]
         memory = await asyncio.to_thread(read_memory, pids) if pids else {}
         for servable in servables:
             servable.housekeep(now, memory)
@@ -86,7 +86,7 @@ class Janitor:
         for servable in sorted(servables, key=lambda s: s.last_used_at):
             if excess <= 0:
                 return
-            if servable.settings.pinned or servable.queue_depth or servable.in_flight:
+            if servable.settings.pinned or not servable.lane.is_empty:
                 continue
             logger.info("put to sleep to keep within memory_budget", extra={"model": servable.name})
             excess -= used[servable]

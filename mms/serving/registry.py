@@ -189,7 +189,7 @@ class Registry:
 
     async def read_memory(self) -> None:
         """Read what all workers hold, for the next `snapshots`."""
-        workers = [(s, [worker.child.pid for worker in s.workers]) for s in self.servables()]
+        workers = [(s, [worker.child.pid for worker in s.pool.workers]) for s in self.servables()]
         memory = await asyncio.to_thread(read_memory, [pid for _, pids in workers for pid in pids])
         for servable, pids in workers:
             servable.worker_memory = [memory[pid].resident for pid in pids]

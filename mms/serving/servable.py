@@ -1,53 +1,48 @@
 """One loaded version of one model: its queue, its workers, its counters.
 
-Ties the pure parts (`Dispatcher`, lifecycle) to the processes (`Pool`) and to the event loop. All
-methods belong to the event loop's thread.
+Its life: loading, scaling, sleeping, recovering, draining. How requests travel is the business of
+its `Lane`, how workers are kept that of its `Pool`. All methods belong to the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mms.archive.reader import Archive
-from mms.config.resources import usable_cores
 from mms.config.settings import ModelSettings
 from mms.errors import (
-    DeadlineExceeded,
     Draining,
-    InvalidServiceOutput,
     MMSError,
     ModelNotReady,
-    ProtocolError,
     Unavailable,
-    WorkerDied,
 )
+from mms.serving.lane import Lane
 from mms.serving.lifecycle import ServableState, move_servable
 from mms.serving.memory import UNKNOWN, Memory
 from mms.serving.pool.placement import Placement
 from mms.serving.pool.pool import Pool
 from mms.serving.pool.slot import WorkerState
-from mms.serving.pool.starter import PoolSettings
 from mms.serving.pool.worker_process import WorkerProcess
-from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
-from mms.serving.queue.job import Inference
-from mms.serving.tasks import Tasks
+from mms.serving.provisioning import (
+    initial_size,
+    load_spec,
+    pool_settings,
+    queue_limits,
+    queue_size,
+    threads,
+)
+from mms.serving.tasks import Tasks, first_of
 from mms.serving.upkeep import Autoscaler, Recovery, recycling_reason
 from mms.telemetry.counters import ServableMetrics
 from mms.telemetry.prometheus import ServableSnapshot
-from mms.wire.codec import decode_result, encode_batch
-from mms.wire.frames import Buffer, Frame
-from mms.wire.messages import Answer, LoadSpec, Ready, RequestLimits
+from mms.wire.frames import Buffer
+from mms.wire.messages import Answer, Ready, RequestLimits
 
 logger = logging.getLogger("mms.servable")
-
-_QUEUE_PER_WORKER = 100
 
 
 class Servable:
@@ -103,25 +98,15 @@ class Servable:
         self._is_strict = is_strict
         self._make_environment = make_environment
         self._placement = placement or Placement()
-        self._size = self._initial_size() if size is None else size
-        self._dispatcher = Dispatcher(self._limits())
-        self._pool = self._make_pool()
+        self._size = initial_size(settings) if size is None else size
+        self._queue_limits = queue_limits(self.settings, self._size)
+        self.lane, self._pool = self._make_lane_and_pool()
         self._retired: list[Pool] = []
         self._autoscaler = Autoscaler()
         self._recovery = Recovery()
         self._recovering = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
-        self._is_pump_due = False
-        self._empty = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-        self._loop = asyncio.get_running_loop()
         self._tasks = Tasks()
-
-    @property
-    def workers(self) -> list[WorkerProcess]:
-        """The workers alive now."""
-        return self._pool.workers
 
     @property
     def pool(self) -> Pool:
@@ -131,10 +116,8 @@ class Servable:
     @property
     def pids(self) -> list[int]:
         """The ids of its processes: the workers, and the loader that they are forked from."""
-        pids = [worker.child.pid for worker in self.workers]
-        if self._pool.loader:
-            pids.append(self._pool.loader.child.pid)
-        return pids
+        loader = self._pool.loader
+        return [p.child.pid for p in (*self._pool.workers, *([loader] if loader else []))]
 
     @property
     def limits_memory(self) -> bool:
@@ -142,29 +125,9 @@ class Servable:
         return bool(self.settings.max_worker_memory or self.settings.worker_memory_limit)
 
     @property
-    def limits(self) -> Limits:
-        """The queue's settings as they are now."""
-        return self._dispatcher.limits
-
-    @property
     def size(self) -> int:
         """The number of workers asked for; autoscaling may add to it."""
         return self._size
-
-    @property
-    def queue_depth(self) -> int:
-        """Requests waiting."""
-        return self._dispatcher.depth
-
-    @property
-    def in_flight(self) -> int:
-        """Requests in workers."""
-        return self._dispatcher.in_flight
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it was replaced or unregistered: it finishes what it has and accepts no more."""
-        return self._is_gone
 
     @property
     def is_ready(self) -> bool:
@@ -198,7 +161,7 @@ class Servable:
             if self.state is ServableState.LOADING:
                 self.state = move_servable(self.state, ServableState.FAILED)
             # Those who came meanwhile wait for workers that do not come.
-            self._dispatcher.fail_all(self._unavailable())
+            self.lane.fail_all(self._unavailable())
             raise
         if self.last_error is not None and self.state is ServableState.FAILED:
             # Its workers loaded, and died one after the other before the last was ready.
@@ -226,7 +189,7 @@ class Servable:
 
     async def sleep(self) -> None:
         """Stop the workers of a model that nobody is asking; the next request loads it again."""
-        if self.state is not ServableState.READY or not self._dispatcher.is_empty:
+        if self.state is not ServableState.READY or not self.lane.is_empty:
             return
         self._was_evicted = True
         self.state = move_servable(self.state, ServableState.UNLOADED)
@@ -240,9 +203,10 @@ class Servable:
 
     def _renew_pool(self) -> Pool:
         """Begin with a new pool and an empty queue; return the old pool, which is to be stopped."""
-        self._dispatcher.fail_all(self._unavailable())
-        self._dispatcher = Dispatcher(self._dispatcher.limits)
-        old, self._pool = self._pool, self._make_pool()
+        self.lane.fail_all(self._unavailable())
+        self.lane.close()
+        old = self._pool
+        self.lane, self._pool = self._make_lane_and_pool()
         return old
 
     async def resize(self, size: int) -> None:
@@ -252,7 +216,7 @@ class Servable:
             MMSError: A new one could not be started.
         """
         self._size = size
-        self._dispatcher.limits.queue_size = self._queue_size()
+        self._queue_limits.queue_size = queue_size(self.settings, self._size)
         if self.state is ServableState.FAILED and size > 0:
             await self.recover()
         elif self.state is ServableState.READY:
@@ -261,7 +225,8 @@ class Servable:
     def configure(self, settings: ModelSettings) -> None:
         """Change the settings of the queue and the batches; those of the workers stay."""
         self.settings = settings
-        self._dispatcher.limits = self._limits()
+        self._queue_limits = queue_limits(self.settings, self._size)
+        self.lane.configure(self._queue_limits, settings.cancel_running == "kill")
         self._pool.configure(settings.batch_size)
 
     async def unload(self, timeout_s: float, hurry: asyncio.Event) -> None:
@@ -275,11 +240,9 @@ class Servable:
             return
         self._is_gone = True
         self.state = move_servable(self.state, ServableState.DRAINING)
-        self._note_if_empty()
-        await _first_of(self._empty.wait(), hurry.wait(), timeout_s=timeout_s)
-        self._dispatcher.fail_all(Draining(f"model {self.name!r} is being unloaded"))
-        if self._timer:
-            self._timer.cancel()
+        await first_of(self.lane.drain(), hurry.wait(), timeout_s=timeout_s)
+        self.lane.fail_all(Draining(f"model {self.name!r} is being unloaded"))
+        self.lane.close()
         if self._loading:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
@@ -304,7 +267,7 @@ class Servable:
         if self.settings.max_workers > self._size:
             self._autoscale(now)
         idle_s = now - self.last_used_at
-        if 0 < self.settings.idle_timeout < idle_s and self._dispatcher.is_empty:
+        if 0 < self.settings.idle_timeout < idle_s and self.lane.is_empty:
             logger.info("idle for %.0f s; going to sleep", idle_s, extra={"model": self.name})
             self._tasks.start(self.sleep())
 
@@ -327,8 +290,8 @@ class Servable:
             now,
             size=size,
             floor=self._size,
-            oldest_wait_s=self._dispatcher.oldest_wait_s(now),
-            idle=self._dispatcher.idle,
+            oldest_wait_s=self.lane.oldest_wait_s(now),
+            idle=self.lane.idle,
             starting=self._pool.starting,
         )
         if target != size:
@@ -349,67 +312,42 @@ class Servable:
         except MMSError as error:
             logger.error("cannot scale to %d workers: %s", size, error, extra={"model": self.name})
 
-    def _initial_size(self) -> int:
-        return self.settings.workers or len(self.settings.gpu) or usable_cores()
+    def _make_lane_and_pool(self) -> tuple[Lane, Pool]:
+        kills = self.settings.cancel_running == "kill"
+        lane = Lane(self.name, self._queue_limits, kills, self.metrics, self._after_batch)
+        pool = self._make_pool(lane)
+        lane.attach(pool)
+        return lane, pool
 
-    def _queue_size(self) -> int:
-        return self.settings.queue_size or _QUEUE_PER_WORKER * max(
-            self._size, self.settings.max_workers, 1
-        )
+    def _after_batch(self, worker: WorkerProcess) -> None:
+        if self.settings.max_requests:
+            # By its requests: its memory is looked at by `housekeep`.
+            self._recycle_if_due(worker, time.monotonic(), UNKNOWN)
 
-    def _limits(self) -> Limits:
+    def _make_pool(self, lane: Lane) -> Pool:
         settings = self.settings
-        return Limits(
-            batch_size=settings.batch_size,
-            queue_size=self._queue_size(),
-            max_batch_delay_s=settings.max_batch_delay / 1000,
-            linger_s=settings.linger / 1000,
-            response_timeout_s=settings.response_timeout,
-            retry_on_crash=settings.retry_on_crash,
+        spec = load_spec(
+            self.name,
+            self.version,
+            self.archive,
+            settings,
+            self._max_response_bytes,
+            self._request_limits,
+            self._is_strict,
         )
+        environment = self._make_environment(threads(settings, self._size))
+        wanted = pool_settings(settings, self._size, environment)
+        return Pool(spec, wanted, lane, self, self._placement)
 
-    def _make_pool(self) -> Pool:
-        settings = self.settings
-        threads = settings.threads or max(1, usable_cores() // max(self._size, 1))
-        return Pool(
-            LoadSpec(
-                model_name=self.name,
-                version=self.version,
-                folder=str(self.archive.folder),
-                service_file=settings.service and str(Path(settings.service).resolve()),
-                handler=self.archive.manifest.handler,
-                decode_input_request=settings.decode_input_request,
-                gpu=None,
-                batch_size=settings.batch_size,
-                max_response_bytes=self._max_response_bytes,
-                log_level=logging.getLogger().getEffectiveLevel(),
-                server_pid=os.getpid(),
-                may_fork=False,
-                memory_limit=settings.worker_memory_limit,
-                limits=self._request_limits,
-                is_strict=self._is_strict,
-            ),
-            PoolSettings(
-                workers=self._size,
-                gpus=settings.gpu,
-                gpu_memory=settings.gpu_memory,
-                preload=settings.preload,
-                load_timeout_s=settings.load_timeout,
-                environment=self._make_environment(threads),
-            ),
-            self,
-            self._placement,
-        )
-
-    async def infer(
+    def infer(
         self,
         meta: bytes,
         chunks: Sequence[Buffer],
         size: int,
         timeout_s: float | None = None,
         is_urgent: bool = False,
-    ) -> Answer:
-        """Return the model's answer to one request.
+    ) -> Coroutine[Any, Any, Answer]:
+        """Return the model's answer to one request, to be awaited.
 
         Args:
             meta: The encoded RequestMeta.
@@ -428,25 +366,8 @@ class Servable:
             raise ModelNotReady(
                 f"No worker is available to serve request: {self.name}; scale the model up", 1.0
             )
-        now = self.last_used_at = time.monotonic()
-        limit = self.settings.response_timeout
-        timeout = limit if timeout_s is None else min(timeout_s, limit)
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        job = Inference(meta, chunks, size, now, now + timeout, future, is_urgent)
-        self._dispatcher.submit(job)
-        self.metrics.request_bytes.observe(size)
-        self._schedule_pump()
-        if job.deadline < self._timer_at:
-            self._set_timer(job.deadline, now)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._abandon(job)
-            raise
-        finally:
-            # The future refers to an error, that to this frame, and this frame to the future: in
-            # such a circle, bodies would stay until the garbage collector comes by.
-            del future, job
+        self.last_used_at = time.monotonic()
+        return self.lane.infer(meta, chunks, size, timeout_s, is_urgent)
 
     def snapshot(self) -> ServableSnapshot:
         """Return what the metrics show of this moment."""
@@ -455,89 +376,45 @@ class Servable:
             metrics=self.metrics,
             state=self.state.value,
             states=[state.value for state in ServableState],
-            queue_depth=self._dispatcher.depth,
-            queue_limit=self._dispatcher.limits.queue_size,
-            in_flight=self._dispatcher.in_flight,
+            queue_depth=self.lane.depth,
+            queue_limit=self._queue_limits.queue_size,
+            in_flight=self.lane.in_flight,
             workers={state.value: workers[state] for state in WorkerState},
             worker_memory=self.worker_memory,
         )
 
-    def on_worker_ready(self, worker: WorkerProcess) -> None:
-        """PoolEvents: take a worker into service."""
-        if worker.ready and worker.ready.alone_reason:
-            self.alone_reason = worker.ready.alone_reason
-        self.last_ready = worker.ready
-        self._dispatcher.worker_ready(worker.id)
-        self._schedule_pump()
+    def on_worker_ready(self, ready: Ready) -> None:
+        """PoolOwner: note what a worker has said of its model."""
+        self.alone_reason = ready.alone_reason or self.alone_reason
+        self.last_ready = ready
 
-    def on_worker_result(self, worker: WorkerProcess, frame: Frame) -> None:
-        """PoolEvents: hand out a batch's answers, after sending the worker its next batch."""
-        try:
-            result = decode_result(frame)
-        except ProtocolError as error:
-            worker.kill(str(error))
-            return
-        if worker.kill_reason:
-            return
-        if self._pool.state(worker) is not WorkerState.BUSY:
-            worker.kill("it sent a result that nobody had asked for")
-            return
-        now = time.monotonic()
-        batch = self._dispatcher.finish(worker.id, now, sum(result.stage_seconds))
-        if len(result.answers) != len(batch.jobs):
-            self._mismatch(batch, worker, len(result.answers))
-            return
-        self._pool.batch_finished(worker, len(batch.jobs))
-        if self.settings.max_requests:
-            # By its requests: its memory is looked at by `housekeep`.
-            self._recycle_if_due(worker, now, UNKNOWN)
-        self._pump()
-        for job, answer in zip(batch.jobs, result.answers, strict=True):
-            if isinstance(answer, MMSError):
-                job.fail(answer)
-            else:
-                job.succeed(answer)  # type: ignore[attr-defined]
-        self.metrics.response_bytes.observe_all(
-            [len(answer.body) for answer in result.answers if isinstance(answer, Answer)]
-        )
-        for histogram, seconds in zip(
-            self.metrics.stages.values(), result.stage_seconds, strict=True
-        ):
-            histogram.observe(seconds)
+    def on_worker_lost(self) -> None:
+        """PoolOwner: give up on those who wait if nobody is left."""
+        if self.state is ServableState.FAILED and not self._pool.workers:
+            # The last of those that went on serving: nobody comes after it.
+            self.lane.fail_all(self._unavailable())
 
     def on_metrics(self, report: Any) -> None:
-        """PoolEvents: keep what the service has reported."""
+        """PoolOwner: keep what the service has reported."""
         self.metrics.reported.take(report)
 
     def on_alone(self, reason: str) -> None:
-        """PoolEvents: run requests one at a time in all workers, as one of them now does."""
+        """PoolOwner: run requests one at a time in all workers, as one of them now does."""
         self.alone_reason = reason
         self._pool.configure(1)
 
-    def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
-        """PoolEvents: put what the worker ran back into the queue."""
-        self._dispatcher.worker_lost(worker.id, reason, time.monotonic())
-        if self.state is ServableState.FAILED and not self._pool.workers:
-            # The last of those that went on serving: nobody comes after it.
-            self._dispatcher.fail_all(self._unavailable())
-        self._schedule_pump()
-
-    def on_worker_withdrawn(self, worker: WorkerProcess) -> None:
-        """PoolEvents: send a worker no more batches."""
-        self._dispatcher.withdraw(worker.id)
-
     def on_restart(self, reason: str) -> None:
-        """PoolEvents: count it."""
+        """PoolOwner: count it."""
         self.metrics.restarts[reason] += 1
 
     def on_failed(self, error: MMSError) -> None:
-        """PoolEvents: nobody is left to serve what waits."""
+        """PoolOwner: nobody is left to serve what waits."""
         self.last_error = error
         self._recovery.failed(time.monotonic())
         if self.state in (ServableState.READY, ServableState.LOADING):
             self.state = move_servable(self.state, ServableState.FAILED)
         if not self._pool.workers:
-            self._dispatcher.fail_all(self._unavailable())
+            self.lane.fail_all(self._unavailable())
 
     def _wake_or_refuse(self) -> None:
         """Load a sleeping model for the request at hand, which then waits in the queue.
@@ -560,99 +437,6 @@ class Servable:
         finally:
             self._loading = None
 
-    def _abandon(self, job: Inference) -> None:
-        """Free what a request held whose client has left."""
-        # In a worker already, it is not sent again: nobody waits for its answer.
-        job.chunks = ()
-        if not self._dispatcher.cancel(job) and self.settings.cancel_running == "kill":
-            id_ = self._dispatcher.forsaken_worker(job)
-            if id_ is not None:
-                # Its death is our doing: no request is to blame.
-                self._dispatcher.fail_batch(id_, WorkerDied("all clients of its batch have left"))
-                self._pool.worker(id_).kill("cancelled")
-        self._note_if_empty()
-
-    def _note_if_empty(self) -> None:
-        """End a drain once nothing is left to finish."""
-        if self.state is ServableState.DRAINING and self._dispatcher.is_empty:
-            self._empty.set()
-
-    def _schedule_pump(self) -> None:
-        """Dispatch at the end of this turn of the loop.
-
-        Requests that arrived in the same turn, on different connections, so travel together.
-        """
-        if not self._is_pump_due:
-            self._is_pump_due = True
-            self._loop.call_soon(self._pump)
-
-    def _pump(self) -> None:
-        self._is_pump_due = False
-        now = time.monotonic()
-        for batch in self._dispatcher.dispatch(now):
-            self._send(batch, now)
-        self._note_if_empty()
-        if self.settings.max_batch_delay or self.settings.linger:
-            self._set_timer(self._dispatcher.wake_at(), now)
-
-    def _send(self, batch: Batch, now: float) -> None:
-        worker = self._pool.worker(batch.worker)
-        self._pool.batch_begun(worker)
-        items = []
-        for job in batch.jobs:
-            assert isinstance(job, Inference)  # noqa: S101 - nobody else submits
-            ms_left = int((job.deadline - now) * 1000)
-            items.append((job.meta, job.chunks, job.size, ms_left))
-        self.metrics.queue_wait.observe_all([now - job.enqueued_at for job in batch.jobs])
-        self.metrics.batch_size.observe(len(items))
-        self.metrics.releases[batch.release.value] += 1
-        worker.send(encode_batch(batch.id, items))
-
-    def _mismatch(self, batch: Batch, worker: WorkerProcess, count: int) -> None:
-        """Handle answers that cannot be told apart; none of them may reach a client.
-
-        The worker is about to be killed: it must not take a next batch with it.
-        """
-        self._dispatcher.withdraw(worker.id)
-        error = InvalidServiceOutput(
-            f"the worker gave {count} answers to {len(batch.jobs)} requests"
-        )
-        for job in batch.jobs:
-            job.fail(error)
-        worker.kill(str(error))
-
-    def _set_timer(self, at: float, now: float) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = at
-        if at < math.inf:
-            self._timer = self._loop.call_later(max(at - now, 0.0), self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = math.inf
-        # Timers of the loop have a grain of a millisecond and may fire that much early.
-        now = time.monotonic() + 0.001
-        for id_ in self._dispatcher.expire(now):
-            self._dispatcher.fail_batch(
-                id_,
-                DeadlineExceeded(
-                    f"the model did not answer within response_timeout "
-                    f"({self.settings.response_timeout:g} s); its worker was killed"
-                ),
-            )
-            worker = self._pool.worker(id_)
-            logger.error(
-                "worker %d hangs: no answer within %g s; killing it",
-                worker.child.pid,
-                self.settings.response_timeout,
-                extra={"model": self.name},
-            )
-            worker.kill("timeout")
-        self._pump()
-        self._set_timer(self._dispatcher.wake_at(), time.monotonic())
-
     def _unavailable(self) -> Unavailable:
         if self.state is ServableState.DRAINING:
             return Draining(f"model {self.name!r} is being unloaded")
@@ -661,11 +445,3 @@ class Servable:
                 f"model {self.name!r} has failed: {self.last_error}", retry_after_s=30.0
             )
         return ModelNotReady(f"model {self.name!r} is not loaded yet", retry_after_s=1.0)
-
-
-async def _first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
-    """Wait for the first of several things, or for a time."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()

@@ -41,3 +41,11 @@ class Tasks:
     async def finish(self) -> None:
         """Wait for the ends of all."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
+    """Wait for the first of several things, or for a time."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

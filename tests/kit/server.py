@@ -80,12 +80,12 @@ class ServableView:
     @property
     def batch_size(self) -> int:
         """As the queue has it now."""
-        return self._servable.limits.batch_size
+        return self._servable.lane.limits.batch_size
 
     @property
     def queue_size(self) -> int:
         """As the queue has it now."""
-        return self._servable.limits.queue_size
+        return self._servable.lane.limits.queue_size
 
     @property
     def folder(self) -> Path:
@@ -114,7 +114,7 @@ class ServableView:
     @property
     def pids(self) -> list[int]:
         """The workers that are alive and ready."""
-        return [worker.child.pid for worker in self._servable.workers]
+        return [worker.child.pid for worker in self._servable.pool.workers]
 
     @property
     def pid(self) -> int:
@@ -146,22 +146,22 @@ class ServableView:
     @property
     def batches(self) -> dict[int, int]:
         """How many batches each worker has finished."""
-        return {worker.child.pid: worker.batches for worker in self._servable.workers}
+        return {worker.child.pid: worker.batches for worker in self._servable.pool.workers}
 
     @property
     def reports(self) -> dict[int, Ready]:
         """What each process, the loader included, said of itself once it was loaded."""
         loader = self._servable.pool.loader
-        processes = [*self._servable.workers, *([loader] if loader else [])]
+        processes = [*self._servable.pool.workers, *([loader] if loader else [])]
         return {process.child.pid: process.ready for process in processes if process.ready}
 
     @property
     def queue_depth(self) -> int:
-        return self._servable.queue_depth
+        return self._servable.lane.depth
 
     @property
     def in_flight(self) -> int:
-        return self._servable.in_flight
+        return self._servable.lane.in_flight
 
     @property
     def requests(self) -> Counter[tuple[str, int]]:
@@ -197,7 +197,7 @@ class ServableView:
     @contextlib.contextmanager
     def unread_answers(self) -> Iterator[None]:
         """Leave what the workers alive now send unread for a while."""
-        transports = [worker._transport for worker in self._servable.workers]
+        transports = [worker._transport for worker in self._servable.pool.workers]
         for transport in transports:
             assert transport is not None
             transport.pause_reading()

@@ -100,11 +100,11 @@ class Version:
 
     def renew(self) -> None:
         """Begin with new workers and an empty queue, as a load does."""
-        self.dispatcher = Dispatcher(self.limits)
+        self.dispatcher = Dispatcher[Request](self.limits)
         self.machine = Machine(self.size, self.world.ids)
         self.present: set[int] = set()
         self.serving: set[int] = set()
-        self.batches: dict[int, Batch] = {}
+        self.batches: dict[int, Batch[Request]] = {}
 
     def load(self) -> None:
         self.state = move_servable(self.state, ServableState.LOADING)
@@ -186,9 +186,9 @@ class Version:
             self.batches[worker] = batch
             self.machine.batch_begun(worker)
             self.world.counts["batches"] += 1
-            tokens = [job.token for job in batch.jobs]  # type: ignore[attr-defined]
+            tokens = [job.token for job in batch.jobs]
             seconds = self.random.expovariate(50.0)
-            if any(job.kills for job in batch.jobs):  # type: ignore[attr-defined]
+            if any(job.kills for job in batch.jobs):
                 self.later(seconds, self.kill, worker)
             elif not self.world.fault(0.005):
                 # Otherwise it hangs, until it is killed past response_timeout.
@@ -197,7 +197,7 @@ class Version:
         if wake < math.inf:
             self.world.wake(self, wake)
 
-    def finish(self, worker: int, batch: Batch, tokens: list[int]) -> None:
+    def finish(self, worker: int, batch: Batch[Request], tokens: list[int]) -> None:
         if self.batches.get(worker) is not batch:
             return
         del self.batches[worker]
@@ -205,7 +205,7 @@ class Version:
         self.carry_out(self.machine.batch_finished(worker))
         # Answers come in the order of the frame that the worker got.
         for job, token in zip(finished.jobs, tokens, strict=False):
-            job.succeed(token)  # type: ignore[attr-defined]
+            job.succeed(token)
 
     def kill(self, worker: int) -> None:
         """A process dies; its end is seen some time after its socket closed."""

@@ -30,15 +30,15 @@ from mms.serving.queue.poison import CULPRIT_DEATHS, MAX_HASHED_BYTES, REMEMBERE
 from tests.unit.jobs import FakeJob
 
 
-def queue_of(count: int, limits: Limits | None = None) -> tuple[Dispatcher, list[FakeJob]]:
-    dispatcher = Dispatcher(limits or Limits())
+def queue_of(count: int, limits: Limits | None = None) -> tuple[Dispatcher[FakeJob], list[FakeJob]]:
+    dispatcher = Dispatcher[FakeJob](limits or Limits())
     jobs = [FakeJob() for _ in range(count)]
     for job in jobs:
         dispatcher.submit(job)
     return dispatcher, jobs
 
 
-def jobs_of(batch: Batch) -> list[FakeJob]:
+def jobs_of(batch: Batch[FakeJob]) -> list[FakeJob]:
     jobs = [job for job in batch.jobs if isinstance(job, FakeJob)]
     assert len(jobs) == len(batch.jobs)
     return jobs
@@ -106,7 +106,7 @@ def test_a_frame_of_a_slow_model_carries_one_batch() -> None:
 
 
 def test_a_frame_stays_below_its_bytes_unless_one_body_alone_exceeds_them() -> None:
-    dispatcher = Dispatcher(Limits(batch_size=8))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=8))
     sizes = (MAX_FRAME_BYTES // 2, MAX_FRAME_BYTES // 2, 1, MAX_FRAME_BYTES * 2)
     for size in sizes:
         dispatcher.submit(FakeJob(size=size))
@@ -120,7 +120,7 @@ def test_a_frame_stays_below_its_bytes_unless_one_body_alone_exceeds_them() -> N
 
 
 def test_large_bodies_go_last_in_their_frame() -> None:
-    dispatcher = Dispatcher(Limits(batch_size=8))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=8))
     for size in (LARGE_BODY_BYTES, 1, LARGE_BODY_BYTES + 1, 2):
         dispatcher.submit(FakeJob(size=size))
     dispatcher.worker_ready(1)
@@ -175,7 +175,7 @@ def test_a_request_nobody_waits_for_is_not_run() -> None:
 
 
 def test_a_request_past_its_deadline_is_answered_and_never_run() -> None:
-    dispatcher = Dispatcher(Limits())
+    dispatcher = Dispatcher[FakeJob](Limits())
     job = FakeJob(deadline=1.0)
     dispatcher.submit(job)
     dispatcher.worker_ready(1)
@@ -187,7 +187,7 @@ def test_a_request_past_its_deadline_is_answered_and_never_run() -> None:
 
 
 def test_expiry_answers_waiting_and_running_requests() -> None:
-    dispatcher = Dispatcher(Limits())
+    dispatcher = Dispatcher[FakeJob](Limits())
     running, waiting, patient = FakeJob(deadline=1.0), FakeJob(deadline=2.0), FakeJob(deadline=9.0)
     dispatcher.submit(running)
     dispatcher.worker_ready(1)
@@ -344,7 +344,7 @@ class TestLinger:
             assert not linger.waits(3, 32, now + 0.001)
 
 
-def answered(count: int) -> Dispatcher:
+def answered(count: int) -> Dispatcher[FakeJob]:
     """Return a dispatcher with one worker, which has answered so many at once, 1.0 being now."""
     dispatcher, _ = queue_of(count, Limits(batch_size=8, linger_s=0.01))
     dispatcher.worker_ready(1)
@@ -392,9 +392,9 @@ def test_a_batch_is_forsaken_once_all_its_clients_have_left() -> None:
     dispatcher.worker_ready(7)
     dispatcher.dispatch(0.0)
     jobs[0].has_left = True
-    assert dispatcher.forsaken_worker(jobs[0]) is None
+    assert dispatcher.worker_of_abandoned_batch(jobs[0]) is None
     jobs[1].has_left = True
-    assert dispatcher.forsaken_worker(jobs[1]) == 7
+    assert dispatcher.worker_of_abandoned_batch(jobs[1]) == 7
 
 
 def test_an_empty_queue_never_wakes_anybody() -> None:
@@ -433,7 +433,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         retry: bool,
     ) -> None:
         self.limits = Limits(batch_size, queue_size, delay, linger, timeout, retry)
-        self.dispatcher = Dispatcher(self.limits)
+        self.dispatcher = Dispatcher[FakeJob](self.limits)
 
     @rule(
         timeout=st.sampled_from([0.2, 1.0, 3.0]),

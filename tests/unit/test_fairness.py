@@ -28,7 +28,7 @@ EVENTS = st.lists(
 def test_of_any_four_requests_taken_one_is_plain_while_plain_ones_wait_and_one_urgent(
     events: list[str], batch_size: int, workers: int
 ) -> None:
-    dispatcher = Dispatcher(Limits(batch_size=batch_size, queue_size=1000))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=batch_size, queue_size=1000))
     for worker in range(workers):
         dispatcher.worker_ready(worker)
     waiting: list[FakeJob] = []
@@ -61,7 +61,7 @@ def test_of_any_four_requests_taken_one_is_plain_while_plain_ones_wait_and_one_u
 def test_each_kind_is_answered_in_the_order_it_came(
     plain: int, urgent: int, batch_size: int
 ) -> None:
-    dispatcher = Dispatcher(Limits(batch_size=batch_size))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=batch_size))
     jobs = [FakeJob(is_urgent=index >= plain) for index in range(plain + urgent)]
     for job in jobs:
         dispatcher.submit(job)
@@ -78,7 +78,7 @@ def test_each_kind_is_answered_in_the_order_it_came(
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_a_batch_mixes_urgent_and_plain_requests(batch_size: int) -> None:
-    dispatcher = Dispatcher(Limits(batch_size=batch_size))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=batch_size))
     for index in range(40):
         dispatcher.submit(FakeJob(is_urgent=index % 2 == 0))
     dispatcher.worker_ready(1)
@@ -92,7 +92,7 @@ def test_a_batch_mixes_urgent_and_plain_requests(batch_size: int) -> None:
 
 
 def test_a_lone_urgent_request_goes_first_after_a_long_row_of_plain_ones() -> None:
-    dispatcher = Dispatcher(Limits())
+    dispatcher = Dispatcher[FakeJob](Limits())
     dispatcher.worker_ready(1)
     for _ in range(10):
         dispatcher.submit(FakeJob())
@@ -106,7 +106,7 @@ def test_a_lone_urgent_request_goes_first_after_a_long_row_of_plain_ones() -> No
 
 @pytest.mark.parametrize("is_urgent", [True, False])
 def test_of_any_four_batches_one_is_no_retry_while_others_wait(is_urgent: bool) -> None:
-    dispatcher = Dispatcher(Limits(batch_size=20))
+    dispatcher = Dispatcher[FakeJob](Limits(batch_size=20))
     for _ in range(20):
         dispatcher.submit(FakeJob())
     dispatcher.worker_ready(0)

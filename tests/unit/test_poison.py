@@ -126,7 +126,7 @@ def test_the_oldest_is_forgotten_when_there_are_too_many() -> None:
 class TestInTheQueue:
     """What the dispatcher makes of it."""
 
-    def kill_alone(self, dispatcher: Dispatcher, body: bytes, now: float = 1.0) -> None:
+    def kill_alone(self, dispatcher: Dispatcher[FakeJob], body: bytes, now: float = 1.0) -> None:
         dispatcher.submit(job(body, deaths=0))
         for worker in range(CULPRIT_DEATHS):
             dispatcher.worker_ready(worker)
@@ -134,7 +134,7 @@ class TestInTheQueue:
             dispatcher.worker_lost(worker, "signal 11", now)
 
     def test_a_known_killer_is_refused_when_it_comes(self) -> None:
-        dispatcher = Dispatcher(Limits())
+        dispatcher = Dispatcher[FakeJob](Limits())
         self.kill_alone(dispatcher, b"kills")
         later = job(b"kills", deaths=0)
         later.enqueued_at = 2.0
@@ -143,7 +143,7 @@ class TestInTheQueue:
         assert dispatcher.is_empty
 
     def test_those_that_wait_when_it_becomes_known_are_not_run(self) -> None:
-        dispatcher = Dispatcher(Limits())
+        dispatcher = Dispatcher[FakeJob](Limits())
         twins = [job(b"kills", deaths=0) for _ in range(20)]
         for twin in twins:
             dispatcher.submit(twin)
@@ -158,7 +158,7 @@ class TestInTheQueue:
         assert all(isinstance(twin.endings[0], WorkerDied) for twin in twins)
 
     def test_neighbours_of_a_killer_are_never_blamed(self) -> None:
-        dispatcher = Dispatcher(Limits(batch_size=4, retry_on_crash=False))
+        dispatcher = Dispatcher[FakeJob](Limits(batch_size=4, retry_on_crash=False))
         for _ in range(CULPRIT_DEATHS):
             for body in (b"kills", b"lives"):
                 dispatcher.submit(job(body, deaths=0))
@@ -171,7 +171,7 @@ class TestInTheQueue:
         assert dispatcher.depth == 2
 
     def test_a_worker_killed_for_taking_too_long_blames_nobody(self) -> None:
-        dispatcher = Dispatcher(Limits(retry_on_crash=False))
+        dispatcher = Dispatcher[FakeJob](Limits(retry_on_crash=False))
         for _ in range(CULPRIT_DEATHS + 1):
             dispatcher.submit(job(b"slow", deaths=0))
             dispatcher.worker_ready(1)
@@ -180,7 +180,7 @@ class TestInTheQueue:
             dispatcher.worker_lost(1, "timeout", 1.0)
 
     def test_a_killer_whose_client_does_not_wait_is_known_after_two_deaths(self) -> None:
-        dispatcher = Dispatcher(Limits())
+        dispatcher = Dispatcher[FakeJob](Limits())
         for _ in range(CULPRIT_DEATHS):
             hasty = job(b"kills", deaths=0)
             dispatcher.submit(hasty)

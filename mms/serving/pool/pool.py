@@ -1,8 +1,8 @@
 """The workers of one servable: started, watched, replaced and stopped.
 
 `Machine` decides, `Starter` starts; the pool carries out what the one says with the processes that
-the other gives, and reports what becomes of them. What they run is its owner's business
-(`PoolEvents`).
+the other gives, and reports what becomes of them. What they run is the business of
+its `WorkerUser`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mms.serving.pool.worker_process import WorkerProcess
 from mms.serving.tasks import Tasks
 from mms.wire.codec import encode_control
 from mms.wire.frames import Frame, FrameType
-from mms.wire.messages import LoadSpec
+from mms.wire.messages import LoadSpec, Ready
 
 logger = logging.getLogger("mms.pool")
 
@@ -49,8 +49,8 @@ _ids = itertools.count(1)
 _KILL_REASONS = ("timeout", "cancelled")
 
 
-class PoolEvents(Protocol):
-    """What the owner of a pool hears."""
+class WorkerUser(Protocol):
+    """Who gives the workers of a pool their batches."""
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
         """A worker can take its first batch."""
@@ -58,17 +58,27 @@ class PoolEvents(Protocol):
     def on_worker_result(self, worker: WorkerProcess, frame: Frame) -> None:
         """A worker finished its batch."""
 
-    def on_metrics(self, report: Any) -> None:
-        """The service has reported metrics."""
-
-    def on_alone(self, reason: str) -> None:
-        """Workers run their requests one at a time from now on."""
-
     def on_worker_withdrawn(self, worker: WorkerProcess) -> None:
         """A worker takes no further batch; the one it has may still be finished."""
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
         """A worker is gone; whatever it ran will not come."""
+
+
+class PoolOwner(Protocol):
+    """What the owner of a pool hears."""
+
+    def on_worker_ready(self, ready: Ready) -> None:
+        """A worker has loaded the model."""
+
+    def on_worker_lost(self) -> None:
+        """A worker is gone."""
+
+    def on_metrics(self, report: Any) -> None:
+        """The service has reported metrics."""
+
+    def on_alone(self, reason: str) -> None:
+        """Workers run their requests one at a time from now on."""
 
     def on_restart(self, reason: str) -> None:
         """A worker that should live is being replaced."""
@@ -84,11 +94,13 @@ class Pool:
         self,
         spec: LoadSpec,
         settings: PoolSettings,
-        events: PoolEvents,
+        user: WorkerUser,
+        owner: PoolOwner,
         placement: Placement,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._events = events
+        self._user = user
+        self._owner = owner
         self._clock = clock
         self._machine = Machine(settings.workers, _ids)
         self._starter = Starter(spec, settings, self, placement, _ids)
@@ -223,21 +235,21 @@ class Pool:
 
     def on_result(self, worker: WorkerProcess, frame: Frame) -> None:
         """WorkerEvents: pass a result on."""
-        self._events.on_worker_result(worker, frame)
+        self._user.on_worker_result(worker, frame)
 
     def on_metrics(self, report: Any) -> None:
         """WorkerEvents: pass what a service has reported on."""
-        self._events.on_metrics(report)
+        self._owner.on_metrics(report)
 
     def on_alone(self, reason: str) -> None:
         """WorkerEvents: pass on why requests run one at a time."""
-        self._events.on_alone(reason)
+        self._owner.on_alone(reason)
 
     def on_exited(self, worker: WorkerProcess) -> None:
         """WorkerEvents: a process has ended, but its last answer may be on its way."""
         if self._serving.get(worker.id) is worker:
             # Or that answer would bring the next batch to a dead process.
-            self._events.on_worker_withdrawn(worker)
+            self._user.on_worker_withdrawn(worker)
 
     def on_lost(self, worker: WorkerProcess) -> None:
         """WorkerEvents: a worker or the loader is gone, or useless."""
@@ -280,18 +292,21 @@ class Pool:
                     self._starts[id_] = asyncio.create_task(self._start_worker(id_))
                 case Serve(id_):
                     worker = self._serving[id_] = self._started[id_]
-                    self._events.on_worker_ready(worker)
+                    if worker.ready:
+                        self._owner.on_worker_ready(worker.ready)
+                    self._user.on_worker_ready(worker)
                 case Withdraw(id_):
-                    self._events.on_worker_withdrawn(self._serving[id_])
+                    self._user.on_worker_withdrawn(self._serving[id_])
                 case Lost(id_):
                     if lost := self._serving.pop(id_, None):
-                        self._events.on_worker_lost(lost, lost.kill_reason or "it exited")
+                        self._user.on_worker_lost(lost, lost.kill_reason or "it exited")
+                        self._owner.on_worker_lost()
                 case Stop(id_):
                     self._serving.pop(id_, None)
                     if process := self._started.get(id_):
                         self._tasks.start(self._stop_worker(process))
                 case CountRestart(reason):
-                    self._events.on_restart(reason)
+                    self._owner.on_restart(reason)
                 case StartLoader():
                     self._tasks.start(self._start_loader())
                 case Loaded():
@@ -350,7 +365,7 @@ class Pool:
                 self._loaded.set_exception(error)
         elif error is not None:
             logger.critical("giving up: %s", error, extra={"model": self._starter.spec.model_name})
-            self._events.on_failed(error)
+            self._owner.on_failed(error)
 
     def _set_timer(self) -> None:
         at = self._machine.wake_at()

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
 from mms.serving.queue.linger import Linger
@@ -61,6 +61,9 @@ class Job(Protocol):
         """Return a digest of the body and of all that decides how it is run."""
 
 
+J = TypeVar("J", bound=Job)
+
+
 class Release(enum.Enum):
     """Why a batch was sent when it was."""
 
@@ -92,7 +95,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Batch:
+class Batch(Generic[J]):
     """Requests on their trip through one worker.
 
     Attributes:
@@ -106,23 +109,23 @@ class Batch:
 
     id: int
     worker: int
-    jobs: list[Job]
+    jobs: list[J]
     sent_at: float
     release: Release
     is_doomed: bool = False
 
 
-class Dispatcher:
+class Dispatcher(Generic[J]):
     """The queue of one servable and the batches in flight."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._queue: deque[Job] = deque()
-        self._urgent: deque[Job] = deque()
-        self._retries: deque[Job] = deque()
+        self._queue: deque[J] = deque()
+        self._urgent: deque[J] = deque()
+        self._retries: deque[J] = deque()
         self._idle: list[int] = []
         self._withdrawn: set[int] = set()
-        self._in_flight: dict[int, Batch] = {}
+        self._in_flight: dict[int, Batch[J]] = {}
         self._ids = itertools.count(1)
         self._linger = Linger()
         self._poison = PoisonTable()
@@ -151,7 +154,7 @@ class Dispatcher:
         """Whether nothing waits and nothing runs."""
         return not (self.depth or self._in_flight)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: J) -> None:
         """Queue a request.
 
         Raises:
@@ -169,7 +172,7 @@ class Dispatcher:
         if self.limits.linger_s:
             self._linger.arrived(job.enqueued_at)
 
-    def cancel(self, job: Job) -> bool:
+    def cancel(self, job: J) -> bool:
         """Drop a request from the queue; False if it is not there (any more)."""
         for queue in self._queues():
             try:
@@ -183,7 +186,7 @@ class Dispatcher:
         """Record that a worker can take a batch."""
         self._idle.append(worker)
 
-    def forsaken_worker(self, job: Job) -> int | None:
+    def worker_of_abandoned_batch(self, job: J) -> int | None:
         """Return the worker that runs a request whose whole batch nobody waits for any more."""
         for worker, batch in self._in_flight.items():
             if job in batch.jobs:
@@ -205,23 +208,23 @@ class Dispatcher:
         heads = [queue[0].enqueued_at for queue in self._queues() if queue]
         return now - min(heads) if heads else 0.0
 
-    def dispatch(self, now: float) -> list[Batch]:
+    def dispatch(self, now: float) -> list[Batch[J]]:
         """Return the batches to send now, one per worker at most."""
         batches = []
         while self._idle and self.depth:
-            if self._waits_for_company(now):
+            if self._should_hold(now):
                 break
             jobs, release = self._take(now)
             if not jobs:
                 continue
-            # The one that was busy last: its caches are warm.
+            # LIFO: the most recently busy worker has warm caches.
             worker = self._idle.pop()
             batch = Batch(next(self._ids), worker, jobs, now, release)
             self._in_flight[worker] = batch
             batches.append(batch)
         return batches
 
-    def finish(self, worker: int, now: float, busy_s: float) -> Batch:
+    def finish(self, worker: int, now: float, busy_s: float) -> Batch[J]:
         """Take a worker's batch back and its worker as idle.
 
         Args:
@@ -247,7 +250,7 @@ class Dispatcher:
         self._drain_rate += _SMOOTHING * (rate - self._drain_rate)
         return batch
 
-    def worker_lost(self, worker: int, reason: str, now: float) -> Batch | None:
+    def worker_lost(self, worker: int, reason: str, now: float) -> Batch[J] | None:
         """Take a dead worker out; its requests are queued again, alone, or failed.
 
         A request that was alone in its worker and is not run again is remembered as the cause.
@@ -331,10 +334,10 @@ class Dispatcher:
             return 1.0
         return min(max(self.depth / (self._drain_rate * workers), 1.0), _MAX_RETRY_AFTER_S)
 
-    def _hung_at(self, batch: Batch) -> float:
+    def _hung_at(self, batch: Batch[J]) -> float:
         return math.inf if batch.is_doomed else batch.sent_at + self.limits.response_timeout_s
 
-    def _waits_for_company(self, now: float) -> bool:
+    def _should_hold(self, now: float) -> bool:
         waiting = len(self._queue)
         if self._retries or self._urgent or not waiting:
             return False
@@ -343,14 +346,14 @@ class Dispatcher:
             return True
         return self.limits.linger_s > 0 and self._linger.waits(waiting, size * len(self._idle), now)
 
-    def _take(self, now: float) -> tuple[list[Job], Release]:
+    def _take(self, now: float) -> tuple[list[J], Release]:
         """Take the next batch off the queue; empty if all that waited was not worth running."""
         if self._retries and (retry := self._take_retry(now)):
             return [retry], Release.RETRY
         # A share each when several workers idle: two half batches beat one full one.
         share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
         limit = min(self._frame_limit(), max(share, 1))
-        jobs: list[Job] = []
+        jobs: list[J] = []
         size = 0
         while len(jobs) < limit and (queue := self._next_queue() if self._urgent else self._queue):
             if jobs and size + queue[0].size > MAX_FRAME_BYTES:
@@ -367,7 +370,7 @@ class Dispatcher:
             jobs.sort(key=lambda job: job.size >= LARGE_BODY_BYTES)
         return jobs, self._release(len(jobs))
 
-    def _take_retry(self, now: float) -> Job | None:
+    def _take_retry(self, now: float) -> J | None:
         """Take the next retry if it is its turn."""
         others_wait = bool(self._queue or self._urgent)
         if others_wait and self._retries_in_a_row >= MAX_AHEAD:
@@ -381,7 +384,7 @@ class Dispatcher:
         self._retries_in_a_row = 0
         return None
 
-    def _next_queue(self) -> deque[Job]:
+    def _next_queue(self) -> deque[J]:
         """Return the queue whose turn it is while an urgent request waits."""
         if self._queue and self._urgent_in_a_row >= MAX_AHEAD:
             return self._queue
@@ -392,7 +395,7 @@ class Dispatcher:
             return Release.FULL
         return Release.DELAY if self.limits.max_batch_delay_s > 0 else Release.DRAINED
 
-    def _queues(self) -> tuple[deque[Job], deque[Job], deque[Job]]:
+    def _queues(self) -> tuple[deque[J], deque[J], deque[J]]:
         """Return all queues."""
         return self._retries, self._urgent, self._queue
 
@@ -400,7 +403,7 @@ class Dispatcher:
         affordable = int(FRAME_TIME_S / max(self._request_time_s, 1e-7))
         return max(self.limits.batch_size, min(affordable, MAX_FRAME_REQUESTS))
 
-    def _is_wanted(self, job: Job, now: float) -> bool:
+    def _is_wanted(self, job: J, now: float) -> bool:
         if job.is_abandoned():
             return False
         if job.deadline <= now:
