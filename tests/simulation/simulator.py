@@ -12,10 +12,10 @@ import heapq
 import itertools
 import math
 import random
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from mms.errors import DeadlineExceeded, MMSError, ModelLoadFailed, ModelNotReady, WorkerDied
 from mms.serving.lifecycle import ServableState, move_servable
@@ -34,6 +34,7 @@ from mms.serving.pool.machine import (
     Withdraw,
 )
 from mms.serving.queue.dispatcher import Batch, Dispatcher, Limits
+from mms.serving.registry import Model, Traffic
 
 #: How long a FAILED version stays so, seconds.
 _RECOVER_S = 5.0
@@ -270,6 +271,12 @@ class World:
         self._wakes: dict[tuple[Version, float], None] = {}
         self._open: dict[int, Request] = {}
         self.versions = [Version(self, number) for number in range(_VERSIONS)]
+        self.model = Model("simulated")
+        # What the split asks of a servable is nothing but to be one of several.
+        self.model.versions = {str(v.number): cast(Any, v) for v in self.versions}
+        self._met: dict[str, Version] = {}
+        self._split()
+        self._every(3.0, self._split)
         for version in self.versions:
             version.load()
             self._every(_TICK_S, version.tick)
@@ -346,8 +353,7 @@ class World:
             is_urgent=self.random.random() < 0.2,
             kills=kills,
         )
-        # As the registry does for a client that always meets the same version.
-        version = self.versions[zlib.crc32(b"%d" % (token % 50)) % _VERSIONS]
+        version = self._choose(f"client {token % 50}")
         if version.state not in (ServableState.READY, ServableState.LOADING):
             self.counts["refused"] += 1
             return
@@ -361,6 +367,22 @@ class World:
         if self.random.random() < 0.05:
             self.at(self.now + self.random.expovariate(30.0), lambda: self._leave(request, version))
         version.pump()
+
+    def _choose(self, client: str) -> Version:
+        """Return the version for a client, which must be the same as long as the split is."""
+        chosen = cast(Version, self.model.choose(client))
+        if self._met.setdefault(client, chosen) is not chosen:
+            raise Broken(f"{client} meets version {chosen.number} after another one")
+        if not self.model.traffic.weights[str(chosen.number)]:
+            raise Broken(f"version {chosen.number} has no share and yet is chosen")
+        return chosen
+
+    def _split(self) -> None:
+        """Give each version another share of the clients, some of them none."""
+        shares = [self.random.randint(0, 3) for _ in self.versions]
+        shares[self.random.randrange(_VERSIONS)] += 1
+        self.model.split(Traffic({str(n): share for n, share in enumerate(shares)}))
+        self._met.clear()
 
     def _leave(self, request: Request, version: Version) -> None:
         """A client leaves: what waits is dropped, and what runs is run for nobody."""

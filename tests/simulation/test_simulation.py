@@ -6,16 +6,19 @@ from collections import Counter
 
 from tests.simulation.simulator import World
 
+#: What must have come up before the short run proves anything.
+_KINDS = {"answered", "restarts", "failed", "hangs", "left", "refused", "known", "errors"}
+
 
 def test_what_is_accepted_is_answered_once_and_pools_are_whole_when_faults_cease() -> None:
     counts = Counter[str]()
-    for seed in range(6):
+    for seed in range(40):
+        if seed >= 5 and counts.keys() >= _KINDS:
+            break
         world = World(seed)
         world.run(4000)
         counts += world.counts
-    assert counts["answered"] > 1000
-    # The faults that this is about have happened.
-    assert {"restarts", "failed", "hangs", "left", "refused", "known", "errors"} <= counts.keys()
+    assert counts.keys() >= _KINDS
 
 
 def test_the_same_seed_is_the_same_run() -> None:
