@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from benchmarks.attacks import attack
 from tests.kit.load.channel import Channel, Cut
 from tests.kit.load.connection import connect
 from tests.kit.load.measured import Load, LoadFailed, put_load
@@ -280,3 +281,17 @@ async def test_an_open_loop_that_may_have_more_clients_lets_nobody_wait() -> Non
         assert not pattern.finished.done()
         pattern.settled(client, 0.0)
     assert pattern.finished.done()
+
+
+@pytest.mark.parametrize("name", ["requests that kill", "answers that nobody reads"])
+async def test_an_attack_goes_on_whether_or_not_it_reads_its_answers(name: str) -> None:
+    asked: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        asked.append(body)
+        return OK
+
+    async with answering(answer) as port:
+        await asyncio.wait_for(attack(f"http://127.0.0.1:{port}", name, count=100), LIMIT_S)
+    # Those of the last connections may not have been read yet.
+    assert len(asked) >= 80
