@@ -46,6 +46,13 @@ from tests.kit.fileserver import (
 )
 from tests.kit.waiting import until
 
+# Python 3.10 warns of every TLS connection that the peer closes first. Sockets that stay open are
+# found by the number of their descriptors.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function _SSLProtocolTransport:"
+    "pytest.PytestUnraisableExceptionWarning"
+)
+
 #: Longer than what fits into the buffers of a connection, so that a cut is noticed where it is.
 # The same in every process of a parallel run: names of tests hold digests.
 CONTENT = random.Random(1).randbytes(1 << 20)
