@@ -1,4 +1,4 @@
-"""PUBLIC: what a 1.x handler is told of its model and its requests, under MMS 1.x's names."""
+"""PUBLIC: the context of a 1.x handler (its model and requests), under MMS 1.x's names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class RequestProcessor:
     """One request's headers, and the status and headers of its answer.
 
     Args:
-        request_header: Headers by name as the client sent them; for each form field and the body
-            also ``{"content-type": ...}`` by its name.
+        request_header: Headers by name as the client sent them. Each form field and the body
+            also has an entry ``{"content-type": ...}`` under its own name.
     """
 
     def __init__(self, request_header: Mapping[str, Any]) -> None:
@@ -24,7 +24,7 @@ class RequestProcessor:
         self._by_lower_name = {name.lower(): value for name, value in request_header.items()}
 
     def get_request_property(self, key: str) -> Any:
-        """Return a header of the request, None if there is none; case does not matter."""
+        """Return a header of the request, or None if it is absent; names ignore case."""
         value = self._request_header.get(key)
         return self._by_lower_name.get(key.lower()) if value is None else value
 
@@ -38,11 +38,11 @@ class RequestProcessor:
         self._reason_phrase = reason_phrase
 
     def get_response_status_code(self) -> int:
-        """Return the status of the answer, 200 unless it was set."""
+        """Return the status of the answer; 200 unless it was set."""
         return self._status_code
 
     def get_response_status_phrase(self) -> str | None:
-        """Return the status's phrase, None unless it was set."""
+        """Return the reason phrase, or None if it was not set."""
         return self._reason_phrase
 
     def add_response_property(self, key: str, value: str) -> None:
@@ -50,7 +50,7 @@ class RequestProcessor:
         self._response_header[key] = value
 
     def get_response_header(self, key: str | None = None) -> Any:
-        """Return all headers set for the answer, or one by its name."""
+        """Return all headers set for the answer, or the one named `key`."""
         return self._response_header if key is None else self._response_header.get(key)
 
     def get_response_headers(self) -> dict[str, str]:
@@ -59,20 +59,20 @@ class RequestProcessor:
 
 
 class Context:
-    """What a handler knows besides its data. `idx` is a request's place in the batch.
+    """The model and the requests that a handler runs. `idx` is a request's index in the batch.
 
     Args:
         model_name: Name clients use.
         model_dir: Folder of the unpacked archive.
         manifest: The archive's MANIFEST.json as a dict; None if it has none.
-        batch_size: Most requests in a batch.
+        batch_size: Maximum number of requests in a batch.
         gpu: Number of the GPU to run on; None is the CPU.
         mms_version: The server's version.
 
     Attributes:
-        request_ids: Id of each request by its place in the batch.
+        request_ids: Id of each request by its index in the batch.
         request_processor: A `RequestProcessor` for each request of the batch.
-        metrics: Where to report metrics, a `MetricsStore`.
+        metrics: A `MetricsStore` to report metrics to.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Context:
         return self.request_ids.get(idx) if self.request_ids else None
 
     def get_request_header(self, idx: int, key: str) -> Any:
-        """Return a header of a request, None if it has none of that name."""
+        """Return a header of a request, or None if it is absent."""
         return self._processor(idx).get_request_property(key)
 
     def get_all_request_header(self, idx: int) -> Mapping[str, Any]:
@@ -119,7 +119,7 @@ class Context:
         self.set_response_header(idx, "content-type", value)
 
     def get_response_content_type(self, idx: int) -> str | None:
-        """Return the content type set for an answer, None if none was."""
+        """Return the content type set for an answer, or None if it was not set."""
         headers = self.get_response_headers(idx)
         return next((v for name, v in headers.items() if name.lower() == "content-type"), None)
 
@@ -136,8 +136,8 @@ class Context:
 
         Args:
             code: HTTP status.
-            phrase: Its phrase; the standard one by default.
-            idx: Place of the request in the batch.
+            phrase: Reason phrase; the standard one by default.
+            idx: Index of the request in the batch.
         """
         if self.request_processor is not None:
             self._processor(idx).report_status(code, phrase)
@@ -148,18 +148,18 @@ class Context:
             processor.report_status(code, phrase)
 
     def get_http_response_status(self, idx: int) -> tuple[int, str | None]:
-        """Return status and phrase of one request's answer."""
+        """Return status and reason phrase of one request's answer."""
         processor = self._processor(idx)
         return processor.get_response_status_code(), processor.get_response_status_phrase()
 
-    # Later releases of 1.x called them so.
+    # The names that later releases of 1.x used.
     set_response_status = set_http_response_status
     set_all_response_status = set_all_http_response_status
     get_response_status = get_http_response_status
 
     def _processor(self, idx: int) -> RequestProcessor:
         if self.request_processor is None:
-            raise ValueError("there is no request while the model is loaded")
+            raise ValueError("no request is available while the model is being loaded")
         return self.request_processor[idx]
 
     def __eq__(self, other: object) -> bool:

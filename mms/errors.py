@@ -26,8 +26,8 @@ goes into ``detail`` and the log.
     ├── UnsupportedMedia
     ├── ModelNotFound
     │   └── VersionNotFound
-    ├── Conflict                what is asked for contradicts what is there
-    ├── Forbidden               management: not from there, or not that
+    ├── Conflict                the request conflicts with the server's state
+    ├── Forbidden               management: caller or operation not allowed
     ├── Unauthorized            management: no token, or a wrong one
     ├── InferenceFailed
     │   └── InvalidServiceOutput
@@ -37,11 +37,11 @@ goes into ``detail`` and the log.
     │   ├── ModelNotReady
     │   ├── Draining
     │   ├── QueueFull
-    │   ├── BufferFull          bytes of requests and answers, over all models
+    │   ├── BufferFull          byte limit for requests and answers, over all models
     │   └── TooManyConnections
     ├── DeadlineExceeded
     ├── OutOfMemory
-    └── ProtocolError           a process of ours broke the frame format
+    └── ProtocolError           one of the server's processes broke the frame format
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """What the log says of a failure and, with debug errors on, the answer too.
+    """Details of a failure for the log and, with debug errors on, for the answer too.
 
     Attributes:
         stage: Where it happened: load, decode, preprocess, inference, postprocess or encode.
         type: Name of the exception's class.
         where: ``file:line`` of the innermost frame in the user's own code, or "".
-        traceback: Traceback text, cut to the user's frames where it has any.
+        traceback: Traceback, cut to the user's frames where it has any.
     """
 
     stage: str = ""
@@ -73,7 +73,7 @@ class MMSError(Exception):
 
     Attributes:
         code: Stable name of the error, the same on the wire between our processes and to clients.
-        detail: What only the log may say, if anything.
+        detail: Details for the log only, if any.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -85,21 +85,21 @@ class MMSError(Exception):
 
 
 class StartupError(MMSError):
-    """A command cannot go on; ``exit_status`` tells scripts why."""
+    """A command cannot continue; ``exit_status`` tells scripts why."""
 
     code = "startup_error"
     exit_status: ClassVar[int] = 1
 
 
 class ConfigError(StartupError):
-    """A flag, variable or file sets something that does not exist or cannot be."""
+    """A flag, environment variable or file has an unknown setting or an invalid value."""
 
     code = "config_error"
     exit_status = 2
 
 
 class EngineMissing(StartupError):
-    """MXNet or a library that it needs is not installed."""
+    """MXNet, onnxruntime or a library that they need is not installed."""
 
     code = "engine_missing"
     exit_status = 3
@@ -113,31 +113,31 @@ class ArchiveError(StartupError):
 
 
 class ManifestError(ArchiveError):
-    """MANIFEST.json lacks something or holds something else than it should."""
+    """MANIFEST.json lacks a required key or has an invalid value."""
 
     code = "invalid_manifest"
 
 
 class SignatureError(ArchiveError):
-    """signature.json lacks something or holds something else than it should."""
+    """signature.json lacks a required key or has an invalid value."""
 
     code = "invalid_signature"
 
 
 class ExportError(ArchiveError):
-    """The files given to mxnet-model-export do not make an archive."""
+    """The files passed to mxnet-model-export cannot be made into an archive."""
 
     code = "export_error"
 
 
 class DownloadFailed(ArchiveError):
-    """A model archive cannot be fetched from where it is, or not be kept here."""
+    """A model archive cannot be downloaded from its location or stored locally."""
 
     code = "download_failed"
 
 
 class StorageFull(ArchiveError):
-    """The disk has no room for a model archive, packed or unpacked."""
+    """The disk has no space for a model archive, packed or unpacked."""
 
     code = "storage_full"
 
@@ -150,14 +150,14 @@ class ModelLoadFailed(StartupError):
 
 
 class AddressInUse(StartupError):
-    """The port is taken or not ours to take."""
+    """The port is in use, or the server is not permitted to bind to it."""
 
     code = "address_in_use"
     exit_status = 4
 
 
 class InvalidRequest(MMSError):
-    """The request's body is not what the model's signature asks for."""
+    """The request body does not match the model's signature."""
 
     code = "invalid_request"
 
@@ -172,7 +172,7 @@ class InvalidInputShape(InvalidRequest, AssertionError):
 
 
 class UndecodableImage(InvalidRequest):
-    """The bytes sent for an image input are no image that the decoder reads."""
+    """The bytes sent for an image input are not an image that can be decoded."""
 
     code = "undecodable_image"
 
@@ -190,7 +190,7 @@ class PayloadTooLarge(MMSError):
 
 
 class UnsupportedMedia(MMSError):
-    """The body's content type is none that the route reads."""
+    """The route does not accept the body's content type, content encoding or charset."""
 
     code = "unsupported_media"
 
@@ -208,19 +208,19 @@ class VersionNotFound(ModelNotFound):
 
 
 class Conflict(MMSError):
-    """What is asked for contradicts what is there."""
+    """The request conflicts with the current state of the server."""
 
     code = "conflict"
 
 
 class Forbidden(MMSError):
-    """The server does not do this, or not for this caller."""
+    """The server does not allow this operation, or not for this caller."""
 
     code = "forbidden"
 
 
 class Unauthorized(MMSError):
-    """The request brings no token, or one that is not valid here."""
+    """The request has no token, or one that is not valid here."""
 
     code = "unauthorized"
 
@@ -232,13 +232,13 @@ class InferenceFailed(MMSError):
 
 
 class InvalidServiceOutput(InferenceFailed):
-    """The service answered something that cannot be sent, or not one answer per request."""
+    """The service returned a value that cannot be sent, or not one answer per request."""
 
     code = "invalid_service_output"
 
 
 class RejectedByService(MMSError):
-    """The service raised PredictionException: the message and status are its own."""
+    """The service raised PredictionException with a message and status of its own."""
 
     code = "rejected_by_service"
 
@@ -254,10 +254,10 @@ class WorkerDied(MMSError):
 
 
 class Unavailable(MMSError):
-    """Base of the errors that a later attempt may not meet.
+    """Base of the retryable errors.
 
     Attributes:
-        retry_after_s: When to try again, seconds.
+        retry_after_s: Seconds to wait before a retry.
     """
 
     code = "unavailable"
@@ -274,25 +274,25 @@ class ModelNotReady(Unavailable):
 
 
 class Draining(Unavailable):
-    """The server or the model finishes what it has accepted and accepts no more."""
+    """The server or the model finishes accepted requests and accepts no more."""
 
     code = "draining"
 
 
 class QueueFull(Unavailable):
-    """As many requests wait for the model as its queue holds."""
+    """The model's queue is full."""
 
     code = "queue_full"
 
 
 class BufferFull(Unavailable):
-    """The server holds as many bytes of requests and answers as it may."""
+    """The server has reached its byte limit for requests and answers in memory."""
 
     code = "buffer_full"
 
 
 class TooManyConnections(Unavailable):
-    """As many connections are open as the server takes."""
+    """The server has reached its limit of open connections."""
 
     code = "too_many_connections"
 
@@ -304,19 +304,19 @@ class DeadlineExceeded(MMSError):
 
 
 class OutOfMemory(MMSError):
-    """The model ran out of host or device memory, or the server out of its own."""
+    """The model ran out of host or device memory, or the server ran out of memory."""
 
     code = "out_of_memory"
 
 
 class ProtocolError(MMSError):
-    """Bytes on a worker's socket are no frame of ours."""
+    """The bytes on a worker's socket are not a valid frame."""
 
     code = "protocol_error"
 
 
 def subclasses(root: type[MMSError] = MMSError) -> list[type[MMSError]]:
-    """Return the whole tree below and with `root`, parents first."""
+    """Return `root` and all its descendants, parents first."""
     return [root] + [leaf for child in root.__subclasses__() for leaf in subclasses(child)]
 
 
@@ -326,8 +326,8 @@ def from_wire(code: str, message: str, detail: ErrorDetail | None, status: int) 
     Args:
         code: ``MMSError.code`` of the error raised in the worker; an unknown one becomes
             InferenceFailed.
-        message: Text safe to show.
-        detail: What only the log may say.
+        message: Safe to show.
+        detail: Details for the log only.
         status: HTTP status chosen by the service; only RejectedByService has one.
     """
     if code == RejectedByService.code:
@@ -337,7 +337,7 @@ def from_wire(code: str, message: str, detail: ErrorDetail | None, status: int) 
 
 @functools.cache
 def _from_workers() -> dict[str, type[MMSError]]:
-    """Return what a worker may have raised, by code; found once, since walking the tree is slow."""
-    # Where two have a code, the first one in the tree counts.
+    """Return the errors a worker can send, by code; cached, since walking the tree is slow."""
+    # Where two classes share a code, the first one in the tree counts.
     found = [cls for cls in subclasses() if not issubclass(cls, Unavailable)]
     return {cls.code: cls for cls in reversed(found)}

@@ -1,4 +1,4 @@
-"""Write a file in one step: whoever reads it finds the old content or the new one."""
+"""Write files atomically: a reader sees either the old content or the new."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
-#: For the owner only, as mkstemp has it.
+#: Owner only, the mode that mkstemp uses.
 PRIVATE = 0o600
 
 
 def write_atomically(path: Path, data: bytes, mode: int = PRIVATE) -> None:
-    """Replace a file; a crash leaves the old one or the new one, on disk too.
+    """Replace a file; after a crash the disk holds either the old one or the new one.
 
-    The staging file has a name that nobody can foresee, and is opened by nobody else: a link or a
-    file that was put in its place beforehand is never written to.
+    The staging file has an unpredictable name and is opened exclusively: a link or a file put in
+    its place beforehand is never written to.
 
     Raises:
-        OSError: The file cannot be written. The old one stays, and nothing is left beside it.
+        OSError: The file cannot be written. The old one stays, and no staging file is left.
     """
     descriptor, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

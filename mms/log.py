@@ -1,7 +1,7 @@
-"""Logging of the server process, and the line format in which workers hand it theirs.
+"""Logging of the server process, and the line format in which workers send it their records.
 
 A worker writes each log record to its standard error as one line: a record separator (RFC 7464)
-and a JSON object. The server reads the pipe, formats those records like its own and passes on any
+and a JSON object. The server reads the pipe, formats those records like its own and logs any
 other line (prints, a native crash's traceback) as output of the model. So one process decides on
 format, file and rotation, and every line of a request carries its id.
 """
@@ -23,14 +23,14 @@ from mms.errors import ConfigError
 #: Marks a line on a worker's standard error as a log record: ASCII record separator.
 RECORD_MARK = b"\x1e"
 
-#: What fits a date of four digits (2**37 is the year 6325). A print may look like a record.
+#: Keeps years at four digits (2**37 is the year 6325). Printed output may look like a record.
 _MAX_TIMESTAMP = 2.0**37
 
 _MAX_WORKER_LOGGERS = 1000
 _MAX_LOGGER_NAME = 200
 _worker_loggers: set[str] = set()
 
-#: Id of the request that this task (server) or this stage (worker) works for.
+#: Id of the request that this task (server) or stage (worker) is handling.
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
 
@@ -40,7 +40,7 @@ def get_logger(name: str = "mms") -> logging.Logger:
 
 
 class _ContextFilter(logging.Filter):
-    """Add `request_id` and `model` to records that do not bring them along."""
+    """Adds `request_id` and `model` to records that lack them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):
@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
     """``2026-01-31T12:00:00.123Z INFO mms.serving [crepe] message (request 7f3a)``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line, and the traceback below it if the record has one."""
+        """Return one line, followed by the traceback if the record has one."""
         extra = vars(record)
         model = f" [{extra['model']}]" if extra.get("model") else ""
         request = f" (request {extra['request_id']})" if extra.get("request_id") else ""
@@ -72,7 +72,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per record, on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object: time, level, logger, message, and what else is known."""
+        """Return the object: time, level, logger, message; model, request and traceback if set."""
         document: dict[str, Any] = {
             "time": _timestamp(record),
             "level": record.levelname,
@@ -92,7 +92,7 @@ class WorkerHandler(logging.Handler):
     """Writes records in the format that `emit_worker_line` reads; used inside workers."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record as one write, so that lines of several workers never mix."""
+        """Write a record in a single write, so that lines of several workers never interleave."""
         try:
             document = {
                 "level": record.levelno,
@@ -115,7 +115,7 @@ def emit_worker_line(line: bytes, model: str) -> None:
     """Log one line from a worker's standard output or error.
 
     Args:
-        line: Without its line end.
+        line: Without its newline.
         model: Name of the model that the worker serves.
     """
     document = None
@@ -153,7 +153,7 @@ def configure_logging(
     file: Path | None = None,
     rotation: str | None = None,
 ) -> logging.Handler:
-    """Send the root logger's records to standard error, or to a file if one is named.
+    """Send the root logger's records to standard error, or to `file` if set.
 
     Args:
         level: DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case.
@@ -166,7 +166,7 @@ def configure_logging(
         The handler, so that the caller can close or reopen it.
 
     Raises:
-        ConfigError: The file cannot be opened, or a value is none of the above.
+        ConfigError: The file cannot be opened, or a value is not one of the above.
     """
     number = logging.getLevelName(level.upper())
     if not isinstance(number, int):
@@ -184,7 +184,7 @@ def configure_logging(
 
 
 def configure_worker_logging(level: int) -> None:
-    """Send a worker's records to the server process, whatever logger they come from."""
+    """Send the records of all loggers in a worker to the server process."""
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -193,7 +193,7 @@ def configure_worker_logging(level: int) -> None:
 
 
 def _worker_logger(name: str) -> logging.Logger:
-    """Return a logger by the name that a worker sent; loggers are never freed, so only so many."""
+    """Return the logger a worker named; loggers are never freed, so their number is bounded."""
     if name not in _worker_loggers:
         if len(_worker_loggers) >= _MAX_WORKER_LOGGERS or len(name) > _MAX_LOGGER_NAME:
             return logging.getLogger("mms.worker")
@@ -226,7 +226,7 @@ def _parse_rotation(text: str) -> tuple[str, int]:
         if unit in ("S", "M", "H", "D"):
             return unit, number
     raise ConfigError(
-        f"log rotation {text!r} is not understood; write a number and a unit such as '1 H' "
+        f"log rotation {text!r} is not valid; write a number and a unit such as '1 H' "
         "(S, M, H, D or W), or 'midnight'"
     )
 
@@ -235,8 +235,8 @@ def _dump(document: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(document, default=str)
     except TypeError:
-        # Half a surrogate pair (in a file's name, say), which UTF-8 cannot hold, or a number
-        # that JSON cannot.
+        # A lone surrogate (in a file name, say), which UTF-8 cannot hold, or a number that JSON
+        # cannot.
         texts = {
             key: str(value).encode(errors="backslashreplace").decode()
             for key, value in document.items()

@@ -1,4 +1,4 @@
-"""Quote values of strangers in messages: short, whatever their size. Imports nothing of ours."""
+"""Quote untrusted values in messages, at a bounded length and cost. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-#: Enough of a value to recognise it by.
+#: Enough to recognise a value.
 QUOTED_CHARS = 200
 _MOST_ITEMS = 8
 _MOST_LEVELS = 3
-#: 2 ** 1024 is where floats end; Python refuses to print integers of more than 4300 digits.
+#: Floats end at 2 ** 1024; Python refuses to print integers of more than 4300 digits.
 _MOST_BITS = 1024
 
 
 def quoted(value: object, limit: int = QUOTED_CHARS) -> str:
-    """Return a value as Python writes it, cut to `limit` characters and "...".
+    """Return the repr of a value, cut to `limit` characters and "...".
 
-    The cost depends on the limit alone: of long texts and containers only the beginning is read.
+    The cost depends on the limit alone: only the beginning of strings and containers is read.
     """
     text = _text(value, limit, 0)
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def quoted_names(names: Iterable[object], limit: int = QUOTED_CHARS) -> str:
-    """Return the first names of several, each quoted, or "nothing" if there are none."""
+    """Return the first few names, each quoted, or "nothing" if there are none."""
     shown = [quoted(name, limit) for name in islice(names, _MOST_ITEMS + 1)]
     if len(shown) > _MOST_ITEMS:
         shown[_MOST_ITEMS] = "..."
@@ -33,7 +33,7 @@ def quoted_names(names: Iterable[object], limit: int = QUOTED_CHARS) -> str:
 
 def _text(value: Any, limit: int, level: int) -> str:
     if isinstance(value, (str, bytes, bytearray)):
-        # One more than is shown, so that the cut shows, too.
+        # One more than is shown, so that the caller sees that it was cut.
         return repr(value[: limit + 1])
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return "a number of hundreds of digits"

@@ -1,1 +1,1 @@
-"""PUBLIC: the names under which handlers of MMS 1.x report metrics, under 1.x's import paths."""
+"""PUBLIC: the metrics API of MMS 1.x handlers, under 1.x's import paths."""

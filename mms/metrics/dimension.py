@@ -1,4 +1,4 @@
-"""PUBLIC: a name and value that tell metrics of one name apart, under MMS 1.x's name."""
+"""PUBLIC: a dimension (label) of a metric, under MMS 1.x's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Dimension:
 
     Args:
         name: Such as ``"stage"``.
-        value: Such as ``"tokenize"``; few different ones, for each makes a time series.
+        value: Such as ``"tokenize"``; from a small set, since each value makes a time series.
     """
 
     def __init__(self, name: str, value: object) -> None:

@@ -13,15 +13,15 @@ from mms.metrics.unit import UNITS
 
 
 class Metric:
-    """A name, a value and what it is measured in.
+    """A name, a value and a unit.
 
     Args:
         name: Such as ``"TokensPerRequest"``.
-        value: A number; `MetricsStore.add_error` also takes a text.
-        unit: ``ms``, ``s``, ``percent``, ``count``, ``kB``, ``MB``, ``GB`` or any other text.
-        dimensions: What tells it from metrics of the same name.
+        value: A number; `MetricsStore.add_error` also takes a string.
+        unit: ``ms``, ``s``, ``percent``, ``count``, ``kB``, ``MB``, ``GB`` or any other string.
+        dimensions: Labels that distinguish it from metrics of the same name.
         request_id: The request it belongs to, if any.
-        metric_method: ``"counter"`` to add up what is reported; otherwise the last value counts.
+        metric_method: ``"counter"`` to sum the reported values; otherwise the last value counts.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Metric:
         self.request_id = request_id
 
     def update(self, value: Any) -> None:
-        """Add to a counter; replace the value of anything else."""
+        """Add to a counter, or replace the value of any other metric."""
         self.value = self.value + value if self.metric_method == "counter" else value
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Metric:
         return f"{text},{self.request_id}" if self.request_id else text
 
     def to_dict(self) -> OrderedDict[str, Any]:
-        """Return everything by the names that MMS 1.x used."""
+        """Return all fields under the names that MMS 1.x used."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return OrderedDict(
             MetricName=self.name,

@@ -1,6 +1,6 @@
 """PUBLIC: where handlers report metrics (``context.metrics``), under MMS 1.x's name.
 
-What is reported here ends up at ``/metrics`` as ``mms_service_<name>``, in base units.
+Metrics reported here appear at ``/metrics`` as ``mms_service_<name>``, in base units.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _SIZE_UNITS = ("kB", "MB", "GB")
 
 
 class MetricsStore:
-    """The metrics reported while one batch was run.
+    """The metrics reported while one batch is run.
 
     Args:
-        request_ids: Id of each request of the batch, by its place in it.
-        model_name: The model's.
+        request_ids: Id of each request, by its index in the batch.
+        model_name: Name of the model.
 
     Attributes:
         store: The metrics, in the order of their first report.
@@ -38,9 +38,9 @@ class MetricsStore:
         """Add to a counter.
 
         Args:
-            name: Of the metric.
-            value: How much to add.
-            idx: Place in the batch of the request it belongs to; all of them by default.
+            name: Name of the metric.
+            value: Amount to add.
+            idx: Index in the batch of the request it belongs to; all requests by default.
             dimensions: List of `Dimension`.
         """
         self._add(name, value, self._request_id(idx), "count", "counter", dimensions)
@@ -53,9 +53,9 @@ class MetricsStore:
         unit: str = "ms",
         dimensions: Any = None,
     ) -> None:
-        """Report how long something took, in ``ms`` or ``s``."""
+        """Report a duration in ``ms`` or ``s``."""
         if unit not in _TIME_UNITS:
-            raise ValueError(f"the unit of a time is one of {_TIME_UNITS}, got {unit!r}")
+            raise ValueError(f"the unit of a time must be one of {_TIME_UNITS}, got {unit!r}")
         self._add(name, value, self._request_id(idx), unit, None, dimensions)
 
     def add_size(
@@ -68,17 +68,17 @@ class MetricsStore:
     ) -> None:
         """Report a size in ``kB``, ``MB`` or ``GB``."""
         if unit not in _SIZE_UNITS:
-            raise ValueError(f"the unit of a size is one of {_SIZE_UNITS}, got {unit!r}")
+            raise ValueError(f"the unit of a size must be one of {_SIZE_UNITS}, got {unit!r}")
         self._add(name, value, self._request_id(idx), unit, None, dimensions)
 
     def add_percent(
         self, name: str, value: float, idx: int | None = None, dimensions: Any = None
     ) -> None:
-        """Report a share of a hundred."""
+        """Report a percentage."""
         self._add(name, value, self._request_id(idx), "percent", None, dimensions)
 
     def add_error(self, name: str, value: Any, dimensions: Any = None) -> None:
-        """Report an error; `value` is usually a text."""
+        """Report an error; `value` is usually a string."""
         self._add(name, value, None, "", None, dimensions)
 
     def add_metric(
@@ -89,11 +89,11 @@ class MetricsStore:
         unit: str | None = None,
         dimensions: Any = None,
     ) -> None:
-        """Report anything else."""
+        """Report a metric of any other kind."""
         self._add(name, value, self._request_id(idx), unit, None, dimensions)
 
     def report(self) -> list[Any]:
-        """Return everything as the server reads it: see `mms.telemetry.service_metrics`."""
+        """Return all metrics in the form that `mms.telemetry.service_metrics` reads."""
         return [
             [
                 str(metric.name),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Full name of each unit that a handler may give.
+#: Full name of each unit that a handler may use.
 UNITS: dict[str | None, str] = {
     "ms": "Milliseconds",
     "s": "Seconds",

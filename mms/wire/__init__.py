@@ -1,1 +1,1 @@
-"""What the server process and its workers say to each other, and how it is written."""
+"""The messages between the server process and its workers, and their encoding."""

@@ -1,4 +1,4 @@
-"""Encode and decode what frames carry: batches, results, control documents, errors.
+"""Encode and decode the content of frames: batches, results, control documents, errors.
 
 Pure: bytes in, messages out. Imports nothing of ours but errors and its own package.
 """
@@ -32,7 +32,7 @@ STAGE_TIMES = struct.Struct("<5d")
 
 
 class AnswerKind(enum.IntEnum):
-    """How to read an answer."""
+    """The kinds of answer, which decide how one is decoded."""
 
     JSON = 0  # 200, application/json, no meta
     CUSTOM = 1  # the meta holds content type and headers
@@ -52,7 +52,7 @@ _ERRORS: Document[_Error] = Document(_Error, "an error from a worker lacks its f
 _CUSTOM: Document[tuple[str, dict[str, str], str]] = Document(
     tuple[str, dict[str, str], str], "an answer's meta is not content type, headers and reason"
 )
-#: What the frames hold that hold one document.
+#: The document of each type of frame that holds exactly one.
 _CONTROLS: dict[FrameType, Document[Any]] = {
     type_: Document(content, f"a {type_.name} frame holds no {name}")
     for type_, content, name in (
@@ -75,10 +75,10 @@ def encode_control(type_: FrameType, document: Any = None) -> bytes:
 
 
 def decode_control(frame: Frame) -> Any:
-    """Return what a control frame holds, which is of the type that its frames hold.
+    """Return the document of a control frame, typed by the frame's type.
 
     Raises:
-        ProtocolError: It holds something else, or is no control frame.
+        ProtocolError: It holds something else, or is not a control frame.
     """
     document = _CONTROLS.get(frame.type)
     if document is None:
@@ -112,9 +112,9 @@ def encode_batch(
     """Build a BATCH frame as a list of buffers for one gathering write.
 
     Args:
-        batch_id: Comes back in the RESULT.
+        batch_id: Returned in the RESULT.
         items: (encoded meta, body chunks, body length, milliseconds left) of each request.
-            Chunks are passed on uncopied.
+            Chunks are not copied.
     """
     head = bytearray(HEADER.size)
     metas = []
@@ -181,7 +181,7 @@ def decode_result(frame: Frame) -> Result:
     """Return the answers of a RESULT frame; bodies are views of the frame.
 
     Raises:
-        ProtocolError: The lengths do not add up or a field has a value it cannot have.
+        ProtocolError: The lengths do not add up, or a field has an invalid value.
     """
     payload = frame.payload
     table_end = STAGE_TIMES.size + frame.count * ANSWER_ITEM.size
@@ -223,7 +223,7 @@ def error_document(error: MMSError) -> dict[str, str]:
 
 
 def encode_error(error: MMSError) -> bytes:
-    """Serialise to what `decode_error` reads."""
+    """Serialise an error for `decode_error`."""
     return _ERRORS.encode(error_document(error))
 
 
@@ -231,11 +231,11 @@ def decode_error(data: Buffer, status: int = 0) -> MMSError:
     """Rebuild an error from an answer's meta or the payload of a FAILED frame.
 
     Args:
-        data: What `encode_error` wrote.
-        status: What the service chose, if it rejected the request.
+        data: Output of `encode_error`.
+        status: HTTP status the service chose, if it rejected the request.
 
     Raises:
-        ProtocolError: The bytes are something else.
+        ProtocolError: The bytes are not a serialised error.
     """
     document = _ERRORS.decode(data)
     detail = ErrorDetail(document.stage, document.type, document.where, document.traceback)

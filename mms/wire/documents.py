@@ -11,7 +11,7 @@ from mms.wire.frames import Buffer
 
 T = TypeVar("T")
 
-#: Longest reason in a message: the decoder's may quote the document.
+#: Maximum length of a reason in a message: the decoder's may quote the document.
 _MAX_REASON = 200
 
 
@@ -19,8 +19,8 @@ class Document(Generic[T]):
     """One kind of document.
 
     Args:
-        type_: What it holds, in types that msgspec knows.
-        complaint: What to say of a document that holds something else.
+        type_: Type of its content, as msgspec understands it.
+        complaint: Message for a document that holds something else.
     """
 
     def __init__(self, type_: Any, complaint: str) -> None:
@@ -28,19 +28,19 @@ class Document(Generic[T]):
         self._complaint = complaint
 
     def encode(self, value: Any) -> bytes:
-        """Serialise to what `decode` reads; lone surrogates are escaped."""
+        """Serialise a value for `decode`; lone surrogates are escaped."""
         try:
             return _encode(value)
         except UnicodeEncodeError:
-            # UTF-8 cannot hold lone surrogates: clients send them in Python literals and (as bytes
-            # that are no text) in headers, and messages of errors quote both.
+            # UTF-8 cannot hold lone surrogates: clients send them in Python literals and (as
+            # undecodable bytes) in headers, and error messages quote both.
             return _encode(_escaped(msgspec.to_builtins(value, enc_hook=_plain)))
 
     def decode(self, data: Buffer) -> T:
         """Parse a document.
 
         Raises:
-            ProtocolError: The bytes are something else.
+            ProtocolError: The bytes are not such a document.
         """
         try:
             value: T = self._decode(data)
@@ -52,9 +52,9 @@ class Document(Generic[T]):
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a subclass, such as NumPy's float64, as its base."""
+    """Convert an instance of a subclass, such as NumPy's float64, to its base type."""
     if isinstance(value, str):
-        # Not str(value): a subclass may print itself as something else.
+        # Not str(value): a subclass may override __str__.
         return str.__str__(value)
     if isinstance(value, float):
         return float.__float__(value)

@@ -1,4 +1,4 @@
-"""Frames between the server process and its workers: headers, limits, cutting a stream.
+"""Frames between the server process and its workers: headers, limits, stream decoding.
 
 Every frame is a header, a payload and nothing else, little-endian::
 
@@ -8,7 +8,7 @@ Every frame is a header, a payload and nothing else, little-endian::
              u32 meta length | u32 body length) | metas | bodies
     others   one JSON document
 
-Request bodies cross unparsed, as the list of chunks they arrived in. Answers stand in the order
+Request bodies cross unparsed, as the list of chunks they arrived in. Answers are in the order
 of their requests. Nothing is pickled.
 
 Imports nothing of ours but errors.
@@ -26,31 +26,31 @@ Buffer = bytes | bytearray | memoryview
 
 HEADER = struct.Struct("<IBBHQ")
 
-#: Bounds what a broken or hostile peer can make us allocate. Batches stay far below it.
+#: Bounds the memory that a broken or hostile peer can make us allocate. Batches stay far below.
 MAX_PAYLOAD_BYTES = 1 << 30
-#: Bodies of all answers in one frame; leaves room for its table and metas.
+#: Limit for the bodies of all answers in one frame; leaves room for its table and metas.
 MAX_ANSWERS_BYTES = MAX_PAYLOAD_BYTES - (64 << 20)
-#: Requests in one frame, by the width of the header's field.
+#: Maximum number of requests in one frame, from the width of the header's field.
 MAX_COUNT = 0xFFFF
-#: Both ends ask for this much socket buffer: with the default, a 1 MB body takes a third longer.
+#: Socket buffer that both ends request: with the default, a 1 MB body takes a third longer.
 SOCKET_BUFFER_BYTES = 2 << 20
-#: "No deadline" and the most that fits the field: 49 days.
+#: "No deadline", and the largest value that fits the field: 49 days.
 MAX_MS_LEFT = 0xFFFFFFFF
 
 
 class FrameType(enum.IntEnum):
-    """Who sends what. Values are part of the wire format."""
+    """The types of frame and their direction. Values are part of the wire format."""
 
-    LOAD = 1  # server -> process: what to load; the first frame it gets
+    LOAD = 1  # server -> process: the LoadSpec; the first frame it receives
     FORK = 2  # server -> loader: fork a worker onto the socket passed along
     BATCH = 3  # server -> worker
     STOP = 4  # server -> process: finish and exit
-    CONFIGURE = 5  # server -> process: the most requests to join from now on
+    CONFIGURE = 5  # server -> process: the new batch size
     READY = 16  # process -> server: loaded, or forked and serving
     FAILED = 17  # process -> server: could not load, with the error
     FORKED = 18  # loader -> server: pid of the new worker
     RESULT = 19  # worker -> server: the answers to one batch
-    METRICS = 20  # worker -> server: what the service reported; goes before the RESULT
+    METRICS = 20  # worker -> server: metrics the service reported; precedes the RESULT
     ALONE = 21  # process -> server: why requests run one at a time from now on
 
 
@@ -65,9 +65,9 @@ class Frame:
 
 
 class FrameDecoder:
-    """Cut a byte stream into frames.
+    """Decodes a byte stream into frames.
 
-    A frame that arrives in one piece is not copied; one that arrives in many is joined once.
+    A frame that arrives in one piece is not copied; one that arrives in several is joined once.
     """
 
     def __init__(self) -> None:
@@ -77,14 +77,14 @@ class FrameDecoder:
 
     @property
     def is_at_boundary(self) -> bool:
-        """Whether the stream may end here without a frame being cut off."""
+        """Whether the stream may end here without truncating a frame."""
         return self._buffered == 0
 
     def feed(self, data: Buffer) -> list[Frame]:
-        """Take the stream's next bytes and return the frames that they complete.
+        """Consume the stream's next bytes and return the frames they complete.
 
         Raises:
-            ProtocolError: A header is impossible. The stream cannot be read any further.
+            ProtocolError: A header is invalid. The stream cannot be read any further.
         """
         frames = []
         self._chunks.append(data)
@@ -96,7 +96,7 @@ class FrameDecoder:
                 length, type_, _, count, batch_id = HEADER.unpack_from(view, at)
                 if length > MAX_PAYLOAD_BYTES:
                     raise ProtocolError(f"a frame claims {length} bytes")
-                # Checked before the payload is there: what is no frame must not be waited for.
+                # Checked before the payload arrives: never wait for the rest of an invalid frame.
                 frame_type = _frame_type(type_)
                 end = at + HEADER.size + length
                 if end > len(view):
@@ -117,7 +117,7 @@ def read_header(header: Buffer) -> tuple[FrameType, int, int, int]:
     """Return (type, count, batch id, payload length) of a frame header.
 
     Raises:
-        ProtocolError: The header is impossible.
+        ProtocolError: The header is invalid.
     """
     length, type_, _, count, batch_id = HEADER.unpack(header)
     if length > MAX_PAYLOAD_BYTES:

@@ -1,4 +1,4 @@
-"""What the server and its workers tell each other. Below it are only errors and frames."""
+"""The messages between the server and its workers. Imports only errors and frames."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mms.errors import MMSError
 from mms.wire.documents import Document
 from mms.wire.frames import MAX_MS_LEFT, Buffer
 
-#: Header that says after how many bytes of a body in the Open Inference Protocol V2 its JSON ends,
-#: and binary tensors begin.
+#: Header with the length in bytes of the JSON part of an Open Inference Protocol V2 body; binary
+#: tensors follow it.
 V2_HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Dialect(enum.IntEnum):
-    """How a request is written and its answer expected. Values are part of the wire format."""
+    """The format of a request and of its answer. Values are part of the wire format."""
 
     PLAIN = 0  # inputs in, the bare result out
     V04 = 1  # the result in {"prediction": ...}
-    V1 = 2  # as PLAIN, but the parameters of the query are inputs of 1.x handlers too
+    V1 = 2  # like PLAIN, but query parameters are inputs of 1.x handlers too
     OIP = 3  # the Open Inference Protocol V2
 
 
 class Stage(enum.IntEnum):
-    """Parts of a batch's time in the worker, in order."""
+    """The stages of a batch in the worker, in order; each is timed."""
 
     DECODE = 0
     PREPROCESS = 1
@@ -38,15 +38,15 @@ class Stage(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may cost in a worker; the settings of these names say more.
+    """Resource limits of one request in a worker; see the settings of the same names.
 
     Attributes:
-        max_decompressed_bytes: Longest body after its Content-Encoding is undone.
-        max_decompression_ratio: Most bytes that one byte of a compressed body may become.
-        max_form_bytes: Longest URL-encoded form.
-        max_form_fields: Most fields of a form.
-        max_json_elements: Most elements of a JSON document or a Python literal.
-        max_image_pixels: Most pixels of a picture, asked of its header.
+        max_decompressed_bytes: Maximum length of a body after its Content-Encoding is undone.
+        max_decompression_ratio: Maximum expansion of a compressed body, in bytes per byte.
+        max_form_bytes: Maximum length of a URL-encoded form.
+        max_form_fields: Maximum number of fields in a form.
+        max_json_elements: Maximum number of elements in a JSON document or a Python literal.
+        max_image_pixels: Maximum number of pixels in an image, as stated in its header.
     """
 
     max_decompressed_bytes: int = 64 << 20
@@ -59,7 +59,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """All that a process must know to serve one version of one model.
+    """Everything a process needs to serve one version of one model.
 
     Attributes:
         model_name: Name clients use.
@@ -67,16 +67,16 @@ class LoadSpec:
         folder: The unpacked archive.
         service_file: Service to use instead of the archive's, or "".
         handler: ``module:function`` of a 1.x archive, "" for any other.
-        decode_input_request: Whether a 1.x handler gets JSON and text bodies decoded.
+        decode_input_request: Whether JSON and text bodies are decoded for a 1.x handler.
         gpu: Number of the GPU, None for the CPU.
-        batch_size: Most requests joined in one forward pass.
-        max_response_bytes: Longest answer that may be sent.
-        log_level: Level below which the worker's records are dropped at once.
-        server_pid: Process without which the worker must not live.
-        may_fork: Whether workers are to be forked from this process, which then never serves.
+        batch_size: Maximum number of requests joined in one forward pass.
+        max_response_bytes: Maximum length of an answer.
+        log_level: Level below which the worker drops log records.
+        server_pid: Process that the worker must not outlive.
+        may_fork: Whether workers are forked from this process, which then never serves.
         memory_limit: Bytes that the process may allocate; 0 is no limit.
-        limits: What one request may cost.
-        is_strict: Whether slips of the service's author are errors, see `mms.worker.slips`.
+        limits: Resource limits of one request.
+        is_strict: Whether likely mistakes in the service are errors, see `mms.worker.slips`.
     """
 
     model_name: str
@@ -98,15 +98,15 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a process says once it has loaded its model.
+    """The report of a process that has loaded its model.
 
     Attributes:
         can_fork: Whether workers may be forked from it; False too if the service started threads.
-        engine: Name and version of what runs the model.
+        engine: Name and version of the engine that runs the model.
         service: Name of the service's class, or of the handler.
         alone_reason: Why requests run one at a time whatever the batch size; "" if they do not.
-        takes_tensors: Whether arrays can be put in as they are, and not only bodies.
-        gives_tensors: Whether the network's arrays themselves can be had for an answer.
+        takes_tensors: Whether the model accepts arrays as they are, and not only bodies.
+        gives_tensors: Whether an answer can consist of the network's own output arrays.
     """
 
     can_fork: bool
@@ -118,16 +118,16 @@ class Ready:
 
 
 class RequestMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """What a worker must know of a request besides its body.
+    """What a worker needs to know about a request besides its body.
 
     Attributes:
-        request_id: Echoed to the client and put on every log line.
-        dialect: How the body is written, and the answer is to be.
+        request_id: Echoed to the client and added to every log line.
+        dialect: Format of the body and of the answer.
         content_type: Content-Type header as sent, or "".
         accept: Accept header as sent, or "".
-        content_encoding: Content-Encoding header as sent, or ""; the body travels packed.
-        headers: All headers, only for models that may look at them.
-        query: Names and values of the query, likewise.
+        content_encoding: Content-Encoding header as sent, or ""; the body is still encoded.
+        headers: All headers, only for models that may read them.
+        query: Names and values of the query parameters, likewise.
     """
 
     request_id: str
@@ -139,15 +139,15 @@ class RequestMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     query: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
-        """Serialise to what `decode` reads."""
+        """Serialise for `decode`."""
         return _META.encode(self)
 
     @staticmethod
     def decode(data: Buffer) -> RequestMeta:
-        """Read what `encode` wrote.
+        """Parse the output of `encode`.
 
         Raises:
-            ProtocolError: The bytes are something else.
+            ProtocolError: The bytes are not a serialised RequestMeta.
         """
         return _META.decode(data)
 
@@ -155,10 +155,10 @@ class RequestMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _META: Document[RequestMeta] = Document(RequestMeta, "a request's meta holds something else")
 
 
-# One is made for each request. Frozen ones take four times as long to make.
+# One is created for each request. Frozen ones take four times as long to create.
 @dataclass(slots=True)
 class Request:
-    """A request as the worker gets it."""
+    """A request as the worker receives it."""
 
     meta: RequestMeta
     body: memoryview
@@ -167,14 +167,14 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What a worker answers to one request, and what a client gets.
+    """The answer to one request, as the worker sends it and the client receives it.
 
     Attributes:
         body: The bytes to send, already encoded.
         content_type: Its MIME type.
         status: HTTP status, 200 unless the service chose another.
         headers: Further response headers set by the service.
-        reason: The status's phrase if the service chose one, or "".
+        reason: Reason phrase if the service chose one, or "".
     """
 
     body: Buffer
@@ -185,7 +185,7 @@ class Answer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the answer is 200 application/json with nothing further."""
+        """Whether the answer is 200 application/json without further headers."""
         return (
             self.status == 200
             and self.content_type == "application/json"
@@ -196,7 +196,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answers to one batch, in its order, and the seconds each stage took for the batch."""
+    """The answers to one batch, in request order, and the seconds each stage took."""
 
     answers: Sequence[Answer | MMSError]
     stage_seconds: tuple[float, float, float, float, float]
