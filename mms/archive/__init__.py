@@ -1,4 +1,4 @@
-"""The model archive: what is in it, how it is read safely and written reproducibly.
+"""The model archive: its content, reading it safely and writing it reproducibly.
 
-Knows files, not processes: nothing here starts a worker or runs a model's code.
+This package handles files, not processes: nothing here starts a worker or runs a model's code.
 """

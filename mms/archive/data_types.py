@@ -1,6 +1,6 @@
-"""Types of a tensor's elements, by their names in the Open Inference Protocol V2. Pure.
+"""Element types of tensors, by their names in the Open Inference Protocol V2. Pure.
 
-Every table of them is made from this one.
+Every other table of types is derived from this one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DataType:
-    """One type.
+    """One element type.
 
     Attributes:
         name: The protocol's name.
-        numpy: Kind and size in NumPy's words; "O" for byte strings, whose size varies.
+        numpy: Kind and size in NumPy's notation; "O" for byte strings, whose size varies.
         onnx: Name in ONNX graphs, as onnxruntime prints it.
         grpc_field: Field of gRPC's InferTensorContents that holds the elements; "" if none does.
-        array: Type code in Python's `array` of the elements there; "" if `array` has none.
+        array: Type code of those elements in Python's `array`; "" if `array` has none.
     """
 
     name: str
@@ -28,12 +28,12 @@ class DataType:
 
     @property
     def is_float(self) -> bool:
-        """Whether it holds fractions."""
+        """Whether it is a floating-point type."""
         return self.numpy[0] == "f"
 
     @property
     def is_whole(self) -> bool:
-        """Whether it holds integers, 0 and 1 of BOOL included."""
+        """Whether it is an integer type, including BOOL with 0 and 1."""
         return self.numpy[0] in "biu"
 
 

@@ -1,8 +1,8 @@
-"""MANIFEST.json: what an archive contains. Pure; imports only errors and quoting.
+"""MANIFEST.json: the content of an archive. Pure; imports only errors and quoting.
 
 The schema is v0.4's, plus two optional keys that old servers ignore: ``Files`` (sha256 of each
 file) and ``Serving`` (defaults for how to serve the model). ``MAR-INF/MANIFEST.json`` of MMS 1.x
-has a schema of its own, of which the parts that matter here are read.
+has its own schema, of which only the relevant parts are read.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mms.errors import ManifestError
 from mms.quoting import quoted
 
 MANIFEST_NAME = "MANIFEST.json"
-#: Where archives of MMS 1.x and TorchServe have theirs.
+#: Its place in archives of MMS 1.x and TorchServe.
 MAR_MANIFEST_NAME = "MAR-INF/MANIFEST.json"
-#: The signature's name where the manifest does not say, as in 1.x archives.
+#: The default name of the signature, as in 1.x archives.
 SIGNATURE_NAME = "signature.json"
 ARCHIVE_VERSION = 0.2
 #: Keys of ``Serving`` besides its sample.
 SERVING_KEYS = ("workers", "batch_size", "max_batch_delay", "response_timeout", "device")
 
-#: The most of each that `Serving` may ask for. Of a batch: what one message to a worker holds.
+#: The largest value of each that `Serving` may set. For a batch: the limit of one worker message.
 MAX_BATCH_SIZE = 0xFFFF
 #: More processes than any machine has cores.
 MAX_WORKERS = 10_000
-#: An hour in milliseconds, and a month in seconds: timers take no such thing as 1e300.
+#: An hour in milliseconds, and a month in seconds: timers do not accept values such as 1e300.
 MAX_BATCH_DELAY_MS = 3_600_000
 MAX_RESPONSE_TIMEOUT_S = 30 * 86_400
 
@@ -50,11 +50,11 @@ class ModelFormat(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A request kept in the archive: for ``--check`` and to warm a worker up.
+    """A request stored in the archive: for ``--check`` and to warm up workers.
 
     Attributes:
         file: Path inside the archive of the request's body.
-        content_type: MIME type the body is sent with.
+        content_type: MIME type of the body.
     """
 
     file: str
@@ -63,13 +63,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How a network was made smaller, and how well it agrees with the original.
+    """The quantization of a network, and its agreement with the original.
 
     Attributes:
         dtype: ``int8``.
-        samples: Rows of the calibration data that were compared.
-        agreement: Share of them with the same largest output; see `mms.export.calibrate`.
-        max_relative_error: Largest difference of any output over the largest output.
+        samples: Number of rows of calibration data compared.
+        agreement: Fraction of them with the same largest output; see `mms.export.calibrate`.
+        max_relative_error: Largest difference of any output, divided by the largest output.
     """
 
     dtype: str
@@ -80,7 +80,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class ServingDefaults:
-    """How to serve the model unless flags, environment or configuration say otherwise."""
+    """Default settings for serving the model; flags, environment and configuration override."""
 
     workers: int | None = None
     batch_size: int | None = None
@@ -141,19 +141,19 @@ class Manifest:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a name may stand in a URL path: letters, digits, ``. _ -``, at most 128."""
+    """Whether a name is valid in a URL path: letters, digits, ``. _ -``, at most 128 characters."""
     return _MODEL_NAME.fullmatch(name) is not None
 
 
 def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
-    """Check a manifest's JSON document and return it typed.
+    """Validate a manifest's JSON document and return it typed.
 
     Args:
-        document: As parsed from JSON. Unknown keys are ignored, so that newer archives load.
-        source: Where it came from, for the messages.
+        document: Parsed JSON. Unknown keys are ignored, so that newer archives load.
+        source: Its origin, for messages.
 
     Raises:
-        ManifestError: Naming the key, what is wrong with it and how to mend it.
+        ManifestError: The message names the key, what is wrong with it and how to fix it.
     """
     root = _object(document, source, "the manifest")
     model = _object(_required(root, "Model", source), source, "Model")
@@ -186,14 +186,14 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
 
 
 def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manifest:
-    """Check the manifest of a 1.x archive and return it typed.
+    """Validate the manifest of a 1.x archive and return it typed.
 
     Args:
-        document: As parsed from JSON. Unknown keys are ignored.
-        source: Where it came from, for the messages.
+        document: Parsed JSON. Unknown keys are ignored.
+        source: Its origin, for messages.
 
     Raises:
-        ManifestError: Naming the key, what is wrong with it and how to mend it.
+        ManifestError: The message names the key, what is wrong with it and how to fix it.
     """
     root = _object(document, source, "the manifest")
     model = _object(_required(root, "model", source), source, "model")
@@ -226,7 +226,7 @@ def handler_manifest(
     engine: dict[str, str] | None = None,
     serving: ServingDefaults | None = None,
 ) -> Manifest:
-    """Return the manifest of a model that a 1.x handler serves."""
+    """Return the manifest of a model served by a 1.x handler."""
     return Manifest(
         model_name=model_name,
         model_format=ModelFormat.HANDLER,
@@ -248,10 +248,10 @@ def is_of_torchserve(document: Any) -> bool:
 
 
 def parse_serving(value: Any, source: str) -> ServingDefaults:
-    """Check the ``Serving`` part of a manifest and return it typed.
+    """Validate the ``Serving`` part of a manifest and return it typed.
 
     Raises:
-        ManifestError: Naming the key and what is wrong with it.
+        ManifestError: The message names the key and what is wrong with it.
     """
     serving = _object(value, source, "Serving")
     return ServingDefaults(
@@ -312,7 +312,7 @@ def _serving_document(serving: ServingDefaults) -> dict[str, Any]:
 
 
 def _model_name(value: Any, source: str) -> str:
-    # Any text will do here: old archives hold any, and `--models NAME=PATH` gives another.
+    # Any string is accepted: old archives contain any, and `--models NAME=PATH` overrides it.
     name = _text(value, "Model.Model-Name", source)
     if not name.strip():
         raise ManifestError(f"{source}: Model.Model-Name is empty; give the model a name")
@@ -323,7 +323,7 @@ def _model_format(value: Any, source: str) -> ModelFormat:
     # A 1.x archive has no such key.
     formats = [f for f in ModelFormat if f is not ModelFormat.HANDLER]
     for model_format in formats:
-        # v0.4 itself compared by the lower-cased word.
+        # v0.4 itself ignored case.
         if isinstance(value, str) and value.lower() == model_format.value.lower():
             return model_format
     known = ", ".join(f'"{model_format.value}"' for model_format in formats)
@@ -371,7 +371,7 @@ def _object(value: Any, source: str, what: str) -> dict[str, Any]:
 
 def _text(value: Any, key: str, source: str) -> str:
     if not isinstance(value, str):
-        raise ManifestError(f"{source}: {key} must be a text, got {quoted(value)}")
+        raise ManifestError(f"{source}: {key} must be a string, got {quoted(value)}")
     return value
 
 
@@ -383,7 +383,7 @@ def _texts(value: Any, key: str, source: str) -> dict[str, str]:
 
 
 def _labels(value: Any, key: str, source: str) -> dict[str, str]:
-    """Return versions and the like as texts; archives of 2018 hold ``{"MXNet": 0.12}``."""
+    """Return versions and the like as strings; archives of 2018 contain ``{"MXNet": 0.12}``."""
     return {name: str(label) for name, label in _object(value or {}, source, key).items()}
 
 
@@ -412,7 +412,7 @@ def _optional_number(
     accepted = (int,) if kind is int else (int, float)
     is_number = isinstance(value, accepted) and not isinstance(value, bool)
     if not is_number or not minimum <= value <= maximum:
-        what = "a whole number" if kind is int else "a number"
+        what = "an integer" if kind is int else "a number"
         bound = f"<= {maximum}" if is_number and value > maximum else f">= {minimum}"
         raise ManifestError(f"{source}: Serving.{key} must be {what} {bound}, got {quoted(value)}")
     return kind(value)

@@ -1,8 +1,8 @@
-"""What an archive file may hold, decided from its directory before a byte of it is unpacked.
+"""Check the members of an archive file by its directory, before a byte of it is unpacked.
 
-The directory at a zip file's end says for each member its name, place and sizes. All of these are
-the archive's own claims, so what they would cost is added up first, and unpacking later takes no
-more than was claimed.
+The directory at the end of a zip file lists the name, offset and sizes of each member. These are
+only claims of the archive, so their cost is added up first, and unpacking later never exceeds the
+claimed sizes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path, PurePosixPath
 
 from mms.errors import ArchiveError, StorageFull
 
-#: Below this size a high ratio is no harm: an empty table of labels deflates well, too.
+#: Below this size a high ratio is harmless: an empty table of labels deflates well, too.
 _SMALL_BYTES = 1 << 20
-#: Longer ones are made to waste time: no system of today takes a path beyond 4096 bytes.
+#: Longer names only waste time: no current system accepts a path beyond 4096 bytes.
 _MAX_NAME_CHARS = 1024
 #: 10,000 entries of the longest names take 11 MB.
 _MAX_DIRECTORY_BYTES = 16 << 20
-#: APPNOTE.TXT, section 4.3.12: an entry of the directory, up to its name; where in it the lengths
-#: of name, extra field and comment stand. Section 4.3.7: a member's own header, up to its name.
+#: APPNOTE.TXT, section 4.3.12: a directory entry, up to its name; the offset in it of the lengths
+#: of name, extra field and comment. Section 4.3.7: a member's local header, up to its name.
 _ENTRY_SIGNATURE, _ENTRY_BYTES = b"PK\x01\x02", 46
 _LENGTHS, _LENGTHS_AT = struct.Struct("<HHH"), 28
 _HEADER_BYTES = 30
@@ -35,11 +35,11 @@ _HEADER_BYTES = 30
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """What an archive may cost before it is refused.
+    """Limits above which an archive is refused.
 
     Attributes:
-        entries: Files and folders in it.
-        total_bytes: Size of everything unpacked.
+        entries: Number of files and folders.
+        total_bytes: Total unpacked size.
         ratio: Unpacked ÷ packed size of one member, and of all together; above it the archive is a
             zip bomb. Weights are stored and text deflates below 20, while zeros deflate to 1000.
     """
@@ -50,10 +50,10 @@ class UnpackLimits:
 
 
 class _Directory(io.BufferedReader):
-    """An archive file whose directory is looked at when `zipfile` reads it.
+    """An archive file whose directory is checked while `zipfile` reads it.
 
-    `zipfile` makes an object of each entry before anybody can count them, 500 bytes for one of 47.
-    The number that the file states in its last record is no help, as nothing holds it to that.
+    `zipfile` creates an object per entry before they can be counted: 500 bytes for an entry of 47.
+    The count in the file's last record is no help, since nothing enforces it.
     """
 
     def __init__(self, path: Path, limits: UnpackLimits) -> None:
@@ -63,7 +63,7 @@ class _Directory(io.BufferedReader):
         self.is_checked = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read; until `is_checked`, nothing that is longer than a directory may be."""
+        """Read; until `is_checked`, refuse reads longer than the limit of a directory."""
         if self.is_checked:
             return super().read(size)
         if size is not None and size > _MAX_DIRECTORY_BYTES:
@@ -90,10 +90,10 @@ class _Directory(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_zip(path: Path, limits: UnpackLimits) -> Iterator[zipfile.ZipFile]:
-    """Open an archive file, however many entries it has at the cost of those allowed.
+    """Open an archive file; too many entries cost no more than the number allowed.
 
     Raises:
-        ArchiveError: It is no zip file, cannot be read, or has too many entries.
+        ArchiveError: It is not a zip file, cannot be read, or has too many entries.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -115,10 +115,10 @@ def open_zip(path: Path, limits: UnpackLimits) -> Iterator[zipfile.ZipFile]:
 def check_members(
     path: Path, members: list[zipfile.ZipInfo], limits: UnpackLimits
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """Return each file member with its safe relative path; folders come from their files.
+    """Return each file member with its safe relative path; folders follow from their files.
 
     Raises:
-        ArchiveError: A name, kind or size is not allowed, or members share their bytes.
+        ArchiveError: A name, type or size is not allowed, or members overlap.
     """
     seen: set[str] = set()
     files = []
@@ -141,16 +141,16 @@ def check_members(
 
 
 def check_space(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
-    """Refuse what the disk has no room for, before it is full.
+    """Refuse to unpack more than the disk has room for, before it is full.
 
     Raises:
-        StorageFull: What the members unpack to is more than is free where `folder` is.
+        StorageFull: The unpacked size exceeds the free space on the file system of `folder`.
     """
     total, free = sum(info.file_size for info in members), shutil.disk_usage(folder).free
     if total > free:
         raise StorageFull(
-            f"{path}: unpacks to {total} bytes, and {free} are free in {folder}; make room there, "
-            "or name another folder with work_dir"
+            f"{path}: unpacks to {total} bytes, but {free} are free in {folder}; free some space "
+            "there, or set work_dir to another folder"
         )
 
 
@@ -177,7 +177,7 @@ def _is_bomb(size: int, packed: int, limits: UnpackLimits) -> bool:
 
 
 def _check_places(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse members that share bytes, which multiplies what a small file unpacks to."""
+    """Refuse members that share bytes, which lets a small file unpack to a huge size."""
     end = 0
     for info in sorted(members, key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -200,10 +200,10 @@ def _safe_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
         raise ArchiveError(f"{path}: {raw!r} leads out of the archive")
     if info.flag_bits & 0x1:
         raise ArchiveError(f"{path}: {raw!r} is encrypted, which is not supported")
-    # The other methods unpack a block at once, however large it becomes.
+    # Other methods decompress a block at once, whatever its size.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ArchiveError(
             f"{path}: {raw!r} is compressed by method {info.compress_type}; only stored and "
-            "deflated files are read"
+            "deflated files are supported"
         )
     return name

@@ -1,6 +1,6 @@
-"""Which files hold the weights of a ``.onnx`` file, found without importing onnx.
+"""Find the files that hold the weights of a ``.onnx`` file, without importing onnx.
 
-Only the few fields of the file that matter are followed.
+Only the relevant fields of the file are parsed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mms.errors import ExportError
 
 Buffer = bytes | mmap.mmap
 
-#: Numbers of the fields that lead to tensors, by message, and the message each field holds:
+#: Numbers of the fields that lead to tensors, by message, with the message that each field holds:
 #: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _FIELDS = {
     "Model": {7: "Graph", 25: "Function"},
@@ -36,14 +36,14 @@ _MAX_VARINT_BYTES = 10
 
 
 def external_members(folder: Path, model: str) -> dict[str, Path]:
-    """Return the files that hold weights of a model, by their names in an archive.
+    """Return the files that hold a model's weights, by their names in an archive.
 
     Args:
         folder: The model's folder.
         model: Name of its ``.onnx`` file.
 
     Raises:
-        ExportError: A file is missing, or lies where it cannot be packed.
+        ExportError: A file is missing, or lies outside the model's folder.
     """
     members = {}
     for location in external_files(folder / model):
@@ -51,23 +51,23 @@ def external_members(folder: Path, model: str) -> dict[str, Path]:
         name = path.as_posix()
         if path.is_absolute() or ".." in path.parts or name == "." or "\\" in name:
             raise ExportError(
-                f"{folder / model}: its weights lie in {location!r}, outside of its folder; save "
+                f"{folder / model}: its weights lie in {location!r}, outside its folder; save "
                 "it again with a plain file name: onnx.save_model(model, PATH, "
                 f"save_as_external_data=True, location='{model}.data')"
             )
         if not (folder / name).is_file():
             raise ExportError(
-                f"{folder / model}: its weights lie in {name!r}, which is not there; put that "
-                "file, which was written together with the model, beside it"
+                f"{folder / model}: its weights lie in {name!r}, which is missing; put that file, "
+                "which was written together with the model, beside it"
             )
         members[name] = folder / name
     return members
 
 
 def external_files(path: Path) -> list[str]:
-    """Return the names of the files that hold weights of a model, relative to its own folder.
+    """Return the names of the files that hold a model's weights, relative to its folder.
 
-    What is no ONNX file names none; onnxruntime tells what is wrong with it.
+    A file that is not valid ONNX yields no names; onnxruntime reports what is wrong with it.
 
     Raises:
         ExportError: The file cannot be read.
@@ -79,11 +79,11 @@ def external_files(path: Path) -> list[str]:
 
 
 def find_locations(path: Path) -> list[str]:
-    """Return what `external_files` does, for models of strangers.
+    """Return the same names as `external_files`, for untrusted models.
 
     Raises:
         ExportError: The file cannot be read.
-        ValueError: It cannot be followed to its end, so it may name more files.
+        ValueError: It cannot be parsed to its end, so it may name more files.
     """
     try:
         with path.open("rb") as file:
@@ -99,7 +99,7 @@ def _locations(data: Buffer) -> Iterator[str]:
     """Return the ``location`` of each external tensor.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
     pending = [("Model", 0, len(data))]
     while pending:
@@ -121,7 +121,7 @@ def _locations(data: Buffer) -> Iterator[str]:
 
 
 def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Return (number, start, end) of each field of a message that holds bytes."""
+    """Return (number, start, end) of each length-delimited field of a message."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)
@@ -141,7 +141,7 @@ def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]
 
 
 def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
-    """Return the number at a place, and the place behind it."""
+    """Return the number at an offset, and the offset after it."""
     value = 0
     for shift in range(_MAX_VARINT_BYTES):
         if at >= end:

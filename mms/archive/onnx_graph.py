@@ -1,7 +1,7 @@
-"""What an ONNX graph takes and gives, and whether a signature fits it. Pure.
+"""The inputs and outputs of an ONNX graph, and whether a signature matches them. Pure.
 
-The graph is described by `mms.engines.onnx_session`, which asks onnxruntime; the exporter and the
-service compare it with signature.json here, in the same words.
+`mms.engines.onnx_session` describes the graph by asking onnxruntime; the exporter and the service
+compare it with signature.json here, with the same messages.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mms.archive.data_types import TABLE
 from mms.archive.signature import JSON_TYPE, Signature, TensorSpec
 from mms.errors import SignatureError
 
-#: The V2 protocol's name of each type of elements that a request can carry.
+#: The V2 protocol's name of each element type that a request can carry.
 _DATA_TYPES = {type_.onnx: type_.name for type_ in TABLE}
 _FLOATS = tuple(type_.name for type_ in TABLE if type_.is_float)
-#: What pixels are given as: scaled for the first three, as they are for the last.
+#: Element types of image inputs: pixels are scaled for the first three, and raw for the last.
 _PIXEL_TYPES = (*_FLOATS, "UINT8")
 _IMAGE_CHANNELS = (1, 3)
 
@@ -31,9 +31,9 @@ class GraphValue:
 
     Attributes:
         name: Its name.
-        type: In onnxruntime's words: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
-        dims: Size of each axis, or the name of a free one, or None; none at all if the graph does
-            not say, or for a scalar: onnxruntime does not tell these two apart.
+        type: In onnxruntime's notation: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
+        dims: Size of each axis, or the name of a free axis, or None. Empty if the graph states no
+            shape, and for a scalar: onnxruntime does not distinguish the two.
     """
 
     name: str
@@ -47,22 +47,22 @@ class GraphValue:
 
     @property
     def data_type(self) -> str:
-        """The V2 protocol's name of its elements; "" if it is no tensor that JSON can hold."""
+        """The V2 protocol's name of its element type; "" if JSON cannot represent the value."""
         return _DATA_TYPES.get(self.type.removeprefix("tensor(").removesuffix(")"), "")
 
     @property
     def is_rows_of_maps(self) -> bool:
-        """Whether it is a map per row, as scikit-learn's classifiers give probabilities."""
+        """Whether it is one map per row, as scikit-learn's classifiers return probabilities."""
         return self.type.startswith("seq(map(")
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a graph takes and gives.
+    """The inputs and outputs of a graph.
 
     Attributes:
-        inputs: Those that have no default.
-        outputs: All of them.
+        inputs: The inputs without a default.
+        outputs: All outputs.
         runtime: Version of the onnxruntime that read it.
     """
 
@@ -73,7 +73,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """How an input of four axes holds an image; a height or width of 0 is any."""
+    """The layout of an image in an input of four axes; a height or width of 0 is any size."""
 
     is_channels_first: bool
     channels: int
@@ -91,7 +91,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
 
 
 def parse_graph(document: Any) -> Graph:
-    """Return the graph that a document of `graph_document` describes."""
+    """Return the graph described by a document of `graph_document`."""
     inputs, outputs = (
         tuple(GraphValue(name, type_, tuple(dims)) for name, type_, dims in document[key])
         for key in ("inputs", "outputs")
@@ -100,27 +100,27 @@ def parse_graph(document: Any) -> Graph:
 
 
 def make_signature(graph: Graph, has_labels: bool, source: str) -> Signature:
-    """Return the signature of a graph for which nobody wrote one.
+    """Generate a signature from a graph.
 
     Args:
         graph: The graph.
-        has_labels: Whether the archive has a synset.txt: then a sole input that can be an image
-            is taken for one.
-        source: The model's file, for the messages.
+        has_labels: Whether the archive has a synset.txt: a sole input that can be an image is then
+            treated as one.
+        source: The model's file, for messages.
 
     Raises:
-        SignatureError: The graph does not say the shape of an input, or no request can carry it.
+        SignatureError: The graph does not state the shape of an input, or no request can carry it.
     """
     for value in graph.inputs:
         _check_type(value, source)
         if not value.dims:
             raise SignatureError(
-                f"{source}: the graph does not say what shape its input {value.name!r} has; write "
+                f"{source}: the graph does not state the shape of its input {value.name!r}; write "
                 f"a signature.json with {_entry(TensorSpec(value.name, (0, 10)))} among its inputs"
             )
     inputs = tuple(_spec(value) for value in graph.inputs)
     if not inputs:
-        raise SignatureError(f"{source}: the graph has no inputs, so there is nothing to ask it")
+        raise SignatureError(f"{source}: the graph has no inputs, so it cannot be served")
     is_image = (
         has_labels
         and len(inputs) == 1
@@ -139,17 +139,17 @@ def check_inputs(signature: Signature, graph: Graph, source: str) -> None:
     Args:
         signature: The signature.
         graph: The graph.
-        source: Where the signature came from, for the messages.
+        source: Origin of the signature, for messages.
 
     Raises:
-        SignatureError: Naming the input, what the graph has and what the signature says.
+        SignatureError: The message names the input, the graph's value and the signature's.
     """
     values = {value.name: value for value in graph.inputs}
     for spec in signature.inputs:
         if spec.name not in values:
             raise SignatureError(
-                f"{source}: the input {spec.name!r} is none of the graph's, which are "
-                f"{_names(graph.inputs)}; name it as the graph does"
+                f"{source}: the graph has no input {spec.name!r}; its inputs are "
+                f"{_names(graph.inputs)}; use the graph's names"
             )
         value = values.pop(spec.name)
         _check_type(value, source)
@@ -171,17 +171,17 @@ def check_outputs(signature: Signature, graph: Graph, source: str) -> None:
     Args:
         signature: The signature.
         graph: The graph.
-        source: Where the signature came from, for the messages.
+        source: Origin of the signature, for messages.
 
     Raises:
-        SignatureError: Naming the output, what the graph has and what the signature says.
+        SignatureError: The message names the output, the graph's value and the signature's.
     """
     values = {value.name: value for value in graph.outputs}
     for spec in signature.outputs:
         if spec.name not in values:
             raise SignatureError(
-                f"{source}: the output {spec.name!r} is none of the graph's, which are "
-                f"{_names(graph.outputs)}; name those to answer"
+                f"{source}: the graph has no output {spec.name!r}; its outputs are "
+                f"{_names(graph.outputs)}; name the ones to return"
             )
         value = values[spec.name]
         _check_output_type(value, source)
@@ -190,15 +190,15 @@ def check_outputs(signature: Signature, graph: Graph, source: str) -> None:
 
 
 def check_images(signature: Signature, graph: Graph, source: str) -> None:
-    """Check that the inputs can be images; that they are the graph's is checked before.
+    """Check that the inputs can be images; call `check_inputs` first.
 
     Args:
         signature: The signature.
         graph: The graph.
-        source: Where the signature came from, for the messages.
+        source: Origin of the signature, for messages.
 
     Raises:
-        SignatureError: Naming the input that cannot.
+        SignatureError: The message names the input that cannot.
     """
     values = {value.name: value for value in graph.inputs}
     for spec in signature.inputs:
@@ -215,16 +215,16 @@ def check_images(signature: Signature, graph: Graph, source: str) -> None:
 
 
 def check_labels(signature: Signature, graph: Graph, label_count: int, source: str) -> None:
-    """Check that there is a label for each class; that the outputs fit is checked before.
+    """Check that there is a label for each class; call `check_outputs` first.
 
     Args:
         signature: The signature.
         graph: The graph.
-        label_count: Lines of synset.txt.
-        source: Where the signature came from, for the messages.
+        label_count: Number of lines in synset.txt.
+        source: Origin of the signature, for messages.
 
     Raises:
-        SignatureError: An output has more classes.
+        SignatureError: An output has more classes than there are labels.
     """
     values = {value.name: value for value in graph.outputs}
     for spec in signature.outputs:
@@ -232,15 +232,15 @@ def check_labels(signature: Signature, graph: Graph, label_count: int, source: s
         if classes > label_count:
             raise SignatureError(
                 f"{source}: the output {spec.name!r} has {classes} classes, but synset.txt names "
-                f"only {label_count}; add the others, a class per line"
+                f"only {label_count}; add the others, one class per line"
             )
 
 
 def request_shape(spec: TensorSpec, value: GraphValue) -> tuple[int, ...]:
     """Return the shape that a request's input must have; 0 is any size.
 
-    The batch axis is free unless the graph fixes it: what a signature says there is not looked
-    at, as in v0.4. Of the others, the signature may fix those that the graph leaves free.
+    The batch axis is free unless the graph fixes it: the signature's size there is ignored, as in
+    v0.4. The signature may fix other axes that the graph leaves free.
     """
     if not value.dims:
         return (0, *spec.shape[1:])
@@ -249,10 +249,10 @@ def request_shape(spec: TensorSpec, value: GraphValue) -> tuple[int, ...]:
 
 
 def can_batch(inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> bool:
-    """Whether requests may be joined along axis 0.
+    """Return whether requests may be joined along axis 0.
 
-    Not where that axis has a fixed size, where the inputs call it by different names (a sequence
-    is then first, say), nor where an output is not a row per row.
+    They may not if that axis has a fixed size, if the inputs name it differently (a sequence axis
+    may then come first), or if an output does not have one row per input row.
     """
     axes = [value.dims[0] for value in inputs if value.dims]
     if any(isinstance(axis, int) and axis > 0 for axis in axes):
@@ -266,7 +266,7 @@ def can_batch(inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> bo
 
 
 def image_layout(shape: Sequence[int]) -> ImageLayout | None:
-    """Return how an input of this shape holds an image, or None if it does not."""
+    """Return the image layout of an input of this shape, or None if it cannot be an image."""
     if len(shape) != 4:
         return None
     _, first, middle, last = shape
@@ -284,8 +284,8 @@ def _check_type(value: GraphValue, source: str) -> None:
     if not value.data_type:
         raise SignatureError(
             f"{source}: the graph's input {value.name!r} is a {value.type}, which no request can "
-            "carry; write a service that makes it in its _preprocess, and a signature.json with "
-            "what the service gets"
+            "carry; write a service that builds it in its _preprocess, and a signature.json with "
+            "the service's own inputs"
         )
 
 
@@ -298,7 +298,7 @@ def _check_output_type(value: GraphValue, source: str) -> None:
 
 
 def _check_shape(what: str, spec: TensorSpec, value: GraphValue, source: str) -> None:
-    # A graph without a shape takes any.
+    # A graph that states no shape accepts any.
     fits = not value.dims or (
         len(spec.shape) == len(value.shape)
         and all(

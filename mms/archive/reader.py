@@ -1,9 +1,9 @@
-"""Read, check and unpack an archive: nothing of it is trusted until it has passed here.
+"""Read, check and unpack an archive: nothing in it is trusted until it has passed these checks.
 
-`open_archive` takes a ``.model`` or ``.mar`` file or an unpacked folder and gives an `Archive`
+`open_archive` takes a ``.model`` or ``.mar`` file or an unpacked folder and returns an `Archive`
 whose folder can be served. A file is unpacked beside the target and renamed into place, with
-every member checked first and hashed while it is written, so a crash leaves nothing half-done and
-no code of an archive that fails a check is ever run.
+every member checked first and hashed while it is written. So a crash leaves nothing half-done, and
+code of an archive that fails a check is never run.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from mms.archive.members import UnpackLimits, check_members, check_space, open_z
 from mms.archive.signature import Signature, parse_signature
 from mms.errors import ArchiveError, SignatureError, StorageFull
 
-#: Names of archive files end so.
+#: Suffixes of archive files.
 ARCHIVE_SUFFIXES = (".model", ".mar")
-#: Manifests and signatures are a few kB; this only stops one made to exhaust memory.
+#: Manifests and signatures take a few kB; this only stops one crafted to exhaust memory.
 MAX_DOCUMENT_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
-#: What the system says when a disk, or a user's share of it, is full.
+#: Error numbers for a full disk or an exceeded quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,10 +53,10 @@ class Archive:
     """An archive on disk that passed every check.
 
     Attributes:
-        source: What the user named.
+        source: The file or folder that the user named.
         folder: The unpacked files.
         manifest: Its table of contents.
-        signature: The model's inputs and outputs; None if a 1.x archive does not say.
+        signature: The model's inputs and outputs; None if a 1.x archive does not state them.
         digest: sha256 of the archive file in hex, or "" for a folder.
     """
 
@@ -74,15 +74,15 @@ def open_archive(
 
     Args:
         source: File or folder.
-        workspace: Existing folder; a file is unpacked into a new folder inside it, which belongs
-            to the caller. A folder is served where it lies.
-        limits: Bounds for unpacking.
+        workspace: Existing folder; a file is unpacked into a new folder inside it, which the caller
+            owns. A folder is served in place.
+        limits: Limits for unpacking.
         handler: ``module:function`` to use instead of a 1.x archive's own; with it, a folder
             needs no manifest.
 
     Raises:
-        ArchiveError: Naming the file, what is wrong and what to do; StorageFull if it has no room.
-            Nothing is left in `workspace`.
+        ArchiveError: The message names the file, what is wrong and what to do; StorageFull if the
+            disk has no space. Nothing is left in `workspace`.
     """
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
@@ -109,7 +109,7 @@ def read_manifest(source: str | Path, handler: str = "") -> Manifest:
         handler: As for `open_archive`.
 
     Raises:
-        ArchiveError: There is none or it is not valid.
+        ArchiveError: The manifest is missing or not valid.
     """
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
@@ -132,7 +132,7 @@ def read_manifest(source: str | Path, handler: str = "") -> Manifest:
 
 
 def find_archives(folder: Path) -> list[Path]:
-    """Return the archives in a folder: itself if it is an unpacked one, else the files in it."""
+    """Return the archives in a folder: the folder itself if it is unpacked, else its files."""
     if any((folder / name).is_file() for name in (MANIFEST_NAME, MAR_MANIFEST_NAME)):
         return [folder]
     return sorted(path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
@@ -172,7 +172,7 @@ def _inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
 
 
 def _signature_if_any(folder: Path, manifest: Manifest) -> Signature | None:
-    """Return the signature of a 1.x archive, where it is a file for the handler's own use."""
+    """Return the signature of a 1.x archive, whose signature.json may be the handler's own file."""
     path = folder / manifest.signature
     with contextlib.suppress(ArchiveError, SignatureError):
         if path.is_file():
@@ -193,13 +193,13 @@ def _manifest_of(source: str, folder: Path, handler: str) -> Manifest:
 
 
 def _parse(document: object, name: str, label: str, handler: str, files: list[str]) -> Manifest:
-    """Read a manifest of either schema.
+    """Parse a manifest of either schema.
 
     Args:
-        document: As parsed from JSON.
-        name: Its name in the archive, which decides on the schema.
-        label: For messages.
-        handler: To use instead of a 1.x archive's own.
+        document: Parsed JSON.
+        name: Its name in the archive, which determines the schema.
+        label: Its origin, for messages.
+        handler: Handler to use instead of a 1.x archive's own.
         files: Names of the files at the archive's root.
     """
     if name == MANIFEST_NAME:
@@ -215,7 +215,7 @@ def _parse(document: object, name: str, label: str, handler: str, files: list[st
     file = f"{manifest.handler.split(':')[0].removesuffix('.py').split('/')[-1]}.py"
     if is_of_torchserve(document) and file not in files:
         raise ArchiveError(
-            f"{label}: an archive of TorchServe whose handler {manifest.handler!r} is part of "
+            f"{label}: a TorchServe archive whose handler {manifest.handler!r} is part of "
             f"TorchServe and not of the archive; this server has no PyTorch handlers. Add {file} "
             "with a function handle(data, context) that loads and runs the model"
         )
@@ -224,13 +224,13 @@ def _parse(document: object, name: str, label: str, handler: str, files: list[st
 
 def _no_manifest(source: str | Path) -> ArchiveError:
     return ArchiveError(
-        f"{source}: neither {MANIFEST_NAME} nor {MAR_MANIFEST_NAME} is in it; make an archive "
+        f"{source}: neither {MANIFEST_NAME} nor {MAR_MANIFEST_NAME} is in it; create an archive "
         "with mxnet-model-export"
     )
 
 
 def _verify_files(source: str, folder: Path, manifest: Manifest) -> None:
-    """Hash what the manifest lists. Files that it does not list are allowed: folders grow."""
+    """Hash the files that the manifest lists. Others are allowed: folders may gain files."""
     for name, expected in manifest.files.items():
         path = _resolve(folder, name)
         if not path.is_file():
@@ -243,9 +243,9 @@ def _verify_files(source: str, folder: Path, manifest: Manifest) -> None:
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    """Join, refusing what leads out of the folder by a link."""
+    """Join folder and name, refusing links that lead out of the folder."""
     path = folder / name
-    # Path.resolve raises RuntimeError on a link that leads to itself; realpath leaves it be.
+    # Path.resolve raises RuntimeError on a link to itself; realpath leaves it unresolved.
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ArchiveError(f"{folder}: {name!r} leads out of the archive")
     return path
@@ -280,7 +280,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path
 
 
 def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> None:
-    """Copy what the directory promised, no more and no less, whatever the stream really holds."""
+    """Copy exactly as many bytes as the directory claims, whatever the stream holds."""
     left = info.file_size
     while chunk := member.read(min(_CHUNK_BYTES, left + 1)):
         left -= len(chunk)
@@ -293,14 +293,14 @@ def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, pat
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what zipfile raises on damaged archives into ArchiveError."""
+    """Turn zipfile's exceptions on damaged archives into ArchiveError."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise StorageFull(
-                f"{path}: cannot be unpacked: {error.strerror}; make room, or name another folder "
-                "with work_dir"
+                f"{path}: cannot be unpacked: {error.strerror}; free some space, or set work_dir "
+                "to another folder"
             ) from error
         raise ArchiveError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (

@@ -3,7 +3,7 @@
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
 anywhere in a shape means "any size". An entry may also have a ``data_type``, which v0.4 did not
-know: one of the names of the Open Inference Protocol.
+have: one of the names of the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ JSON_TYPE = "application/json"
 IMAGE_PREFIX = "image/"
 #: Element types by their names in the Open Inference Protocol V2.
 DATA_TYPES = tuple(type_.name for type_ in TABLE)
-#: Inputs, or outputs, of one model or request.
+#: Maximum number of inputs, or outputs, of one model or request.
 MAX_TENSORS = 1000
-#: NumPy has no more.
+#: NumPy's maximum.
 MAX_DIMENSIONS = 32
 #: No axis is longer: MXNet counts in 31 bits.
 MAX_SIZE = (1 << 31) - 1
@@ -37,8 +37,8 @@ class TensorSpec:
 
     Attributes:
         name: What clients call it.
-        shape: Sizes by axis, axis 0 being the batch; 0 is any size.
-        data_type: Type of its elements, one of `DATA_TYPES`; "" if the signature does not say.
+        shape: Size of each axis, axis 0 being the batch; 0 is any size.
+        data_type: Element type, one of `DATA_TYPES`; "" if the signature does not state it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What goes into a model and what comes out.
+    """The inputs and outputs of a model.
 
     Attributes:
         inputs: At least one, with distinct names.
@@ -88,14 +88,14 @@ class Signature:
 
 
 def parse_signature(document: Any, source: str = "signature.json") -> Signature:
-    """Check a signature's JSON document and return it typed.
+    """Validate a signature's JSON document and return it typed.
 
     Args:
-        document: As parsed from JSON. Unknown keys are ignored, as v0.4 did.
-        source: Where it came from, for the messages.
+        document: Parsed JSON. Unknown keys are ignored, as in v0.4.
+        source: Its origin, for messages.
 
     Raises:
-        SignatureError: Naming the key, what is wrong with it and how to mend it.
+        SignatureError: The message names the key, what is wrong with it and how to fix it.
     """
     if not isinstance(document, dict):
         raise SignatureError(f"{source}: expected a JSON object, got {_kind(document)}")
@@ -124,7 +124,7 @@ def _specs(document: dict[str, Any], key: str, source: str) -> tuple[TensorSpec,
         )
     if len(value) > MAX_TENSORS:
         raise SignatureError(
-            f"{source}: {key!r} has {len(value)} entries, at most {MAX_TENSORS} are possible"
+            f"{source}: {key!r} has {len(value)} entries, at most {MAX_TENSORS} are allowed"
         )
     return tuple(_spec(entry, f"{key}[{index}]", source) for index, entry in enumerate(value))
 
@@ -137,7 +137,7 @@ def _spec(entry: Any, where: str, source: str) -> TensorSpec:
     name = _required(entry, "data_name", source, 'add "data_name": "data"', where)
     if not isinstance(name, str) or not name:
         raise SignatureError(
-            f"{source}: {where}.data_name must be a non-empty text, got {_kind(name)}"
+            f"{source}: {where}.data_name must be a non-empty string, got {_kind(name)}"
         )
     shape = _required(entry, "data_shape", source, 'add "data_shape": [0, 3, 224, 224]', where)
     _check_shape(shape, f"{where}.data_shape", source)
@@ -153,7 +153,7 @@ def _spec(entry: Any, where: str, source: str) -> TensorSpec:
 def _check_shape(shape: Any, where: str, source: str) -> None:
     if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
         raise SignatureError(
-            f"{source}: {where} has {len(shape)} axes, at most {MAX_DIMENSIONS} are possible"
+            f"{source}: {where} has {len(shape)} axes, at most {MAX_DIMENSIONS} are allowed"
         )
     if (
         not isinstance(shape, list)
@@ -162,7 +162,7 @@ def _check_shape(shape: Any, where: str, source: str) -> None:
         or not 0 <= min(shape) <= max(shape) <= MAX_SIZE
     ):
         raise SignatureError(
-            f"{source}: {where} must be a list of whole numbers >= 0 "
+            f"{source}: {where} must be a list of integers >= 0 "
             f"(0 means any size) and <= {MAX_SIZE}, got {quoted(shape)}"
         )
 
@@ -172,7 +172,7 @@ def _mime_type(document: dict[str, Any], key: str, source: str) -> str:
     if isinstance(value, str):
         text = value.strip().lower()
         is_image = text.startswith(IMAGE_PREFIX) and len(text) > len(IMAGE_PREFIX)
-        # It is sent as the answer's Content-Type, where a line break would end the header.
+        # It becomes the answer's Content-Type, where a line break would end the header.
         if text == JSON_TYPE or (is_image and text.isascii() and text.isprintable()):
             return text
     raise SignatureError(
@@ -185,10 +185,10 @@ def _required(document: dict[str, Any], key: str, source: str, fix: str, where: 
     if key in document:
         return document[key]
     place = f"{where} has no" if where else "has no"
-    # Only names of about that length can be meant; comparing costs the square of it.
+    # Only names of similar length can be meant; the comparison costs the square of the length.
     unknown = [name for name in islice(document, MAX_TENSORS) if _may_be_meant(name)]
     close = difflib.get_close_matches(key, unknown, n=1)
-    hint = f" (is {close[0]!r} a slip?)" if close else ""
+    hint = f" (is {close[0]!r} a typo?)" if close else ""
     raise SignatureError(f"{source}: {place} {key!r}{hint}; {fix}")
 
 
@@ -204,9 +204,9 @@ def _spec_document(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     if isinstance(value, list) and not value:
         return "an empty list"
     if value == "":
-        return "an empty text"
+        return "an empty string"
     return names.get(type(value), quoted(value))

@@ -1,7 +1,7 @@
-"""The server's scratch folder: unpacked archives live here and go when the server goes.
+"""The server's scratch folder for unpacked archives, removed when the server exits.
 
 Each folder holds a lock file that its server keeps locked. A server killed with SIGKILL cannot
-clean up after itself; the next one to start finds the lock free and removes what was left.
+clean up after itself; the next one to start finds the lock free and removes the folder.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def open_workspace(parent: Path | None = None) -> Iterator[Path]:
     """Return a new empty folder that is removed afterwards, and remove orphaned ones.
 
     Args:
-        parent: Where to make it; the system's temporary folder by default.
+        parent: Folder to create it in; the system's temporary folder by default.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
     root = parent or Path(tempfile.gettempdir())
     root.mkdir(parents=True, exist_ok=True)
@@ -35,8 +35,8 @@ def open_workspace(parent: Path | None = None) -> Iterator[Path]:
     try:
         with (folder / f"{_LOCK}.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Under its name only now: a server that starts at the same time takes a lock file
-            # that it can lock for an orphan's.
+            # Renamed only once it is locked: a server that starts at the same time takes a folder
+            # whose lock file it can lock for an orphan.
             os.rename(lock.name, folder / _LOCK)
             yield folder
     finally:
@@ -45,7 +45,7 @@ def open_workspace(parent: Path | None = None) -> Iterator[Path]:
 
 def _remove_orphans(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
-        # Not ours to touch, gone meanwhile, or without a lock yet: leave it.
+        # Not accessible, already removed, or not locked yet: leave it.
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:

@@ -1,4 +1,4 @@
-"""Write an archive: the same input gives the same bytes, and a crash leaves no half file."""
+"""Write an archive: equal input yields equal bytes, and a crash leaves no partial file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mms.archive.manifest import MANIFEST_NAME, Manifest
 from mms.archive.reader import hash_file
 from mms.errors import ExportError
 
-#: Deflating weights saves a few percent and costs seconds per 100 MB at each load.
+#: Deflating weights saves a few percent and costs seconds per 100 MB on each load.
 _STORED_SUFFIXES = (
     *(".params", ".onnx", ".data", ".onnx_data", ".npz", ".npy", ".bin"),
     *(".jpg", ".jpeg", ".png", ".gz"),
 )
-#: The earliest time a zip can hold; a constant keeps the bytes reproducible.
+#: The earliest time a zip can store; a constant keeps the bytes reproducible.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -37,9 +37,9 @@ def write_archive(
     """Write a ``.model`` file.
 
     Args:
-        target: Path of the file to make; its folder must exist.
+        target: Path of the file to create; its folder must exist.
         manifest: Table of contents; ``Files`` is filled in here.
-        files: Member name (posix path) to file on disk or content. Links are followed.
+        files: Files on disk, or contents, by member name (POSIX path). Links are followed.
         overwrite: Replace an existing target.
 
     Returns:
@@ -47,10 +47,10 @@ def write_archive(
 
     Raises:
         ExportError: The target exists, or a file cannot be read or written. The target is then
-            as it was before.
+            unchanged.
     """
     if target.exists() and not overwrite:
-        raise ExportError(f"{target} exists already; give --force to replace it")
+        raise ExportError(f"{target} already exists; use --force to replace it")
     try:
         digests = {name: _digest(files[name]) for name in sorted(files)}
         complete = replace(manifest, files=digests)

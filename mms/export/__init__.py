@@ -1,1 +1,1 @@
-"""Packing: from a folder with a trained model to an archive, quantized and checked if asked for."""
+"""Package a folder with a trained model as an archive, optionally quantized and checked."""

@@ -1,12 +1,12 @@
 """Quantize the network of an archive: ``python -m mms.export.calibrate FOLDER DATA PREFIX``.
 
-Started by ``mxnet-model-export`` in a process of its own. Runs the archive's service on the
-calibration data, takes down what reaches the network, quantizes the network by that, and compares
-it with the original on the same inputs. Prints one JSON line: the names of the files it wrote and
-how well the two agree.
+Started by ``mxnet-model-export`` in a separate process. Runs the archive's service on the
+calibration data, records the network's inputs, quantizes the network with them, and compares it
+with the original on the same inputs. Prints one JSON line: the names of the files it wrote and the
+agreement of the two networks.
 
-The scheme is MXNet's "smart" mode with "naive" calibration (the range of each layer is what was
-seen), which in measurements was as good as the entropy method.
+The scheme is MXNet's "smart" mode with "naive" calibration (the range of each layer is the observed
+range), which in measurements was as good as the entropy method.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was made, and how well it agrees with the original.
+    """The files of the int8 network, and its agreement with the original.
 
     Attributes:
         symbol: Name of the symbol file.
         parameters: Name of the parameter file.
-        samples: Rows compared.
-        agreement: Share of rows whose largest output is the same; for networks that do not
+        samples: Number of rows compared.
+        agreement: Fraction of rows whose largest output is the same; for networks that do not
             classify, the mean cosine similarity of the outputs.
-        max_relative_error: Largest difference of any output over the largest output.
+        max_relative_error: Largest difference of any output, divided by the largest output.
     """
 
     symbol: str
@@ -63,7 +63,7 @@ def quantize(folder: Path, data: Path, prefix: Path) -> Report:
     """Quantize an unpacked archive's network and write it beside `prefix`.
 
     Raises:
-        MMSError: The service does not load, the data does not fit it, or the network cannot be
+        MMSError: The service does not load, the data does not match it, or the network cannot be
             quantized.
     """
     spec = LoadSpec(
@@ -83,7 +83,7 @@ def quantize(folder: Path, data: Path, prefix: Path) -> Report:
 
 
 def _network(service: Any) -> tuple[Any, list[str] | None]:
-    """Return the block that a service runs, and the names of its inputs if it has any yet."""
+    """Return the block that a service runs, and the names of its inputs if already known."""
     net = getattr(service, "net", None)
     if isinstance(net, mx.gluon.HybridBlock):
         return net, None
@@ -98,12 +98,12 @@ def _network(service: Any) -> tuple[Any, list[str] | None]:
 
 
 class _Recorder:
-    """Takes down what goes into a network and what comes out, while a service runs it.
+    """Records the inputs and outputs of a network while a service runs it.
 
     Args:
         net: The network.
-        names: Of its inputs; by default those that Gluon gives when it exports a network. What is
-            put in beyond them is for training (labels), and is left out.
+        names: Names of its inputs; by default those that Gluon assigns when it exports a network.
+            Inputs beyond them are for training (labels) and are left out.
     """
 
     def __init__(self, net: Any, names: list[str] | None) -> None:
@@ -126,7 +126,7 @@ class _Recorder:
         """Return each input, joined along the batch axis.
 
         Raises:
-            ExportError: The network was never run, or its inputs differ in more than the batch.
+            ExportError: The network was never run, or its inputs differ beyond the batch axis.
         """
         return self._joined(0)
 
@@ -136,13 +136,13 @@ class _Recorder:
 
     def _joined(self, side: int) -> list[Any]:
         if not self._calls:
-            raise ExportError("the calibration data led to no run of the network")
+            raise ExportError("the network was never run on the calibration data")
         try:
             return [np.concatenate(c) for c in zip(*(c[side] for c in self._calls), strict=True)]
         except ValueError as error:
             raise ExportError(
                 f"the network's inputs or outputs differ between requests ({error}); int8 needs "
-                "calibration data of one size"
+                "calibration data of a single size"
             ) from None
 
 
@@ -150,7 +150,7 @@ def _requests(path: Path, signature: Signature) -> Iterator[Request | list[Any]]
     """Return the calibration data as requests, or as lists of arrays that stand for them.
 
     Raises:
-        ExportError: It is of no kind that is known, or empty.
+        ExportError: It is in no supported format, or empty.
     """
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGES)
@@ -164,8 +164,9 @@ def _requests(path: Path, signature: Signature) -> Iterator[Request | list[Any]]
         return
     if path.suffix not in (".json", ".jsonl"):
         raise ExportError(
-            f"{path}: calibration data is a .jsonl file with a request's body per line, a .json "
-            "file with a list of them, a .npz file with an array per input, or a folder of images"
+            f"{path}: calibration data must be a .jsonl file with one request body per line, a "
+            ".json file with a list of them, a .npz file with one array per input, or a folder of "
+            "images"
         )
     text = path.read_bytes()
     try:
@@ -201,7 +202,7 @@ def _request(body: bytes, content_type: str) -> Request:
 
 
 def _quantized(recorder: _Recorder, inputs: list[Any], prefix: Path) -> QuantizedNet:
-    """Write the int8 network and return it, loaded again as a worker would."""
+    """Write the int8 network, and return it as a worker would load it."""
     from mxnet.contrib.quantization import quantize_net_v2
 
     wide = _widened(recorder, prefix)
@@ -229,7 +230,7 @@ def _quantized(recorder: _Recorder, inputs: list[Any], prefix: Path) -> Quantize
 
 
 def _widened(recorder: _Recorder, prefix: Path) -> Any:
-    """Return the network for inference only, with images in place of one-dimensional signals."""
+    """Return the network for inference only, with one-dimensional signals turned into images."""
     net = recorder.net
     scratch = prefix.with_name(f"{prefix.name}-fp32")
     if not net._active:
@@ -290,7 +291,7 @@ def _cosine(a: Any, b: Any) -> float:
 
 
 def main() -> None:
-    """Run the process; the error, if there is one, is the last line of standard error."""
+    """Run the process; an error becomes the last line of standard error."""
     folder, data, prefix = (Path(argument) for argument in sys.argv[1:4])
     try:
         report = quantize(folder, data, prefix)
@@ -300,7 +301,7 @@ def main() -> None:
             print(failure.detail.traceback, file=sys.stderr)  # noqa: T201 - its output
         print(failure, file=sys.stderr)  # noqa: T201 - its output
         sys.stderr.flush()
-        # Skips MXNet's tear-down.
+        # Skips MXNet's teardown.
         os._exit(3)
     print(json.dumps(asdict(report)), flush=True)  # noqa: T201 - its output
     os._exit(0)

@@ -1,6 +1,6 @@
-"""What the graph of a ``.onnx`` file takes and gives, asked of a process of its own.
+"""Read the inputs and outputs of a ``.onnx`` file's graph in a separate process.
 
-onnxruntime opens the model there, `mms.engines.onnx_session`: a damaged file may crash it.
+onnxruntime opens the model there (`mms.engines.onnx_session`): a damaged file may crash it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mms.errors import EngineMissing, ExportError
 
 
 def read_graph(path: Path) -> Graph:
-    """Return what a model's graph takes and gives, having opened it with onnxruntime.
+    """Open a model with onnxruntime and return the inputs and outputs of its graph.
 
     Raises:
-        ExportError: onnxruntime cannot run it: in one line why, and what to do.
-        EngineMissing: There is no onnxruntime.
+        ExportError: onnxruntime cannot run it; the message is one line with reason and advice.
+        EngineMissing: onnxruntime is not installed.
     """
-    # The folder the command runs in must not shadow modules: it may well hold an onnx.py. Python
-    # 3.10 does not know the variable, and looks into the root folder instead.
+    # The current folder must not shadow modules: it may well hold an onnx.py. Python 3.10 does not
+    # know the variable, and searches the root folder instead.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "mms.engines.onnx_session", os.path.abspath(path)],

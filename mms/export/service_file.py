@@ -1,4 +1,4 @@
-"""Read a service file without running it: what it defines, and what of that it inherits."""
+"""Analyse a service file without running it: the classes it defines, and their bases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from mms.archive.manifest import ModelFormat
 from mms.errors import ExportError
 
-#: The classes that services derive from, and the model format that each is for.
+#: The base classes of services, and the model format that each is for.
 _BASES = {
     "GluonImperativeBaseService": ModelFormat.GLUON,
     "GluonVisionService": ModelFormat.GLUON,
@@ -24,8 +24,8 @@ _BASES = {
 def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
     """Return the service classes that a file defines, without running it.
 
-    A class counts if it derives, directly or through others in the file, from a known base; a
-    class that another one derives from does not.
+    A class counts if it derives, directly or through others in the file, from a known base, and
+    no other class derives from it.
 
     Returns:
         (name, the model format its base is for, if any) of each.
@@ -50,7 +50,7 @@ def service_classes(path: Path) -> list[tuple[str, ModelFormat | None]]:
 
 
 def has_imported_base(path: Path) -> bool:
-    """Whether a class has an imported base; only loading it tells whether that is a service.
+    """Return whether a class has an imported base; only loading shows if that is a service.
 
     Raises:
         ExportError: The file is not valid Python.
@@ -69,7 +69,8 @@ def own_methods(path: Path) -> set[str] | None:
     """Return the names of the methods of all classes in the service file of an ONNX model.
 
     Returns:
-        None if the service is not built on one of ours, or may inherit methods from elsewhere.
+        None if the service does not derive from a class of this package, or may inherit methods
+        from elsewhere.
 
     Raises:
         ExportError: The file is not valid Python.
@@ -88,7 +89,7 @@ def own_methods(path: Path) -> set[str] | None:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        # Bytes, so that a byte order mark and a coding line mean what they mean to Python.
+        # Bytes, so that Python interprets a byte order mark and a coding line.
         return ast.parse(path.read_bytes(), filename=str(path))
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
@@ -99,7 +100,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _imported_names(tree: ast.Module) -> dict[str, str]:
-    """Return the name under which each ``from ... import name as alias`` is known elsewhere."""
+    """Return the original name of each alias in ``from ... import name as alias``."""
     return {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)

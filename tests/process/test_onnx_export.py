@@ -100,7 +100,7 @@ def test_a_service_that_makes_the_inputs_itself_may_name_them_as_it_likes(tmp_pa
     made = export(write_model(tmp_path / "own", linear(), document, service=service))
     assert made.manifest.service == "service.py"
     other = SERVICE.format(method="_postprocess")
-    with pytest.raises(SignatureError, match="input 'text' is none of the graph's, which are 'x'"):
+    with pytest.raises(SignatureError, match="the graph has no input 'text'; its inputs are 'x'"):
         export(write_model(tmp_path / "other", linear(), document, service=other))
 
 
@@ -108,7 +108,7 @@ def test_a_service_that_makes_the_answer_itself_may_name_it_as_it_likes(tmp_path
     document = signature([0, 3], names=("x",))
     service = SERVICE.format(method="_postprocess")
     export(write_model(tmp_path / "own", linear(), document, service=service))
-    with pytest.raises(SignatureError, match=r"output 'output' is none of .* 'y', 'rows'; name"):
+    with pytest.raises(SignatureError, match=r"no output 'output'; .* 'y', 'rows'; name"):
         export(write_model(tmp_path / "default", linear(), document))
 
 
@@ -189,11 +189,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "Protobuf parsing failed; it is damaged, or no ONNX model: fetch or export it again",
     ),
     "something else": (written(lambda: b"<html>" * 9), "Protobuf parsing failed; it is damaged"),
-    "weights missing": (missing_weights, "its weights lie in 'net.onnx.data', which is not there"),
+    "weights missing": (missing_weights, "its weights lie in 'net.onnx.data', which is missing"),
     "weights cut short": (cut_weights, "External initializer: .*; fetch or export the files with"),
     "no shape": (
         written(lambda: identity(FLOAT, None)),
-        "does not say what shape its input 'x' has; write a signature.json",
+        "does not state the shape of its input 'x'; write a signature.json",
     ),
 }
 

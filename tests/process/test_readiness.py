@@ -265,7 +265,7 @@ class TestCheck:
     def test_an_existing_archive_is_refused_before_anything_runs(self, tmp_path: Path) -> None:
         (tmp_path / "m.model").write_bytes(b"mine")
         done = self.run(tmp_path, self.source("def _postprocess(self, data):", "    return data"))
-        assert "exists already; give --force" in done.stderr
+        assert "already exists; use --force" in done.stderr
         assert (tmp_path / "m.model").read_bytes() == b"mine"
 
     def test_what_the_service_prints_is_shown(self, tmp_path: Path) -> None:

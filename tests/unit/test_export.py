@@ -157,7 +157,7 @@ def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
 def test_an_existing_archive_is_replaced_only_by_force(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", GLUON)
     (tmp_path / "test.model").write_text("precious")
-    with pytest.raises(ExportError, match=r"test\.model exists already; give --force"):
+    with pytest.raises(ExportError, match=r"test\.model already exists; use --force"):
         export_model("test", folder, None, tmp_path)
     assert (tmp_path / "test.model").read_text() == "precious"
     assert export_model("test", folder, None, tmp_path, force=True).members == 4
@@ -167,7 +167,7 @@ def test_defaults_for_serving_are_checked_and_kept(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", GLUON)
     made = export_model("a", folder, None, tmp_path, serving={"batch_size": 8})
     assert open_archive(made.path, tmp_path).manifest.serving.batch_size == 8
-    with pytest.raises(ManifestError, match="batch_size must be a whole number >= 1, got 0"):
+    with pytest.raises(ManifestError, match="batch_size must be an integer >= 1, got 0"):
         export_model("b", folder, None, tmp_path, serving={"batch_size": 0})
 
 
@@ -291,7 +291,7 @@ SIGNATURE_MISTAKES: dict[str, tuple[str | bytes | None, str]] = {
     "output type": (json.dumps({**SIGNATURE, "output_type": 1}), "'output_type' must be"),
     "shape": (
         json.dumps({**SIGNATURE, "inputs": [{"data_name": "a", "data_shape": ["x"]}]}),
-        r"inputs\[0\].data_shape must be a list of whole numbers",
+        r"inputs\[0\].data_shape must be a list of integers",
     ),
 }
 

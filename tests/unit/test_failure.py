@@ -184,7 +184,7 @@ def test_an_exception_that_cannot_be_printed_is_an_error_like_any_other() -> Non
     assert type(failed) is InferenceFailed
     assert failed.detail is not None
     assert failed.detail.type == "Mute"
-    assert str(unloaded).startswith("Mute: (Mute whose text cannot be read)")
+    assert str(unloaded).startswith("Mute: (Mute whose message cannot be read)")
 
 
 def test_a_rejection_that_cannot_be_printed_is_a_rejection() -> None:

@@ -230,7 +230,7 @@ INCOMPLETE: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "of TorchServe": (
         mar({"modelName": "a", "handler": "image_classifier", "serializedFile": "m.pth"}),
-        "an archive of TorchServe whose handler 'image_classifier' is part of TorchServe",
+        "a TorchServe archive whose handler 'image_classifier' is part of TorchServe",
     ),
     "broken manifest": ({"MANIFEST.json": b"{"}, "MANIFEST.json: not valid JSON"),
     "broken signature": (members() | {"signature.json": b"nope"}, "signature.json: not valid JSON"),

@@ -111,9 +111,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": []}, "'inputs' must be a list.*got an empty list"),
     ({"inputs": [3]}, r"inputs\[0\] must be an object such as .*got 3"),
     ({"inputs": [{"data_shape": [1]}]}, r"inputs\[0\] has no 'data_name'; add"),
-    ({"inputs": [{"data_nam": "x", "data_shape": [1]}]}, "is 'data_nam' a slip"),
-    ({"inputs": [{"data_name": "", "data_shape": [1]}]}, "non-empty text, got an empty text"),
-    ({"inputs": [{"data_name": 5, "data_shape": [1]}]}, "non-empty text, got 5"),
+    ({"inputs": [{"data_nam": "x", "data_shape": [1]}]}, "is 'data_nam' a typo"),
+    ({"inputs": [{"data_name": "", "data_shape": [1]}]}, "non-empty string, got an empty string"),
+    ({"inputs": [{"data_name": 5, "data_shape": [1]}]}, "non-empty string, got 5"),
     (
         {"inputs": [{"data_name": "x", "data_shape": [1], "data_type": "float32"}]},
         r"inputs\[0\].data_type must be one of BOOL, .*, got 'float32'",
@@ -126,8 +126,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{"data_name": "x", "data_shape": "3"}]}, "data_shape must be a list.*got '3'"),
     ({"inputs": [{"data_name": "x", "data_shape": []}]}, r"data_shape must be .*got \[\]"),
     ({"inputs": [{"data_name": "x", "data_shape": [-1]}]}, r">= 0 .*got \[-1\]"),
-    ({"inputs": [{"data_name": "x", "data_shape": [1.0]}]}, r"whole numbers.*got \[1.0\]"),
-    ({"inputs": [{"data_name": "x", "data_shape": [True]}]}, r"whole numbers.*got \[True\]"),
+    ({"inputs": [{"data_name": "x", "data_shape": [1.0]}]}, r"integers.*got \[1.0\]"),
+    ({"inputs": [{"data_name": "x", "data_shape": [True]}]}, r"integers.*got \[True\]"),
     ({"inputs": [{"data_name": "x", "data_shape": [1]}] * 2}, "two inputs are named 'x'"),
     (
         {"inputs": [{"data_name": "x", "data_shape": [1], "data_type": "int64"}]},

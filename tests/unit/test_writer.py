@@ -61,7 +61,7 @@ def test_every_file_is_listed_with_its_sha256(tmp_path: Path) -> None:
 def test_an_existing_archive_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     target = tmp_path / "a.model"
     target.write_bytes(b"precious")
-    with pytest.raises(ExportError, match=r"a\.model exists already; give --force"):
+    with pytest.raises(ExportError, match=r"a\.model already exists; use --force"):
         write_archive(target, MANIFEST, FILES)
     assert target.read_bytes() == b"precious"
     write_archive(target, MANIFEST, FILES, overwrite=True)
