@@ -1,1 +1,1 @@
-"""The two commands: flags become configuration, one call does the work, its end is the status."""
+"""The two commands: parse flags into a configuration, do the work, return an exit status."""

@@ -29,12 +29,12 @@ from mms.serving.servable import Servable
 from mms.version import __version__
 from mms.wire.messages import Dialect, RequestMeta
 
-#: Hidden, since it stands beside archives for a moment.
+#: Hidden, since it briefly exists beside archives.
 _STAGING_PREFIX = ".mxnet-model-export-"
 
 
 def main() -> None:
-    """Run the command; console entry point."""
+    """Run the command (console entry point)."""
     command.main(prog_name="mxnet-model-export")
 
 
@@ -45,14 +45,13 @@ def main() -> None:
     required=True,
     type=click.Path(path_type=Path),
     help="Folder with signature.json, the parameters, the symbol if there is one, synset.txt and "
-    "whatever else the service reads; or with a .onnx file, for which signature.json is made if "
-    "it is not there. A sample.json, sample.jpg or sample.png in it is the model's sample request.",
+    "any other files the service reads; or with a .onnx file, for which signature.json is "
+    "generated if missing. A sample.json, sample.jpg or sample.png is the model's sample request.",
 )
 @click.option(
     "--service-file-path",
     type=click.Path(path_type=Path),
-    help="The service file, or a folder that holds just one. Optional for symbolic models and "
-    "for ONNX ones.",
+    help="Service file, or a folder that holds exactly one. Optional for symbolic and ONNX models.",
 )
 @click.option(
     "--export-path",
@@ -64,8 +63,8 @@ def main() -> None:
     "--serving",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Default for how to serve the model: workers, batch_size, max_batch_delay, "
-    "response_timeout or device; flags of the server win over it.",
+    help="Default setting for serving the model: workers, batch_size, max_batch_delay, "
+    "response_timeout or device; the server's flags override it.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing archive.")
 @click.option(
@@ -74,28 +73,28 @@ def main() -> None:
 @click.option(
     "--quantize",
     type=click.Choice(["int8"]),
-    help="Make the network smaller and faster on CPUs, at some cost in accuracy, which is "
+    help="Make the network smaller and faster on CPUs, at some cost in accuracy; the cost is "
     "measured on the calibration data.",
 )
 @click.option(
     "--calibration-data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="For --quantize: a .jsonl file with the body of a request per line (or .json with a list "
-    "of them), a .npz file with an array per input, or a folder of images. A hundred or more, "
-    "like those to come.",
+    help="For --quantize: a .jsonl file with one request body per line (or .json with a list of "
+    "them), a .npz file with one array per input, or a folder of images. Use a hundred samples or "
+    "more that resemble real requests.",
 )
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 1),
     default=0.95,
     show_default=True,
-    help="For --quantize: refuse an int8 network that agrees less than this with the original.",
+    help="For --quantize: reject an int8 network whose agreement with the original is lower.",
 )
 @click.option(
     "--model-type",
     type=click.Choice(["symbolic", "imperative"]),
-    help="Ignored; the files tell. Accepted because v0.4's exporter asked for it.",
+    help="Ignored; the format follows from the files. Accepted because v0.4 required it.",
 )
 @click.version_option(__version__, prog_name="mxnet-model-export")
 def command(
@@ -143,31 +142,31 @@ def command(
 
 
 def _target(export_path: Path, model_name: str, force: bool) -> Path:
-    """Return the file to write; its folder is made.
+    """Return the file to write, and create its folder.
 
     Raises:
-        ExportError: It exists and may not be replaced, or its folder cannot be made.
+        ExportError: It exists and may not be replaced, or its folder cannot be created.
     """
     target = Path(os.path.expanduser(export_path)) / f"{model_name}.model"
     if target.exists() and not force:
-        raise ExportError(f"{target} exists already; give --force to replace it")
+        raise ExportError(f"{target} already exists; use --force to replace it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"{target.parent}: cannot be made: {error.strerror}") from None
+        raise ExportError(f"{target.parent}: cannot be created: {error.strerror}") from None
     return target
 
 
 def _make_checked(make: Callable[[Path, bool], Export], target: Path) -> tuple[Export, str]:
-    """Make an archive beside its target, and put it there once it has passed the check.
+    """Build an archive beside its target, and move it there once it has passed the check.
 
     Returns:
-        The export, and what came of its sample request.
+        The export, and the result of its sample request.
 
     Raises:
-        MMSError: It cannot be made, and the target is as it was before; or it does not pass, and
-            there is no archive at the target: one that was to be replaced is kept beside it, so
-            that a script which goes on does not serve it as the new one.
+        MMSError: It cannot be built, and the target is unchanged; or it fails the check, and no
+            archive is left at the target: the previous one is kept beside it, so that a script
+            which ignores the failure does not serve it as the new one.
     """
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=target.parent) as staging:
         export = make(Path(staging), False)
@@ -184,7 +183,7 @@ def _set_aside(target: Path) -> None:
     if target.exists():
         kept = target.with_name(f"{target.name}.previous")
         os.replace(target, kept)
-        click.echo(f"the archive that was to be replaced is kept as {kept}", err=True)
+        click.echo(f"the previous archive is kept as {kept}", err=True)
 
 
 def _parse_serving(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -213,10 +212,10 @@ def _describe(export: Export) -> None:
 def _quantize(
     original: Export, calibration_data: Path, min_agreement: float, target: Path
 ) -> Export:
-    """Quantize an archive in a process of its own, and write it to the target.
+    """Quantize an archive in a separate process, and write it to the target.
 
     Raises:
-        ExportError: The network cannot be quantized, or agrees too little with the original.
+        ExportError: The network cannot be quantized, or its agreement with the original is too low.
     """
     if not calibration_data.exists():
         raise ExportError(f"{calibration_data}: no such file or folder with calibration data")
@@ -224,7 +223,7 @@ def _quantize(
     archive = open_archive(original.path, folder)
     prefix = folder / f"{original.manifest.model_name}-int8"
     command = [sys.executable, "-m", "mms.export.calibrate"]
-    click.echo(f"quantizing by {calibration_data} ...", err=True)
+    click.echo(f"quantizing with {calibration_data} ...", err=True)
     done = subprocess.run(
         [*command, str(archive.folder), str(calibration_data), str(prefix)],
         env=worker_environment(os.environ, usable_cores(), lambda _: False),
@@ -246,9 +245,9 @@ def _quantize(
     )
     if agreement < min_agreement:
         raise ExportError(
-            f"int8 agrees with fp32 on {agreement:.2%} only, less than --min-agreement "
-            f"{min_agreement:.2%}; nothing was written. Calibrate with data like that to come, or "
-            "lower the threshold if this is good enough"
+            f"int8 agrees with fp32 on only {agreement:.2%}, less than --min-agreement "
+            f"{min_agreement:.2%}; nothing was written. Calibrate with data that resembles real "
+            "requests, or lower the threshold if this is good enough"
         )
     files = {kind: folder / report[kind] for kind in ("symbol", "parameters")}
     quantization = Quantization("int8", report["samples"], agreement, report["max_relative_error"])
@@ -256,13 +255,13 @@ def _quantize(
 
 
 def _check(export: Export) -> str:
-    """Load the archive as the server would, and run its sample.
+    """Load the archive as the server would, and run its sample request.
 
     Returns:
-        What came of the sample, to be said after "the archive loads".
+        The result of the sample request, to be printed after "the archive loads".
     """
     configure_logging("WARNING")
-    # What the service prints is what its author looks for.
+    # The service's own output helps its author.
     logging.getLogger("mms.output").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX) as folder:
         answer = asyncio.run(_ask(export, Path(folder)))
@@ -302,7 +301,7 @@ async def _ask(export: Export, folder: Path) -> str | None:
 
 
 def _reason(error: MMSError) -> str:
-    """Return an error's message with what the service raised, if it did."""
+    """Return an error's message, followed by the service's exception if there is one."""
     raised = error.detail.traceback.rsplit("\n", 1)[-1] if error.detail else ""
     return f"{error}: {raised}" if raised and raised not in str(error) else str(error)
 

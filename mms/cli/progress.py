@@ -1,4 +1,4 @@
-"""One line on the terminal that says how downloads go on, however many there are."""
+"""One line on the terminal that shows the progress of all downloads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BAR_CHARS = 24
 
 
 class ProgressLine:
-    """Draws the line; for any number of threads.
+    """Draws the line; safe to use from several threads.
 
     Args:
-        terminal: Where to.
+        terminal: Where to draw.
     """
 
     def __init__(self, terminal: TextIO) -> None:
@@ -27,7 +27,7 @@ class ProgressLine:
         self._drawn_at = 0.0
 
     def update(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Record how much of a download is here, and draw, unless it was done just now."""
+        """Record how much of a download has arrived, and redraw at a limited rate."""
         with self._lock:
             self._downloads[name] = (done_bytes, total_bytes)
             now = time.monotonic()
@@ -36,13 +36,13 @@ class ProgressLine:
                 self._draw(self.line())
 
     def finish(self, name: str) -> None:
-        """Record a download's end; the last one takes the line away."""
+        """Record the end of a download; the last one clears the line."""
         with self._lock:
             if self._downloads.pop(name, None) is not None and not self._downloads:
                 self._draw("")
 
     def line(self) -> str:
-        """Return the text: what is downloaded, a bar if its length is known, and the bytes."""
+        """Return the line: what is downloaded, a bar if its length is known, and the bytes."""
         names = list(self._downloads)
         done = sum(done for done, _ in self._downloads.values())
         totals = [total for _, total in self._downloads.values()]
@@ -56,6 +56,6 @@ class ProgressLine:
 
     def _draw(self, text: str) -> None:
         columns = shutil.get_terminal_size().columns
-        # Back to the first column: what is written next, a line of the log say, overwrites this.
+        # Back to the first column, so that the next output (a log line, say) overwrites this.
         self._terminal.write(f"\r{text[: columns - 1]}\x1b[K\r")
         self._terminal.flush()

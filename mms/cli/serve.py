@@ -32,17 +32,17 @@ from mms.serving.archives import fetch_options
 from mms.serving.registry import Registry
 from mms.version import __version__
 
-#: Exit status where a model was refused by what is not a start-up error (out of memory, say).
+#: Exit status if a model fails with an error that is not a start-up error (out of memory, say).
 LOAD_FAILED_STATUS = 3
 
 
 def main() -> None:
-    """Run the command; console entry point."""
+    """Run the command (console entry point)."""
     command.main(args=expand_models(sys.argv[1:]), prog_name="mxnet-model-server")
 
 
 def expand_models(args: Sequence[str]) -> list[str]:
-    """Repeat ``--models`` before each of several pairs, which click's options do not take."""
+    """Repeat ``--models`` before each pair; click's options take only one value each."""
     expanded: list[str] = []
     in_models = False
     for arg in args:
@@ -61,7 +61,7 @@ def expand_models(args: Sequence[str]) -> list[str]:
 
 
 def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the command one flag per setting, from the settings' own declarations."""
+    """Add one flag per setting to the command, from the settings' own declarations."""
     for cls in (ModelSettings, ServerSettings):
         for f in reversed(dataclasses.fields(cls)):
             flag = f"--{f.name.replace('_', '-')}"
@@ -80,7 +80,7 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _flag_type(setting: dataclasses.Field[Any]) -> Any:
-    """Return the type by which click checks a flag; lists and units are read with all the rest."""
+    """Return the type by which click checks a flag; lists and units are parsed with the config."""
     is_plain = rules_of(setting).unit is None
     return type(setting.default) if is_plain and type(setting.default) in (int, float) else str
 
@@ -93,7 +93,7 @@ def _metavar(setting: dataclasses.Field[Any]) -> str:
 
 
 @click.command(
-    epilog="Every flag can be set in the environment too: --batch-size is MMS_BATCH_SIZE.",
+    epilog="Every flag can also be set in the environment: --batch-size is MMS_BATCH_SIZE.",
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 @click.option(
@@ -101,8 +101,8 @@ def _metavar(setting: dataclasses.Field[Any]) -> str:
     multiple=True,
     metavar="NAME=LOCATION ...",
     help="Models to serve, as pairs of a name and a .model file, an unpacked folder, or an "
-    "http(s)://, s3:// or file:// URL; several may follow one --models. Without a name, the one in "
-    "the archive is taken.",
+    "http(s)://, s3:// or file:// URL; several may follow one --models. Without a name, the name "
+    "in the archive is used.",
 )
 @click.option(
     "--config",
@@ -124,8 +124,8 @@ def command(
 ) -> None:
     r"""Serve MXNet and Gluon models over HTTP.
 
-    "serve" is what SageMaker starts its containers with; without --models, the archives in
-    /opt/ml/model are served then.
+    SageMaker starts its containers with "serve"; without --models, it serves the archives in
+    /opt/ml/model.
 
     \b
     mxnet-model-server --models crepe=character_cnn.model
@@ -155,7 +155,7 @@ def command(
             _print_config(config)
             return
         if not (config.models or server.model_store or server.allowed_urls or server.state_file):
-            raise ConfigError("no model to serve; give --models NAME=PATH")
+            raise ConfigError("no model to serve; set --models NAME=PATH")
         uvloop.run(Server(config, _announce, read, progress).run())
     except MMSError as error:
         _report(error)
@@ -165,7 +165,7 @@ def command(
 def _parse_model(
     text: str, settings: ServerSettings, progress: ProgressLine | None
 ) -> tuple[str, str]:
-    """Split ``NAME=LOCATION``; what has no name is fetched, and named by its manifest."""
+    """Split ``NAME=LOCATION``; without a name, fetch the archive and use its manifest's."""
     name, separator, location = text.partition("=")
     # The first = of a URL is in its query, or in #sha256=.
     if separator and "/" not in name and "#" not in name:
@@ -184,7 +184,7 @@ def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the archives that SageMaker has put into the container, named by their manifests.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There are none.
     """
     folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
     found = find_archives(folder) if folder.is_dir() else []
@@ -196,7 +196,7 @@ def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _announce(server: Server) -> None:
-    """Say what is served where, with a command that works."""
+    """Print the models, their addresses and a command that works."""
     base = server.url
     rows = [
         (
@@ -229,7 +229,7 @@ def _announce(server: Server) -> None:
 
 
 def _examples(registry: Registry, base: str) -> list[str]:
-    """Return a curl line for a model, if possible for one that brings its own sample request."""
+    """Return a curl command for a model, preferably one with its own sample request."""
     servables = registry.servables()
     if not servables:
         return [f"curl {base}/ping"]
@@ -250,7 +250,7 @@ def _examples(registry: Registry, base: str) -> list[str]:
 
 
 def _inline(path: Path) -> str:
-    """Return a short sample on one line, "" if it is none."""
+    """Return a sample as a single line; "" if it is not a short text."""
     if path.stat().st_size > 500:
         return ""
     try:
@@ -260,12 +260,12 @@ def _inline(path: Path) -> str:
 
 
 def _print_config(config: Config) -> None:
-    """Print every value with its origin; an archive that is not here sets nothing."""
+    """Print every value with its origin; an archive that is not local contributes none."""
 
     def with_archive(model: ModelConfig) -> ModelSettings:
         serving = ServingDefaults()
         with contextlib.suppress(MMSError):
-            # Nothing is downloaded for this.
+            # Printing the configuration downloads nothing.
             path = cached(model.path, fetch_options(config.server))
             serving = read_manifest(path).serving if path else serving
         return with_archive_defaults(model.settings, serving, model.origins)
@@ -274,7 +274,7 @@ def _print_config(config: Config) -> None:
 
 
 def _report(error: MMSError) -> None:
-    """Print an error for a person: the user's own traceback first, the one line last."""
+    """Print an error for a person: the traceback of user code first, the message last."""
     if error.detail and error.detail.traceback and error.detail.stage == "load":
         click.echo(printable(error.detail.traceback), err=True)
         click.echo("", err=True)

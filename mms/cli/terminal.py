@@ -1,4 +1,4 @@
-"""What may be printed to a terminal: nothing that it would obey."""
+"""Make strings safe to print: a terminal must not interpret them as commands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import shlex
 
 
 def printable(text: str) -> str:
-    r"""Return a text with control characters escaped, but for line breaks and tabs.
+    r"""Return a string with control characters escaped, except line breaks and tabs.
 
-    An escape sequence in an archive's text could otherwise rewrite what the operator sees, and a
-    mark that turns the direction of writing could hide what he copies.
+    Otherwise an escape sequence in an archive could rewrite what the operator sees, and a
+    bidirectional control character could disguise what they copy.
     """
     return "".join(
         char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
@@ -18,8 +18,8 @@ def printable(text: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """Return a text as one word of a shell command, on one line and safe to show and to run.
+    """Return a string as one word of a shell command, on one line, safe to print and to run.
 
-    What is not printable becomes a question mark: a command with it could not be copied anyway.
+    Unprintable characters become question marks: they could not be copied anyway.
     """
     return shlex.quote("".join(char if char.isprintable() else "?" for char in text))

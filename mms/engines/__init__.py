@@ -1,5 +1,4 @@
-"""What runs a network: MXNet and onnxruntime found and imported, images decoded, int8 networks.
+"""The inference engines: import MXNet and onnxruntime, decode images, run int8 networks.
 
-The ground floor of everything that touches an engine: services and workers build on it, and it
-imports neither.
+The lowest layer that touches an engine: services and workers build on it, and it imports neither.
 """

@@ -1,8 +1,8 @@
-"""What engines and libraries say when they fail, read by people and by us."""
+"""Interpret the error messages of engines and libraries."""
 
 from __future__ import annotations
 
-#: What engines and libraries say when memory is gone; there is no exception class for it.
+#: Phrases of engines and libraries for exhausted memory; there is no exception class for it.
 _OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "cudamalloc failed",
@@ -11,16 +11,16 @@ _OUT_OF_MEMORY_TEXTS = (
     "insufficient memory",
     "bad_alloc",
 )
-#: How the line begins in which MXNet says what is wrong.
+#: Beginnings of the line in which MXNet states the reason.
 _REASON_MARKS = ("MXNetError:", "mxnet.base.MXNetError:", "Error in operator")
-#: Longest text of an exception that is quoted.
+#: Maximum length of a quoted exception message.
 _MAX_CHARS = 2048
 
 
 def reason_line(text: str) -> str:
-    """Return the line of a traceback or an error's text that holds the reason.
+    """Return the line of a traceback or an error message that states the reason.
 
-    MXNet puts the stack of its own C++ before it, and sometimes hints behind it.
+    MXNet puts its own C++ stack before it, and sometimes hints after it.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith(_REASON_MARKS) or "Check failed" in line]
@@ -36,11 +36,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def short_text(value: object) -> str:
-    """Return the text of an exception, cut; whatever its `__str__` does."""
+    """Return the message of an exception, cut to a limit, whatever its `__str__` does."""
     try:
         text = str(value)
         if len(text) <= _MAX_CHARS:
             return text
         return f"{text[:_MAX_CHARS]}... ({len(text) - _MAX_CHARS} characters cut)"
     except Exception:  # noqa: BLE001 - user code: its __str__ may raise anything
-        return f"({type(value).__name__} whose text cannot be read)"
+        return f"({type(value).__name__} whose message cannot be read)"

@@ -1,8 +1,8 @@
-"""Read the header of an encoded image, and refuse what would cost too much to decode.
+"""Read the header of an encoded image, and refuse images that would cost too much to decode.
 
-Pillow's own classes parse the headers, each for one format only, so that there is no second idea
-of an image's size. What they do per piece of a file is Python, and what some of them allocate
-before anybody can ask for the size is much: both are bounded here.
+Pillow's own classes parse the headers, each for one format only, so that there is no second
+opinion on an image's size. They process each piece of a file in Python, and some allocate a lot
+before the size can be read: both are bounded here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Format(NamedTuple):
-    """How a file of a format begins, and Pillow's module and class for it."""
+    """The first bytes of a format's files, and Pillow's module and class for it."""
 
     signature: re.Pattern[bytes]
     module: str
@@ -40,30 +40,30 @@ _FORMATS = {
     "WebP": _Format(re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WebPImagePlugin", "WebPImageFile"),
     "TIFF": _Format(re.compile(rb"II[*+]\0|MM\0[*+]"), "TiffImagePlugin", "TiffImageFile"),
 }
-#: The formats that are decoded; every message that lists formats takes them from here.
+#: The supported formats; every message that lists formats takes them from here.
 FORMATS = tuple(_FORMATS)
 FORMATS_TEXT = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
-#: Reads that a header may take. A piece of metadata takes two to four, cameras and editors write
-#: tens of pieces; a file of millions of empty ones holds a worker for a minute.
+#: Reads allowed for a header. A piece of metadata takes two to four, and cameras and editors write
+#: tens of pieces; a file with millions of empty ones blocks a worker for a minute.
 _MAX_HEADER_READS = 10_000
-#: A file's pixels may be cut into pieces of this size on average, beyond the reads of a header.
+#: Minimum average size of a read of pixels, beyond the reads of a header.
 _BYTES_PER_READ = 256
-#: Bytes that may be read for each one in the file: TIFF's tags may lie on top of each other.
+#: Bytes that may be read for each one in the file: TIFF's tags may overlap.
 _MAX_READS_PER_BYTE = 2
-#: Passes over the whole image that a JPEG may ask for. Encoders write up to 12; each costs as much
-#: as decoding the image once, and takes ten bytes.
+#: Maximum number of scans (passes over the whole image) in a JPEG. Encoders write up to 12; each
+#: costs as much as decoding the image once, and takes ten bytes.
 _MAX_JPEG_SCANS = 64
 _START_OF_SCAN = b"\xff\xda"
-#: Strips or tiles that a TIFF may consist of, each of which costs a Python object or two.
+#: Maximum number of strips or tiles in a TIFF; each costs a Python object or two.
 _MAX_TIFF_PIECES = 65_536
 #: Run-length coded BMPs are decoded by a loop in Python, at about a million pixels per second.
 _MAX_RLE_PIXELS = 4_000_000
 # TIFF tags: https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml
 _WIDTH, _HEIGHT, _STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 256, 257, 273, 322, 323, 324
 
-#: What Pillow raises: OSError for truncated files, then what its parsers of single formats let
-#: pass. A warning is raised where the interpreter was told so.
+#: Exceptions of Pillow: OSError for truncated files, then those that its parsers of single formats
+#: let through. A warning is raised if the interpreter is configured to do so.
 _PILLOW_ERRORS = (
     OSError,
     ArithmeticError,
@@ -91,7 +91,7 @@ class MeteredFile(io.BytesIO):
         self._bytes_left = _MAX_READS_PER_BYTE * self._size + io.DEFAULT_BUFFER_SIZE
 
     def allow_pixels(self, pieces: int) -> None:
-        """Allow the reads that decoding takes, after those of the header."""
+        """Allow the reads that decoding needs, after those of the header."""
         self._reads_left += self._size // _BYTES_PER_READ + 2 * pieces
         self._bytes_left += _MAX_READS_PER_BYTE * self._size
 
@@ -99,7 +99,7 @@ class MeteredFile(io.BytesIO):
         """Read as `io.BytesIO` does.
 
         Raises:
-            UndecodableImage: There have been too many reads.
+            UndecodableImage: The limit of reads is exceeded.
         """
         data = super().read(size)
         self._reads_left -= 1
@@ -114,14 +114,15 @@ class MeteredFile(io.BytesIO):
 
 
 def open_image(data: bytes, max_pixels: int) -> ImageFile:
-    """Open an encoded image and check what its header says; no pixel is decoded.
+    """Open an encoded image and check its header, without decoding any pixel.
 
     Args:
         data: The encoded image.
-        max_pixels: Most pixels that it may have.
+        max_pixels: Maximum number of pixels.
 
     Raises:
-        UndecodableImage: The bytes are no image of these `FORMATS`, or one that costs too much.
+        UndecodableImage: The bytes are not an image of these `FORMATS`, or decoding it would cost
+            too much.
     """
     name = next((n for n, f in _FORMATS.items() if f.signature.match(data)), None)
     if name is None:
@@ -142,7 +143,7 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile:
 
 
 def not_an_image(data: bytes) -> UndecodableImage:
-    """Return the error for bytes that no decoder takes."""
+    """Return the error for bytes that no decoder accepts."""
     if not data:
         return UndecodableImage("the image is empty (0 bytes)")
     return UndecodableImage(
@@ -151,7 +152,7 @@ def not_an_image(data: bytes) -> UndecodableImage:
 
 
 def too_many_pixels(size: str, max_pixels: int) -> UndecodableImage:
-    """Return the error for an image above the limit, whose size is `size` in words."""
+    """Return the error for an image above the limit; `size` describes its size in words."""
     return UndecodableImage(
         f"the image has {size}, which is more than max_image_pixels ({max_pixels}); start the "
         "server with --max-image-pixels to allow more"
@@ -160,9 +161,9 @@ def too_many_pixels(size: str, max_pixels: int) -> UndecodableImage:
 
 @contextlib.contextmanager
 def pillow_errors(data: bytes) -> Iterator[None]:
-    """Raise UndecodableImage for whatever Pillow raises on bad input, and hush its warnings."""
+    """Turn Pillow's errors on bad input into UndecodableImage, and suppress its warnings."""
     try:
-        # Their texts quote the file, so each would be a new line in the log.
+        # Warnings quote the file, so each would be a new line in the log.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -174,7 +175,7 @@ def pillow_errors(data: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Have Pillow's own check refuse larger images meanwhile.
+    """Make Pillow's own check refuse larger images within the context.
 
     A GIF's first frame and a WebP's canvas are allocated while the header is read.
     """
@@ -191,19 +192,19 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 
 
 def set_pillow_limit(max_pixels: int) -> None:
-    """Have Pillow raise DecompressionBombError for images of more pixels."""
+    """Make Pillow raise DecompressionBombError for images of more pixels."""
     from PIL import Image
 
-    # Pillow raises above twice as much, and warns above this. A fraction is fine: it only compares.
+    # Pillow raises above twice the value and warns above it. A fraction is fine: it only compares.
     Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @functools.cache
 def _class_of(form: _Format) -> type[ImageFile]:
-    """Return Pillow's class for a format, without a JPEG's look at the resolution in EXIF data.
+    """Return Pillow's class for a format; JPEG's does not read the resolution from EXIF data.
 
-    Nobody asks for that, and tags on top of each other make Pillow before 13 copy gigabytes.
+    Nothing uses it, and overlapping tags make Pillow before 13 copy gigabytes.
     """
     cls: type[ImageFile] = getattr(importlib.import_module(f"PIL.{form.module}"), form.class_name)
     if form.class_name != "JpegImageFile":
@@ -221,8 +222,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Return width and height of a WebP image.
 
-    Read here, because Pillow before 13 allocates the canvas (8 bytes per pixel) before it can be
-    asked: https://developers.google.com/speed/webp/docs/riff_container
+    Read here because Pillow before 13 allocates the canvas (8 bytes per pixel) before its size can
+    be read: https://developers.google.com/speed/webp/docs/riff_container
     """
     kind = data[12:16]
     if len(data) < 30:
@@ -242,7 +243,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_tiff(data: bytes, max_pixels: int) -> None:
-    """Check the first image's directory before Pillow makes an object per strip or tile of it."""
+    """Check the first image's directory before Pillow creates an object per strip or tile."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     file = MeteredFile(data)
@@ -266,7 +267,7 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG of very many scans.
+    """Refuse a JPEG with too many scans.
 
     The marker cannot occur in coded pixels; thumbnails in the metadata add one or two.
     """

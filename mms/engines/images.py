@@ -1,9 +1,9 @@
 """Decode images with Pillow: as PIL images, or as the arrays that MXNet's own decoder returns.
 
-MXNet's decoder (OpenCV 3.4.2) trusts a header: it allocates what that claims, and where no pixels
-follow it returns recycled memory, which may be another client's image. So no byte of a request
-reaches it. Pillow's pixels are equal to its, bit by bit, once grey, CMYK and alpha are computed as
-OpenCV does; tests compare them.
+MXNet's decoder (OpenCV 3.4.2) trusts the header: it allocates whatever size that claims, and
+where no pixels follow it returns recycled memory, which may hold another client's image. So no
+byte of a request reaches it. Pillow's pixels are identical bit for bit, once grey, CMYK and alpha
+are computed as OpenCV does; tests compare them.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Wide = NDArray[Any]
 
-#: Rows of about so many pixels are computed at a time, so that the wider integers of a large
-#: image's arithmetic do not take several times its memory.
+#: Pixels computed at a time, in whole rows, so that the wider integers of the arithmetic do not
+#: take several times the memory of a large image.
 _BLOCK_PIXELS = 1 << 20
-#: Weights of red, green and blue that libpng computes from OpenCV's 0.299 and 0.587, of 2**15.
+#: Weights of red, green and blue that libpng computes from OpenCV's 0.299 and 0.587, over 2**15.
 _LIBPNG_WEIGHTS = np.array([9797, 19234, 3737], dtype=np.uint32)
-#: The same numbers as OpenCV itself has them, of 2**14.
+#: The same weights in OpenCV itself, over 2**14.
 _OPENCV_WEIGHTS = np.array([4899, 9617, 1868], dtype=np.uint32)
-#: Gamma that libpng takes for sRGB, adler32 of the two profiles that most sRGB files carry, and
-#: what it takes for no gamma at all (PNG_GAMMA_THRESHOLD_FIXED): png.c of libpng 1.6.
+#: The gamma that libpng assumes for sRGB, the adler32 of the two profiles that most sRGB files
+#: carry, and the threshold below which it ignores gamma (PNG_GAMMA_THRESHOLD_FIXED): png.c of
+#: libpng 1.6.
 _SRGB_GAMMA = 0.45455
 _SRGB_PROFILES = frozenset({0xF784F3FB, 0x0398F3FC})
 _LINEAR = (0.95, 1.05)
-#: Longest EXIF data that are searched for the orientation: what fits into a JPEG's segment.
+#: Maximum length of EXIF data searched for the orientation: what fits in a JPEG segment.
 _MAX_EXIF_BYTES = 65_536
-#: Modes of Pillow that have no one form in 8 bits per channel, and what they are.
+#: Pillow modes without a unique form in 8 bits per channel, and their names for messages.
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "CIELab colours"}
 
 _max_pixels = RequestLimits().max_image_pixels
 
 
 def configure(max_pixels: int) -> None:
-    """Set the limit of this process, for us and for services that use Pillow themselves."""
+    """Set this process's pixel limit, also for services that use Pillow directly."""
     global _max_pixels
     _max_pixels = max_pixels
     after_import("PIL.Image", lambda: set_pillow_limit(max_pixels))
@@ -65,7 +66,7 @@ def is_image(data: bytes) -> bool:
 
 
 def bad_image(names: Sequence[str], images: Sequence[bytes]) -> UndecodableImage | None:
-    """Return an error that names the first of these inputs that cannot be decoded, if any."""
+    """Return an error that names the first input that cannot be decoded, or None."""
     for name, data in zip(names, images, strict=True):
         if (error := _error_in(data)) is not None:
             return UndecodableImage(f"input {name!r}: {error}")
@@ -73,13 +74,13 @@ def bad_image(names: Sequence[str], images: Sequence[bytes]) -> UndecodableImage
 
 
 def read_image(data: bytes) -> Image:
-    """Decode an image, the right way up where the file says which way that is.
+    """Decode an image and apply its EXIF orientation, if any.
 
     Returns:
         A loaded PIL.Image.Image of 8 bits per channel and any mode.
 
     Raises:
-        UndecodableImage: The bytes are no image, or one of more than max_image_pixels.
+        UndecodableImage: The bytes are not an image, or it has more than max_image_pixels.
     """
     from PIL import ImageOps
 
@@ -93,19 +94,19 @@ def read_image(data: bytes) -> Image:
 
 
 def decode(data: bytes, grey: bool = False) -> Pixels:
-    """Decode an image into the very pixels of ``mx.image.imdecode`` in MXNet 1.9.1.
+    """Decode an image into exactly the pixels of ``mx.image.imdecode`` in MXNet 1.9.1.
 
-    It is not turned as its EXIF data say, and alpha is dropped.
+    The EXIF orientation is ignored, and alpha is dropped.
 
     Returns:
         uint8 array of (H, W, 3) in RGB order, or (H, W, 1) for grey.
 
     Raises:
-        UndecodableImage: The bytes are no image, or one of more than max_image_pixels.
+        UndecodableImage: The bytes are not an image, or it has more than max_image_pixels.
     """
     image = open_image(data, _max_pixels)
     if grey and image.format == "JPEG":
-        # The luminance itself, as it is in the file.
+        # The luminance itself, as stored in the file.
         with pillow_errors(data):
             image.draft("L", image.size)
     kind = image.format
@@ -127,7 +128,7 @@ def _load(image: ImageFile, data: bytes) -> ImageFile:
     """Decode the pixels of an open image.
 
     Raises:
-        UndecodableImage: They are damaged or incomplete, or of another size than announced.
+        UndecodableImage: They are damaged or incomplete, or their size differs from the header's.
     """
     if image.mode in _REFUSED_MODES:
         raise UndecodableImage(
@@ -138,7 +139,7 @@ def _load(image: ImageFile, data: bytes) -> ImageFile:
     cast("MeteredFile", image.fp).allow_pixels(len(image.tile))
     with pillow_errors(data):
         image.load()
-    # A TIFF may be turned by Pillow, hence sorted.
+    # Pillow may rotate a TIFF, hence sorted.
     if sorted(image.size) != announced:
         raise UndecodableImage(
             f"the image's header says {announced}, but its pixels are {sorted(image.size)}"
@@ -153,7 +154,7 @@ def _pixels(image: Image, kind: str, grey: bool) -> Pixels:
     if kind == "JPEG" and image.mode == "CMYK" and "adobe" in image.info:
         return _by_rows(image, _cmyk_to_grey if grey else _cmyk_to_rgb)
     if kind == "TIFF" and image.mode == "RGBA":
-        # libtiff, which OpenCV asks for RGB, multiplies by alpha.
+        # OpenCV requests RGB from libtiff, which then multiplies by alpha.
         from PIL.Image import fromarray
 
         image = fromarray(_by_rows(image, _times_alpha))
@@ -165,7 +166,7 @@ def _pixels(image: Image, kind: str, grey: bool) -> Pixels:
 
 
 def _from_16_bits(image: Image) -> Image:
-    """Keep the upper byte, as every decoder does; Pillow itself would clip."""
+    """Keep the upper byte, as every other decoder does; Pillow itself would clip."""
     from PIL.Image import fromarray
 
     return fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -179,7 +180,7 @@ def _by_rows(image: Image, compute: Callable[[Wide], Wide]) -> Pixels:
 
 
 def _png_grey(info: dict[Any, Any]) -> Callable[[Wide], Wide]:
-    """Return what makes grey of a PNG's colours as libpng does: of light, if it knows the gamma."""
+    """Return libpng's conversion of a PNG's colours to grey: in linear light if gamma is known."""
     gamma = _png_gamma(info)
     if gamma is None:
         return _libpng_grey
@@ -196,7 +197,7 @@ def _png_grey(info: dict[Any, Any]) -> Callable[[Wide], Wide]:
 
 
 def _png_gamma(info: dict[Any, Any]) -> float | None:
-    """Return the exponent of a PNG's values, or None where libpng takes them for light itself."""
+    """Return the exponent of a PNG's values, or None where libpng treats them as linear light."""
     if "srgb" in info or zlib.adler32(info.get("icc_profile", b"")) in _SRGB_PROFILES:
         return _SRGB_GAMMA
     gamma = float(info.get("gamma", 0))
@@ -214,7 +215,7 @@ def _opencv_grey(rgb: Wide) -> Wide:
 
 
 def _cmyk_to_rgb(cmyk: Wide) -> Wide:
-    # Adobe's files hold the complement of each ink, which Pillow has inverted.
+    # Adobe's files store the complement of each ink; Pillow has inverted it.
     light = 255 - cmyk[..., 3:]
     rgb: Wide = light - ((cmyk[..., :3] * light) >> 8)
     return rgb

@@ -1,4 +1,4 @@
-"""Do something as soon as a module has been imported, whoever imports it."""
+"""Run an action as soon as a module has been imported, whatever imports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
-    """Call `action` once `name` has been run, before its importer sees it; now if that is past.
+    """Call `action` after module `name` has run, before its importer sees it; now if it has run.
 
     A second call for the same module replaces the action of the first.
     """
@@ -25,7 +25,7 @@ def after_import(name: str, action: Callable[[], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, as Python itself does, with a loader that calls the action at its end."""
+    """Finds one module as Python itself does, with a loader that calls the action at its end."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the module's own spec, its loader changed; None for any other module."""
+        """Return the module's own spec with a wrapped loader; None for any other module."""
         if fullname != self.name:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

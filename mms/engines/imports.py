@@ -1,6 +1,6 @@
-"""Import MXNet 1.9.1 on today's NumPy and Python, or onnxruntime, or say what is missing.
+"""Import MXNet 1.9.1 on current NumPy and Python, or onnxruntime, or report what is missing.
 
-Only worker processes, the exporter's check and the model code itself may come here.
+Only for worker processes, the exporter's check and model code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from mms.errors import EngineMissing
 
-#: MXNet 1.9.1 uses these at import and in its operators; NumPy dropped them in 1.24.
+#: MXNet 1.9.1 uses these at import and in its operators; NumPy removed them in 1.24.
 _DROPPED_NAMES = {
     "bool": bool,
     "int": int,
@@ -30,8 +30,8 @@ _DROPPED_NAMES = {
 }
 #: Shared libraries the MXNet wheel links but does not bundle, and Debian's packages for them.
 _SYSTEM_LIBRARIES = {"gomp": "libgomp1", "quadmath": "libquadmath0"}
-#: What MXNet imports where it is installed, only for its deprecated FeedForward and for quantizing
-#: by entropy. It does without, in half the time and with 60 MB less.
+#: Optional imports of MXNet, only for its deprecated FeedForward and for quantizing by entropy.
+#: Without them it loads in half the time and takes 60 MB less.
 _NEEDLESS = ("sklearn", "scipy.stats")
 
 
@@ -48,11 +48,11 @@ def import_mxnet() -> ModuleType:
         raise EngineMissing("MXNet is not installed; run: pip install mxnet==1.9.1")
     if sys.version_info >= (3, 12) and importlib.util.find_spec("setuptools") is None:
         raise EngineMissing(
-            "MXNet needs distutils, which Python 3.12 dropped; run: pip install setuptools"
+            "MXNet needs distutils, which Python 3.12 removed; run: pip install setuptools"
         )
     try:
         with warnings.catch_warnings(), _without(_NEEDLESS), _uncollected():
-            # Deprecations inside mxnet that its users cannot mend.
+            # Deprecations inside mxnet that its users cannot fix.
             warnings.simplefilter("ignore")
             import mxnet
     except OSError as error:
@@ -66,7 +66,7 @@ def import_onnxruntime() -> ModuleType:
     Raises:
         EngineMissing: With the command that installs what is missing.
     """
-    # As `worker_environment` does, for whoever imports a service outside a worker.
+    # As `worker_environment` does, for services imported outside a worker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if importlib.util.find_spec("onnxruntime") is None:
         raise EngineMissing(
@@ -82,7 +82,7 @@ def import_onnxruntime() -> ModuleType:
 
 @contextlib.contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
-    """Have imports of these modules fail meanwhile, unless they have been imported before."""
+    """Make imports of these modules fail within the context, unless already imported."""
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -95,7 +95,7 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from going through what an import makes, which stays anyway."""
+    """Pause the garbage collector during an import, whose objects stay alive anyway."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -106,14 +106,14 @@ def _uncollected() -> Iterator[None]:
 
 
 def restore_numpy_names() -> None:
-    """Put back the aliases that NumPy 1.24 removed, unless they are there."""
+    """Restore the aliases that NumPy 1.24 removed, where they are missing."""
     for name, value in _DROPPED_NAMES.items():
         if name not in np.__dict__:
             setattr(np, name, value)
 
 
 def engine_name() -> str:
-    """Return name and version of what runs the model in this process: whatever is loaded."""
+    """Return name and version of the engine loaded in this process, or Python's."""
     for name in ("mxnet", "onnxruntime", "torch", "tensorflow"):
         if name in sys.modules:
             return f"{name} {getattr(sys.modules[name], '__version__', '')}".strip()
@@ -121,7 +121,7 @@ def engine_name() -> str:
 
 
 def _missing_libraries(error: OSError) -> str:
-    # The loader names the first one that it does not find; the other may be missing, too.
+    # The loader names only the first library it does not find; the other may be missing too.
     missing = [
         package
         for library, package in _SYSTEM_LIBRARIES.items()
@@ -136,7 +136,7 @@ def _missing_libraries(error: OSError) -> str:
 
 
 if __name__ == "__main__":
-    # `make setup` runs this, so that a missing library is told where it can be mended.
+    # `make setup` runs this, so that a missing library is reported where it can be installed.
     try:
         import_mxnet()
     except EngineMissing as error:

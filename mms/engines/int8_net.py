@@ -15,27 +15,27 @@ from mms.errors import ModelLoadFailed
 
 mx = import_mxnet()
 
-#: Input shapes that a network is kept ready for. Each costs what its intermediate results take, and
-#: the weights in the layout that oneDNN wants for it.
+#: Input shapes that a network is kept ready for. Each costs the memory of its intermediate results
+#: and of the weights in the layout that oneDNN wants for it.
 _MAX_SHAPES = 16
 
 
 class QuantizedNet:
     """An int8 network, callable like the one it was made from.
 
-    oneDNN plans an int8 graph anew whenever the shape of its input differs from the last one's,
-    which takes ten times as long as running it. So there is one block for each shape, and all of
-    them share the parameters.
+    oneDNN plans an int8 graph again whenever the shape of its input changes, which takes ten times
+    as long as running it. So there is one block for each shape, and all of them share the
+    parameters.
 
     Args:
         symbol_file: Path of ``...-symbol.json``.
         param_file: Path of ``...-0000.params``.
-        input_names: Names of the inputs in the order of the call; where the symbol has others,
-            they are taken in the order of their numbers (``data0``, ``data1``).
+        input_names: Names of the inputs in the order of the call. If the symbol uses other names,
+            its inputs are ordered by their numbers (``data0``, ``data1``).
         ctx: Device; int8 runs on the CPU only.
 
     Raises:
-        ModelLoadFailed: It is to run on a GPU, or symbol and parameters do not fit.
+        ModelLoadFailed: `ctx` is a GPU, or symbol and parameters do not match.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class QuantizedNet:
             )
         names = list(input_names) if set(free) == set(input_names) else sorted(free, key=_number)
         with warnings.catch_warnings():
-            # It cannot tell the input's type, which the call will.
+            # It cannot infer the input's type, which the call will set.
             warnings.simplefilter("ignore")
             self._first = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in names])
         self._first.collect_params().load(
@@ -62,13 +62,13 @@ class QuantizedNet:
         self._blocks: OrderedDict[Any, Any] = OrderedDict()
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the network: NDArrays in, an NDArray or a list of them out, as the original."""
+        """Run the network: NDArrays in, an NDArray or a list of them out, like the original."""
         shapes = tuple(array.shape for array in inputs)
         block = self._blocks.get(shapes)
         if block is None:
-            # A copy has a plan of its own, and the parameters of the first. Both flags, since only
-            # then the weights are not brought into oneDNN's layout again for each call: two fifths
-            # of the time of a single request to Crepe.
+            # A copy has a plan of its own and shares the parameters of the first. Both flags are
+            # needed to avoid converting the weights to oneDNN's layout on each call: two fifths of
+            # the time of a single request to Crepe.
             block = self._blocks[shapes] = copy.copy(self._first)
             block.hybridize(static_alloc=True, static_shape=True)
             if len(self._blocks) > _MAX_SHAPES:
@@ -78,11 +78,11 @@ class QuantizedNet:
         return block(*inputs)
 
     def collect_params(self) -> Any:
-        """Return the parameters, as a block does."""
+        """Return the parameters, like a block does."""
         return self._first.collect_params()
 
 
 def _number(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"(.*?)(\d*)", name)
-    assert match is not None  # noqa: S101 - the pattern fits any text
+    assert match is not None  # noqa: S101 - the pattern matches any string
     return match[1], int(match[2] or 0)

@@ -1,9 +1,9 @@
-"""Put our decoder in the place of MXNet's, in worker processes.
+"""Replace MXNet's image decoder with ours, in worker processes.
 
-Whatever a service calls there to decode or read an image, and under whatever name it has imported
-it: ``mx.image.imdecode``, ``mx.image.imread``, ``mx.nd._internal._cvimdecode``,
+This covers every function with which a service decodes or reads an image, under any name it
+imports: ``mx.image.imdecode``, ``mx.image.imread``, ``mx.nd._internal._cvimdecode``,
 ``mx.npx.image.imdecode``, ``ImageIter``. The functions are replaced while mxnet is being imported,
-before anybody can take hold of the originals.
+before other code can take a reference to the originals.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mms.engines import images
 from mms.engines.import_hook import after_import
 from mms.errors import UndecodableImage
 
-#: The module that makes the functions public. When it has been run, those below exist; those that
-#: take them from here are imported later.
+#: The module that makes the functions public. Once it has run, the modules below exist; those that
+#: import the functions from here come later.
 _PUBLIC = "mxnet.image.image"
 #: Names of the generated functions and of their wrappers.
 _DECODERS = ("imdecode", "_cvimdecode", "cvimdecode")
@@ -36,7 +36,7 @@ _MODULES = (
 
 
 def install() -> None:
-    """Replace the decoder of mxnet, now or as soon as it is imported."""
+    """Replace the decoder of mxnet now, or as soon as mxnet is imported."""
     after_import(_PUBLIC, _replace)
 
 
@@ -65,14 +65,14 @@ def imdecode(
         to_rgb: RGB order (MXNet's) rather than BGR (OpenCV's).
         out: NDArray to write to.
         name: Ignored, as MXNet does.
-        options: None is known.
+        options: None are supported.
 
     Returns:
         uint8 NDArray of (H, W, 3), or (H, W, 1) for grey.
 
     Raises:
-        UndecodableImage: Also an MXNetError. The bytes are no image.
-        ValueError: `buf` is a string or something else.
+        UndecodableImage: Also an MXNetError. The bytes are not an image.
+        ValueError: `buf` is a string or of another unsupported type.
     """
     import mxnet as mx
 
@@ -96,10 +96,10 @@ def imdecode(
 def imread(filename: str, flag: int = 1, to_rgb: bool = True, **options: Any) -> Any:
     """Read an image from a file, as ``mx.image.imread`` does, and decode it like any other.
 
-    Services write what a client has sent to a file and read it from there.
+    Some services write a client's data to a file and read it from there.
 
     Raises:
-        UndecodableImage: Also an MXNetError. The file is not there or holds no image.
+        UndecodableImage: Also an MXNetError. The file is missing or is not an image.
     """
     try:
         data = Path(filename).read_bytes()
@@ -112,9 +112,9 @@ def imread(filename: str, flag: int = 1, to_rgb: bool = True, **options: Any) ->
 
 @functools.cache
 def undecodable(mx: Any) -> type[UndecodableImage]:
-    """Return the class of UndecodableImage that is an MXNetError as well.
+    """Return a subclass of UndecodableImage that is an MXNetError as well.
 
-    Services of v0.4 catch that where they decode images.
+    v0.4 services catch MXNetError where they decode images.
     """
 
     class UndecodableByMXNet(UndecodableImage, mx.base.MXNetError):  # type: ignore[misc]
@@ -136,5 +136,5 @@ def _as_bytes(buf: Any, mx: Any) -> bytes:
 
 
 def _is_true(flag: Any) -> bool:
-    """Read a flag as the engine does, which takes numbers and their texts."""
+    """Interpret a flag as the engine does, which accepts numbers also as strings."""
     return flag not in (0, False, "0", "False", "false")

@@ -20,15 +20,15 @@ from mms.engines.imports import import_onnxruntime
 from mms.errors import EngineMissing, ExportError, ModelLoadFailed
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-#: onnxruntime's number for errors; its warnings are about matters that only the exporter of a
-#: model can mend.
+#: onnxruntime's severity level for errors; its warnings are about issues that only the exporter
+#: of a model can fix.
 _LOG_ERRORS = 3
-#: What to do, by a phrase in onnxruntime's own message, the first that fits.
+#: Advice by a phrase in onnxruntime's own message; the first match counts.
 _ADVICE = {
     "external data path": "put the files with its weights beside it, as they were written",
     "external initializer": "fetch or export the files with its weights again",
-    "protobuf": "it is damaged, or no ONNX model: fetch or export it again",
-    "no graph": "it is damaged, or no ONNX model: fetch or export it again",
+    "protobuf": "it is damaged, or not an ONNX model: fetch or export it again",
+    "no graph": "it is damaged, or not an ONNX model: fetch or export it again",
     "no op registered": "export it with standard operators, or upgrade onnxruntime",
     "not a registered function/op": "export it with standard operators, or upgrade onnxruntime",
     "find an implementation": "export it with other operators or types, or upgrade onnxruntime",
@@ -36,7 +36,7 @@ _ADVICE = {
     "ir version": "export it with an older ir_version, or upgrade onnxruntime",
 }
 _DEFAULT_ADVICE = "export it again, or upgrade onnxruntime"
-#: What onnxruntime puts around its reasons: the error's number and name, the file, the line of
+#: Text that onnxruntime puts around its reasons: the error's number and name, the file, the line of
 #: its own source and that function's signature.
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:\s*"
@@ -57,19 +57,19 @@ def open_session(path: str, threads: int = 0, gpu: int | None = None) -> Any:
         An onnxruntime.InferenceSession.
 
     Raises:
-        ModelLoadFailed: It cannot be run: in one line why, and what to do.
-        EngineMissing: There is no onnxruntime.
+        ModelLoadFailed: The model cannot be run; the message is one line with reason and advice.
+        EngineMissing: onnxruntime is not installed.
     """
     ort = import_onnxruntime()
     is_whole = _check_external_files(Path(path))
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     options.intra_op_num_threads = threads
-    # One operator after the other: workers, not operators, run side by side.
+    # Operators run sequentially: workers, not operators, run in parallel.
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Threads that wait in a loop are no faster where cores are shared (measured: a small CNN on
-    # two of them took 32 to 46 ms without and 48 to 93 ms with), and take the other workers'.
+    # Spinning threads are no faster where cores are shared (measured: a small CNN on two cores took
+    # 32 to 46 ms without spinning and 48 to 93 ms with), and take CPU time from other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(path, options, providers=_providers(ort, gpu))
@@ -82,24 +82,24 @@ def open_session(path: str, threads: int = 0, gpu: int | None = None) -> Any:
         ) from error
     if not is_whole:
         raise ModelLoadFailed(
-            f"{os.path.basename(path)}: it has fields that ONNX does not know, so the files it "
-            "reads cannot be told; export it again"
+            f"{os.path.basename(path)}: it has fields unknown to ONNX, so the files it reads "
+            "cannot be determined; export it again"
         )
     if gpu is not None and _CUDA not in session.get_providers():
         raise ModelLoadFailed(
             f"onnxruntime {ort.__version__} cannot use GPU {gpu}: its own message above says why; "
-            "mend the driver, CUDA or cuDNN, or serve on the CPU"
+            "fix the driver, CUDA or cuDNN, or serve on the CPU"
         )
     return session
 
 
 def _check_external_files(path: Path) -> bool:
-    """Refuse a model whose weights lie outside of its folder, be it behind a link.
+    """Refuse a model whose weights lie outside its folder, links included.
 
-    onnxruntime before 1.24, which is all there is for Python 3.10, reads whatever file is named.
+    onnxruntime before 1.24, the last to support Python 3.10, reads any file that is named.
 
     Returns:
-        Whether the model could be followed to its end. If not, onnxruntime knows best why.
+        Whether the model could be parsed to its end. If not, onnxruntime reports the reason best.
     """
     try:
         locations = find_locations(path)
@@ -109,11 +109,11 @@ def _check_external_files(path: Path) -> bool:
         return False
     folder = os.path.realpath(path.parent)
     for location in locations:
-        # A model that is itself a link has its weights beside the link.
+        # If the model itself is a link, its weights lie beside the link.
         real = os.path.realpath(os.path.join(folder, location))
         if os.path.isabs(location) or os.path.commonpath([folder, real]) != folder:
             raise ModelLoadFailed(
-                f"{path.name}: its weights lie in {location!r}, which is outside of its folder; "
+                f"{path.name}: its weights lie in {location!r}, which is outside its folder; "
                 "put that file, not a link to it, beside the model, and save the model again with "
                 "a plain file name"
             )
@@ -121,7 +121,7 @@ def _check_external_files(path: Path) -> bool:
 
 
 def graph_of(session: Any) -> Graph:
-    """Return what a session's graph takes and gives."""
+    """Return the inputs and outputs of a session's graph."""
     return Graph(
         tuple(_value(argument) for argument in session.get_inputs()),
         tuple(_value(argument) for argument in session.get_outputs()),
@@ -145,7 +145,7 @@ def _providers(ort: Any, gpu: int | None) -> list[Any]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return the classes of onnxruntime's exceptions, which have no base of their own."""
+    """Return the classes of onnxruntime's exceptions, which have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [value for value in vars(state).values() if isinstance(value, type)]
@@ -153,7 +153,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _explain(message: str) -> str:
-    """Return onnxruntime's reason in one line, and what to do about it."""
+    """Return onnxruntime's reason on one line, with advice."""
     reason = _NOISE.sub("", " ".join(message.split())).strip(" .;")
     lower = reason.lower()
     advice = next((text for phrase, text in _ADVICE.items() if phrase in lower), _DEFAULT_ADVICE)
@@ -163,7 +163,7 @@ def _explain(message: str) -> str:
 
 
 def main(path: str) -> None:
-    """Print the graph of a model, or why there is none, as JSON."""
+    """Print the graph of a model, or the reason why it cannot be opened, as JSON."""
     try:
         document = graph_document(graph_of(open_session(path, threads=1)))
     except EngineMissing as error:

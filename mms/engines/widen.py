@@ -1,8 +1,8 @@
 """Turn one-dimensional convolutions into two-dimensional ones of height 1. Pure.
 
-oneDNN's int8 convolution takes images only. A text or signal of shape (N, C, W) is an image of
-shape (N, C, 1, W), and the result is the same to the last bit. Stretches of the graph that can
-work on images stay images throughout, so that int8 values flow from one convolution to the next.
+oneDNN's int8 convolution supports images only. A text or signal of shape (N, C, W) is an image of
+shape (N, C, 1, W), and the result is the same to the last bit. Parts of the graph that can work on
+images stay images throughout, so that int8 values flow from one convolution to the next.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-#: Axis that is added.
+#: The added axis.
 HEIGHT_AXIS = 2
-#: Operators that do the same to an image of height 1, with the number of their data inputs (the
-#: others are parameters); None is all.
+#: Operators that work the same on an image of height 1, with the number of their data inputs (the
+#: others are parameters); None means all.
 _TRANSPARENT: dict[str, int | None] = {
     "Activation": 1,
     "BatchNorm": 1,
@@ -29,7 +29,7 @@ _TRANSPARENT: dict[str, int | None] = {
     "elemwise_add": None,
     "elemwise_mul": None,
 }
-#: Operators to which the height makes no difference: they give (N, features) either way.
+#: Operators to which the height makes no difference: they return (N, features) either way.
 _FLATTENING = ("Flatten", "flatten", "FullyConnected")
 _REGRESSION_OUTPUTS = {
     "LinearRegressionOutput": "_copy",
@@ -48,8 +48,9 @@ def widen(graph: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         graph: As parsed from ``...-symbol.json``.
 
     Returns:
-        The new document, and the names of the weights of (filters, channels, width) to which an
-        axis must be added at `HEIGHT_AXIS`. Both are as they were if there is nothing to rewrite.
+        The new document, and the names of the weights of (filters, channels, width) that need a new
+        axis at `HEIGHT_AXIS`. Without anything to rewrite, the document is unchanged and there are
+        no names.
     """
     if not any(_is_one_dimensional(node) for node in graph["nodes"]):
         return dict(graph), []
@@ -57,9 +58,9 @@ def widen(graph: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def for_inference(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn outputs that compare themselves with a label while training into what they answer.
+    """Replace training outputs, which compare themselves with a label, by their inference form.
 
-    The label's variable is left without a use, and so is none of the network's inputs any more.
+    The label's variable is then unused, and so no longer an input of the network.
     """
     document = copy.deepcopy(dict(graph))
     for node in document["nodes"]:
@@ -84,7 +85,7 @@ class _Widening:
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph = graph
         self._nodes: list[Node] = []
-        # By old node: its new number, and whether its outputs are images now.
+        # By old node: its new index, and whether its outputs are images now.
         self._number: list[int] = []
         self._is_image: list[bool] = []
         self._adapted: dict[tuple[int, int, bool], int] = {}
@@ -100,7 +101,7 @@ class _Widening:
             "nodes": self._nodes,
             "arg_nodes": [i for i, node in enumerate(self._nodes) if node["op"] == "null"],
             "heads": heads,
-            # One output per node, as far as networks for serving go; MXNet reads it back so.
+            # One output per node, which holds for networks used for serving; MXNet reads it so.
             "node_row_ptr": list(range(len(self._nodes) + 1)),
         }
         return document, self._weights
@@ -113,7 +114,7 @@ class _Widening:
             _widen_attributes(node)
             if op == "Convolution":
                 weight = self._nodes[self._number[inputs[1][0]]]
-                # The shape it was made with, which it has no longer.
+                # The shape it was created with, which no longer applies.
                 weight.get("attrs", {}).pop("__shape__", None)
                 self._weights.append(weight["name"])
         elif op in _TRANSPARENT and any(self._is_image[entry[0]] for entry in inputs):
@@ -134,7 +135,7 @@ class _Widening:
         self._nodes.append(node)
 
     def _input(self, entry: list[int], as_image: bool) -> list[int]:
-        """Return an input in the new graph, with an axis added or taken away where needed."""
+        """Return an input in the new graph, with an axis added or removed where needed."""
         old, output, *rest = entry
         if self._is_image[old] == as_image:
             return [self._number[old], output, *rest]
