@@ -1,1 +1,1 @@
-"""PUBLIC: the classes that services derive from, under the import paths of MMS 0.4."""
+"""PUBLIC: the base classes of services, under the import paths of MMS 0.4."""

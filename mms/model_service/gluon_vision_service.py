@@ -28,7 +28,7 @@ class GluonVisionService(GluonImperativeBaseService):
     """
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
-        """Bytes of one image per input -> float32 NDArray of (1, 3, H, W) each."""
+        """Decode the bytes of one image per input -> float32 NDArray of (1, 3, H, W) each."""
         arrays = []
         for buffer, spec in zip(data, self.signature["inputs"], strict=True):
             height, width = spec["data_shape"][2:]
@@ -39,12 +39,12 @@ class GluonVisionService(GluonImperativeBaseService):
         return arrays
 
     def _inference(self, data: list[Any]) -> Any:
-        """(N, 3, H, W) float32 -> (N, classes) probabilities."""
+        """Run the network: (N, 3, H, W) float32 -> (N, classes) probabilities."""
         check_input_shape(data, self.signature)
         return self.net(data[0]).softmax()
 
     def _postprocess(self, data: Any) -> list[Any]:
-        """(N, classes) probabilities -> the five best ``{"probability", "class"}`` of each row."""
+        """Return the five best ``{"probability", "class"}`` of each row of (N, classes)."""
         labels = _labels(self)
         rows = data.asnumpy()
         return [ndarray.top_probability(row[np.newaxis], labels) for row in rows]

@@ -13,7 +13,7 @@ URL_PREFIX = ("http://", "https://", "s3://")
 
 
 class ModelService:
-    """One model behind one service; made once per worker process.
+    """One model behind one service; created once per worker process.
 
     Args:
         model_name: Name in the archive's manifest.
@@ -34,7 +34,8 @@ class ModelService:
             data: One entry per input of the signature: parsed JSON, or the bytes of an image.
 
         Returns:
-            What the client gets: anything that JSON can hold, NDArrays and NumPy values too.
+            The answer to the client: anything that JSON can express, NDArrays and NumPy values
+            included.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define inference(self, data)")
 
@@ -52,18 +53,19 @@ class SingleNodeService(ModelService):
     """A service in three stages, each of which a subclass may override.
 
     Requests are answered by ``_postprocess(_inference(_preprocess(data)))``, one after the other:
-    whatever a stage returns may lie in memory that the next call writes anew. With a batch size
-    above 1 the server runs ``_preprocess`` and ``_postprocess`` once per request, each pair on a
-    shallow copy of the service, and ``_inference`` once for the batch, its arrays joined along
-    axis 0 and its outputs split again; but only if a trial at load gives the same answers so, and
+    a stage may return arrays in memory that its next call overwrites. With a batch size above 1
+    the server runs ``_preprocess`` and ``_postprocess`` once per request, each pair on a shallow
+    copy of the service, and ``_inference`` once for the batch, with its arrays joined along axis 0
+    and its outputs split again; but only if a trial at load yields the same answers this way, and
     nothing but attributes is changed on ``self``. A service that overrides `inference` is never
     batched.
 
     Attributes:
-        array_stages: Which of the stages that this very class defines would do for arrays: a
-            ``_preprocess`` that takes them as they are, a ``_postprocess`` that only dresses those
-            that ``_inference`` gave. Requests of tensors (V2) then go in and out as arrays. A class
-            that overrides a stage says so for itself; what its base says is of the base's stage.
+        array_stages: The stages defined by this very class that also work on arrays: a
+            ``_preprocess`` that accepts them as they are, a ``_postprocess`` that only formats the
+            ones that ``_inference`` returned. Tensor requests (V2) then go in and out as arrays.
+            A class that overrides a stage must list it itself; the base's list covers only the
+            base's stages.
     """
 
     array_stages: ClassVar[Collection[str]] = ("_postprocess",)
@@ -89,13 +91,13 @@ def load_service(path: str, name: str | None = None) -> ModuleType:
     """Import a service file as a module.
 
     Args:
-        path: The ``.py`` file. Its folder is put on ``sys.path``, so that it can import its
-            neighbours.
-        name: Name for the module; the file's own by default.
+        path: The ``.py`` file. Its folder is added to ``sys.path``, so that it can import modules
+            beside it.
+        name: Name of the module; the file's own by default.
 
     Raises:
         FileNotFoundError: There is no such file.
-        Exception: Whatever the file itself raises.
+        Exception: Any exception of the file itself.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"service file {path} does not exist")
@@ -104,7 +106,7 @@ def load_service(path: str, name: str | None = None) -> ModuleType:
         sys.path.insert(0, folder)
     name = name or os.path.splitext(os.path.basename(path))[0]
     if name in sys.modules:
-        # A service called random.py must not become everybody's `random`.
+        # A service called random.py must not replace the standard `random`.
         name = f"mms_service_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

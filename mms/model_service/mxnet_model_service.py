@@ -27,7 +27,7 @@ def check_input_shape(inputs: Any, signature: dict[str, Any]) -> None:
         signature: signature.json as a dict; a 0 in ``data_shape`` allows any size.
 
     Raises:
-        InvalidInputShape: Naming the input, what was expected and what came.
+        InvalidInputShape: The message names the input, the expected and the actual shape.
     """
     if not isinstance(inputs, (list, tuple)):
         raise InvalidInputShape(f"inputs must be a list of NDArrays, got {type(inputs).__name__}")
@@ -60,15 +60,15 @@ def _to_arrays(data: list[Any], signature: dict[str, Any], ctx: Any) -> list[Any
     """Return each input as a float32 NDArray of its shape.
 
     Raises:
-        InvalidRequest: An input is ragged, or holds something that is no number.
+        InvalidRequest: An input is ragged, or contains values that are not numbers.
     """
     arrays = []
     for value, spec in zip(data, signature["inputs"], strict=True):
         try:
             array = np.asarray(value)
-            # null would become NaN, and text whatever it spells.
+            # null would become NaN, and a string the number that it spells.
             if array.dtype.kind not in "biuf":
-                raise ValueError(f"it holds something else ({array.dtype})")
+                raise ValueError(f"it contains other values ({array.dtype})")
             arrays.append(mx.nd.array(array, ctx=ctx, dtype="float32"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(
@@ -79,7 +79,7 @@ def _to_arrays(data: list[Any], signature: dict[str, Any], ctx: Any) -> list[Any
 
 
 class _ArchiveService(SingleNodeService):
-    """What both kinds of MXNet service share: device, signature, labels, ping."""
+    """The common part of both kinds of MXNet service: device, signature, labels, ping."""
 
     def __init__(
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
@@ -166,15 +166,15 @@ class MXNetBaseService(_ArchiveService):
         return outputs
 
     def _postprocess(self, data: list[Any]) -> list[str]:
-        """Return each output as the text of its nested list, as v0.4 did."""
+        """Return each output as the string of its nested list, as v0.4 did."""
         return [str(array.asnumpy().tolist()) for array in data]
 
 
 class GluonImperativeBaseService(_ArchiveService):
     """Serves a Gluon network.
 
-    A subclass makes the network and passes it on; the archive's parameter file is then loaded
-    onto the device and a HybridBlock is hybridized. Without a parameter file in the archive the
+    A subclass creates the network and passes it on; the archive's parameter file is then loaded
+    onto the device, and a HybridBlock is hybridized. Without a parameter file in the archive the
     subclass initialises the network itself.
 
     Attributes:
@@ -203,7 +203,7 @@ class GluonImperativeBaseService(_ArchiveService):
         if self.param_filename:
             _load_parameters(net, os.path.join(model_dir, self.param_filename), self.ctx)
         if isinstance(net, mx.gluon.HybridBlock):
-            # Not static_shape: batch sizes vary, and each change would plan memory anew.
+            # Not static_shape: batch sizes vary, and each change would plan memory again.
             net.hybridize(static_alloc=True)
 
     def _preprocess(self, data: list[Any]) -> Any:
@@ -227,13 +227,13 @@ class SymbolModel:
         param_file: Path of ``...-NNNN.params``.
         data_names: Names of the symbol's inputs, in the order of the signature.
         ctx: Device to load onto.
-        quantized: The network to run instead, made from an int8 symbol and its parameters.
+        quantized: The network to run instead, loaded from an int8 symbol and its parameters.
 
     Attributes:
-        block: What runs the network.
+        block: The block that runs the network.
 
     Raises:
-        ModelLoadFailed: The symbol lacks an input, or the parameters do not fit the symbol.
+        ModelLoadFailed: The symbol lacks an input, or the parameters do not match the symbol.
     """
 
     def __init__(
@@ -264,7 +264,8 @@ class SymbolModel:
                     f"the signature's input {name!r} is none of the symbol's inputs: "
                     f"{', '.join(free) or 'none'}"
                 )
-        # What is neither input nor parameter feeds a training output such as SoftmaxOutput.
+        # Variables that are neither inputs nor parameters feed a training output such as
+        # SoftmaxOutput.
         self._label_names = [name for name in free if name not in self._data_names]
         for name in self._label_names:
             if not name.endswith("label"):
@@ -273,11 +274,11 @@ class SymbolModel:
                 )
         inputs = self._data_names + self._label_names
         with warnings.catch_warnings():
-            # Of input types that the symbol leaves open, as most do; `__call__` gives float32.
+            # For input types that the symbol leaves open, as most do; `__call__` passes float32.
             warnings.simplefilter("ignore", UserWarning)
             self.block = mx.gluon.SymbolBlock(self.symbol, [mx.sym.var(name) for name in inputs])
-        # To the types that the symbol has for inputs of float32, as Module did: a network saved in
-        # half or double precision then runs in single.
+        # Cast to the types that the symbol infers for float32 inputs, as Module did: a network
+        # saved in half or double precision then runs in single precision.
         self.block.collect_params().load(
             param_file, ctx=ctx, ignore_extra=True, cast_dtype=True, dtype_source="current"
         )
@@ -287,8 +288,8 @@ class SymbolModel:
         """Run the network.
 
         Args:
-            inputs: NDArrays in the order of `data_names`, on the model's device. Like Module,
-                it runs on float32: pixels may come as uint8.
+            inputs: NDArrays in the order of `data_names`, on the model's device. They are cast to
+                float32, as in Module, so pixels may be uint8.
 
         Returns:
             The outputs, one NDArray each.
@@ -301,11 +302,11 @@ class SymbolModel:
         """Infer every shape of the network from those of its inputs, as binding a Module did.
 
         Args:
-            shapes: By input. Nothing is checked if an axis other than the batch's may have any
-                size, since the network need not take all of them.
+            shapes: Shape by input name. Nothing is checked if an axis other than the batch's may
+                have any size, since the network need not accept all of them.
 
         Raises:
-            ModelLoadFailed: The network cannot take such inputs.
+            ModelLoadFailed: The network does not accept such inputs.
         """
         if isinstance(self.block, QuantizedNet) or any(0 in shape[1:] for shape in shapes.values()):
             return
@@ -315,7 +316,7 @@ class SymbolModel:
             inferred, _, _ = self.symbol.infer_shape(**known)
         except mx.base.MXNetError as error:
             raise ModelLoadFailed(
-                f"the network cannot take the signature's {said}: {reason_line(str(error))}"
+                f"the network does not accept the signature's {said}: {reason_line(str(error))}"
             ) from None
         for name, shape in zip(self.symbol.list_arguments(), inferred or (), strict=False):
             saved = self._saved_shapes.get(name, tuple(shape))
@@ -354,7 +355,7 @@ class SymbolModel:
         )
 
     def _labels(self, inputs: Sequence[Any]) -> list[Any]:
-        """Return zeros for inputs that only training reads."""
+        """Return zeros for inputs that are only used in training."""
         if not self._label_names:
             return []
         known = {name: array.shape for name, array in zip(self._data_names, inputs, strict=True)}
@@ -364,7 +365,7 @@ class SymbolModel:
 
 
 def _bare_name(name: str) -> str:
-    """Drop the ``arg:`` or ``aux:`` that save_checkpoint puts before a parameter's name."""
+    """Remove the ``arg:`` or ``aux:`` that save_checkpoint puts before a parameter's name."""
     return name.split(":", 1)[1] if name.startswith(("arg:", "aux:")) else name
 
 
@@ -373,7 +374,7 @@ def _device(gpu: int | None) -> Any:
         return mx.cpu()
     count = mx.context.num_gpus()
     if int(gpu) >= count:
-        # mx.gpu(0) itself succeeds without a GPU; only the first operation on it fails.
+        # mx.gpu(0) succeeds without a GPU; only the first operation on it fails.
         raise ModelLoadFailed(
             f"GPU {gpu} was asked for but MXNet sees {count}; is this a CUDA build of mxnet?"
         )
@@ -393,11 +394,11 @@ def _read_signature(model_dir: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_parameters(net: Any, path: str, ctx: Any) -> None:
-    """Load, and say in one line which parameter does not fit; never serve a random network."""
+    """Load parameters, reporting a mismatch in one line; never serve a random network."""
     try:
         net.load_parameters(path, ctx=ctx)
     except (AssertionError, ValueError, RuntimeError, mx.base.MXNetError) as error:
-        # MXNet appends every name that the file holds.
+        # MXNet appends every name in the file.
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:300] if lines else type(error).__name__
         raise ModelLoadFailed(

@@ -17,7 +17,7 @@ class MXNetVisionService(MXNetBaseService):
     """
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
-        """Bytes of one image per input -> uint8 NDArray of (1, C, H, W) each."""
+        """Decode the bytes of one image per input -> uint8 NDArray of (1, C, H, W) each."""
         arrays = []
         for buffer, spec in zip(data, self.signature["inputs"], strict=True):
             channels, height, width = spec["data_shape"][1:]
@@ -26,7 +26,7 @@ class MXNetVisionService(MXNetBaseService):
         return arrays
 
     def _postprocess(self, data: list[Any]) -> list[Any]:
-        """(N, classes) outputs -> the five best ``{"probability", "class"}`` of each output."""
+        """Return the five best ``{"probability", "class"}`` of each (N, classes) output."""
         return [ndarray.top_probability(output, _labels(self)) for output in data]
 
 
@@ -34,7 +34,7 @@ def _labels(service: Any) -> list[str]:
     labels: list[str] | None = getattr(service, "labels", None)
     if labels is None:
         raise ModelLoadFailed(
-            "the archive has no synset.txt; add one with a class name per line, or set "
+            "the archive has no synset.txt; add one with one class name per line, or set "
             "self.labels in the service"
         )
     return labels

@@ -1,4 +1,4 @@
-"""PUBLIC: services for ONNX models, which onnxruntime runs as they are. Never imports mxnet."""
+"""PUBLIC: services for ONNX models, run unchanged by onnxruntime. Never imports mxnet."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from mms.utils.mxnet.ndarray import top_probability
 
 Array = NDArray[Any]
 
-#: NumPy's type for each of the V2 protocol's names; texts are Python's own.
+#: NumPy's type for each of the V2 protocol's names; strings stay Python objects.
 _DTYPES: dict[str, np.dtype[Any]] = {type_.name: np.dtype(type_.numpy) for type_ in TABLE}
-_KINDS = {"b": "booleans", "u": "whole numbers", "i": "whole numbers", "f": "numbers", "O": "texts"}
+_KINDS = {"b": "booleans", "u": "integers", "i": "integers", "f": "numbers", "O": "strings"}
 #: Mean and standard deviation of ImageNet's channels in RGB order, as model zoos use.
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
-#: How far the sum of probabilities may be from 1 through rounding; half precision needs it all.
+#: Tolerance for the sum of probabilities due to rounding; half precision needs all of it.
 _SUM_TOLERANCE = 5e-3
 
 
 class OnnxBaseService(SingleNodeService):
     """Serves an ONNX model: nested lists or arrays in, arrays out.
 
-    A subclass that overrides `_preprocess` or `_postprocess` is free to name inputs or outputs in
-    signature.json as it likes; otherwise they must be the graph's.
+    A subclass that overrides `_preprocess` or `_postprocess` may use any names for inputs or
+    outputs in signature.json; otherwise they must be the graph's.
 
     Attributes:
         session: The onnxruntime.InferenceSession.
         input_names: The graph's inputs, in the order in which `_inference` takes them: the
-            signature's where it names them, else the graph's.
-        output_names: The graph's outputs that `_inference` gives, likewise; those that the
+            signature's order if it names them, else the graph's.
+        output_names: The graph's outputs that `_inference` returns, likewise; those that the
             signature leaves out are not computed.
         ctx: Always None; the session knows its device.
         labels: Lines of synset.txt; absent if the archive has none.
@@ -97,9 +97,9 @@ class OnnxBaseService(SingleNodeService):
     def can_fork(self) -> bool:
         """Whether workers may be forked from this process.
 
-        A session's threads do not come along with a fork: measured, it then computes on one
-        thread, and onnxruntime does not promise that it does not wait for the others. A session
-        for a single thread has none of its own.
+        A session's threads do not survive a fork: as measured, it then computes on one thread, and
+        onnxruntime does not guarantee that it never waits for the others. A session for a single
+        thread has no threads of its own.
         """
         return self._threads == 1
 
@@ -109,10 +109,10 @@ class OnnxBaseService(SingleNodeService):
         return self._can_batch
 
     def _plan(self, signature: Signature, source: str) -> None:
-        """Decide what goes into the graph and comes out of it, and in which order.
+        """Determine the graph's inputs and outputs to use, and their order.
 
         Raises:
-            SignatureError: The signature does not fit the graph.
+            SignatureError: The signature does not match the graph.
         """
         graph = self._graph
         self._inputs = _in_order(graph.inputs, signature.input_names)
@@ -134,7 +134,7 @@ class OnnxBaseService(SingleNodeService):
         self._can_batch = can_batch(self._inputs, outputs)
 
     def _overrides(self, stage: str) -> bool:
-        """Whether a subclass outside of this module does a stage in its own way."""
+        """Return whether a subclass outside this module overrides a stage."""
         cls = type(self)
         is_other = getattr(getattr(cls, stage), "__module__", "") != __name__
         return is_other or cls.inference is not SingleNodeService.inference
@@ -143,7 +143,7 @@ class OnnxBaseService(SingleNodeService):
         """Return each input, a nested list or an array, as an array of the graph's type.
 
         Raises:
-            InvalidRequest: An input is ragged, or holds what the graph's type cannot.
+            InvalidRequest: An input is ragged, or contains values that its type cannot hold.
         """
         return [
             _to_array(value, target, shape)
@@ -154,15 +154,15 @@ class OnnxBaseService(SingleNodeService):
         """Check the shapes and run the graph.
 
         Args:
-            data: One array per input, in the order of `input_names`, of the graph's types; the
-                array itself will do where there is one.
+            data: One array per input, in the order of `input_names`, of the graph's types; a bare
+                array is accepted if there is one input.
 
         Returns:
             One array per output, in the order of `output_names`. A sequence of maps is an object
             array of one dict per row; other sequences and maps are lists and dicts.
 
         Raises:
-            InvalidInputShape: Naming the input, what was expected and what came.
+            InvalidInputShape: The message names the input, the expected and the actual shape.
         """
         arrays = data if isinstance(data, (list, tuple)) else [data]
         if len(arrays) != len(self._inputs):
@@ -175,17 +175,17 @@ class OnnxBaseService(SingleNodeService):
         return [_as_rows(output) for output in self.session.run(self.output_names, feed)]
 
     def _postprocess(self, data: Any) -> Any:
-        """Return each output as what JSON can hold, the keys of maps as texts."""
+        """Return each output as a JSON value, with the keys of maps as strings."""
         return [_answer(output) for output in data]
 
 
 class OnnxVisionService(OnnxBaseService):
     """Encoded images in, the five most probable labels out.
 
-    Each image is decoded, the right way up, and resized with Pillow's bilinear filter to the
-    input's shape, (N, C, H, W) or (N, H, W, C); where that leaves height or width free, the
-    image's own stays. Floats are scaled to 0..1, and colours normalised with ImageNet's mean and
-    standard deviation; an input of type uint8 gets the pixels as they are. Outputs that are not
+    Each image is decoded with its EXIF orientation applied, and resized with Pillow's bilinear
+    filter to the input's shape, (N, C, H, W) or (N, H, W, C); where height or width is free there,
+    the image keeps its own. Floats are scaled to 0..1, and colours normalised with ImageNet's mean
+    and standard deviation; an input of type uint8 gets the raw pixels. Outputs that are not
     probabilities go through a softmax. The archive needs a synset.txt that names the classes.
     """
 
@@ -198,10 +198,10 @@ class OnnxVisionService(OnnxBaseService):
         self._layouts = [image_layout(shape) for shape in self._shapes]
 
     def _preprocess(self, data: list[Any]) -> Any:
-        """Bytes of one image per input -> array of (1, C, H, W) or (1, H, W, C) each.
+        """Decode the bytes of one image per input -> (1, C, H, W) or (1, H, W, C) each.
 
         Raises:
-            UndecodableImage: The bytes are no image.
+            UndecodableImage: The bytes are not an image.
         """
         return [
             _to_pixels(buffer, target, layout)
@@ -209,24 +209,24 @@ class OnnxVisionService(OnnxBaseService):
         ]
 
     def _postprocess(self, data: Any) -> Any:
-        """(1, classes) scores -> the five best ``{"probability", "class"}`` of each output."""
+        """Return the five best ``{"probability", "class"}`` of each output of (1, classes)."""
         labels: list[str] | None = getattr(self, "labels", None)
         if labels is None:
             raise ModelLoadFailed(
-                "the archive has no synset.txt; add one with a class name per line, or set "
+                "the archive has no synset.txt; add one with one class name per line, or set "
                 "self.labels in the service"
             )
         return [top_probability(_probabilities(scores), labels) for scores in data]
 
 
 def _worker_threads() -> int:
-    """Return the compute threads that the server grants this worker; 0 outside of one."""
+    """Return the number of compute threads that the server grants this worker; 0 outside one."""
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdecimal() else 0
 
 
 def _in_order(values: Sequence[GraphValue], names: Sequence[str]) -> list[GraphValue]:
-    """Return the values of these names, in their order; all values if a name is none of theirs."""
+    """Return the values in the order of these names; all values if a name is unknown."""
     by_name = {value.name: value for value in values}
     known = all(name in by_name for name in names)
     return [by_name[name] for name in names] if known else list(values)
@@ -236,7 +236,7 @@ def _to_array(value: Any, target: GraphValue, shape: Sequence[int]) -> Array:
     """Return an input as an array of the graph's type.
 
     Raises:
-        InvalidRequest: It is ragged, or holds what that type cannot.
+        InvalidRequest: It is ragged, or contains values that the type cannot hold.
     """
     dtype = _DTYPES[target.data_type]
     try:
@@ -252,19 +252,19 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array:
     array = np.asarray(value)
     if array.dtype == dtype:
         return array
-    # null would become NaN, and text whatever it spells.
+    # null would become NaN, and a string the number that it spells.
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"it holds something else ({array.dtype})")
+        raise ValueError(f"it contains other values ({array.dtype})")
     if dtype.kind == "f":
         with np.errstate(over="raise"):
             return array.astype(dtype)
     if array.size:
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         if array.dtype.kind == "f" and not np.all(array == np.trunc(array)):
-            raise ValueError("it holds numbers with a fraction")
-        # Python's numbers: NumPy would compare them as floats, of which 2**63 is one but no int64.
+            raise ValueError("it contains numbers with a fraction")
+        # Python's numbers: NumPy would compare floats, and 2**63 is a float but not an int64.
         if not low <= int(array.min()) <= int(array.max()) <= high:
-            raise ValueError(f"it holds numbers outside of {low} to {high}")
+            raise ValueError(f"it contains numbers outside {low} to {high}")
     return array.astype(dtype)
 
 
@@ -272,17 +272,17 @@ def _texts(value: Any) -> Array:
     array = np.asarray(value, dtype=np.object_)
     texts = [text.decode() if isinstance(text, bytes) else text for text in array.flat]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("it holds something else, or its lists differ in length")
+        raise ValueError("it contains other values, or its lists differ in length")
     flat = np.empty(len(texts), dtype=np.object_)
     flat[:] = texts
     return flat.reshape(array.shape)
 
 
 def _check_shape(array: Any, value: GraphValue, expected: Sequence[int]) -> None:
-    """Check an array against a shape, of which an empty one is any.
+    """Check an array against a shape; an empty shape matches any.
 
     Raises:
-        InvalidInputShape: It is none, or does not fit.
+        InvalidInputShape: The value is not an array, or its shape does not match.
     """
     shape = getattr(array, "shape", None)
     if shape is None:
@@ -300,7 +300,7 @@ def _check_shape(array: Any, value: GraphValue, expected: Sequence[int]) -> None
 
 
 def _as_rows(output: Any) -> Any:
-    """Return a sequence of maps as an array, which can be split among the requests of a batch."""
+    """Return a sequence of maps as an array, so that it can be split among a batch's requests."""
     if not isinstance(output, list) or not all(isinstance(row, dict) for row in output):
         return output
     rows = np.empty(len(output), dtype=np.object_)
@@ -317,7 +317,7 @@ def _answer(output: Any) -> Any:
 
 
 def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) -> Array:
-    """Return an encoded image as an array of a batch of one, of the graph's type."""
+    """Decode an image into an array of the graph's type, as a batch of one."""
     from PIL import Image
 
     if layout is None:
@@ -337,7 +337,7 @@ def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) ->
 
 
 def _probabilities(scores: Any) -> Array:
-    """(N, classes) scores -> (N, classes) probabilities, by a softmax unless they are."""
+    """Return probabilities of (N, classes): the scores' softmax unless they already are."""
     rows = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     rows = rows.reshape(len(rows), -1)
     if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE):

@@ -7,8 +7,8 @@ __all__ = ["image", "ndarray", "nlp"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    # Only when asked for: `image` imports mxnet, which a service for an ONNX model that wants
-    # `ndarray` does without.
+    # Imported on first use: `image` imports mxnet, which an ONNX service that uses `ndarray` does
+    # not need.
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,12 +18,12 @@ mx = import_mxnet()
 
 
 def transform_shape(img_arr: Any, dim_order: Literal["NCHW", "NHWC"] = "NCHW") -> Any:
-    """Add a batch axis, and put the channels first if asked.
+    """Add a batch axis, and move the channels first for NCHW.
 
     Shapes: (H, W, C) -> (1, C, H, W) for NCHW, (1, H, W, C) for NHWC; the dtype stays.
 
     Raises:
-        ValueError: `dim_order` is neither.
+        ValueError: `dim_order` has another value.
     """
     if dim_order not in ("NCHW", "NHWC"):
         raise ValueError(f"dim_order must be 'NCHW' or 'NHWC', got {dim_order!r}")
@@ -35,7 +35,7 @@ def transform_shape(img_arr: Any, dim_order: Literal["NCHW", "NHWC"] = "NCHW") -
 def read(buf: Any, flag: int = 1, to_rgb: bool = True, out: Any = None) -> Any:
     """Decode an encoded image (JPEG, PNG, BMP, GIF, WebP or TIFF) into the pixels MXNet would.
 
-    MXNet's own decoder sees none of it: see `mms.engines.images`.
+    MXNet's own decoder is not used: see `mms.engines.images`.
 
     Args:
         buf: The encoded bytes, or a uint8 array of them.
@@ -47,8 +47,8 @@ def read(buf: Any, flag: int = 1, to_rgb: bool = True, out: Any = None) -> Any:
         uint8 NDArray of (H, W, 3), or (H, W, 1) for grey.
 
     Raises:
-        UndecodableImage: The bytes are no image, or one of more than max_image_pixels. It is an
-            MXNetError as well.
+        UndecodableImage: The bytes are not an image, or it has more than max_image_pixels. The
+            error is an MXNetError as well.
     """
     return imdecode(buf, flag, to_rgb, out)
 
@@ -59,16 +59,16 @@ def write(
     format: str = "jpeg",
     dim_order: Literal["CHW", "HWC"] = "CHW",
 ) -> str:
-    """Encode an image as base64 text, the form in which a service answers images.
+    """Encode an image as base64, the form in which a service returns images.
 
     Args:
-        img_arr: NDArray of (C, H, W) or (H, W, C), any dtype; values are cut to uint8.
+        img_arr: NDArray of (C, H, W) or (H, W, C), any dtype; values are cast to uint8.
         flag: 1 for RGB, 0 for grey (C is then 1).
-        format: Format that Pillow writes, such as "jpeg" or "png".
-        dim_order: Which of the two orders `img_arr` has.
+        format: Output format of Pillow, such as "jpeg" or "png".
+        dim_order: Axis order of `img_arr`.
 
     Raises:
-        ValueError: `dim_order` is neither.
+        ValueError: `dim_order` has another value.
     """
     from PIL import Image
 
@@ -108,7 +108,7 @@ def fixed_crop(
     size: tuple[int, int] | None = None,
     interp: int = 2,
 ) -> Any:
-    """Cut the rectangle of `w` x `h` pixels at (`x0`, `y0`) out, then resize it to `size`.
+    """Crop the rectangle of `w` x `h` pixels at (`x0`, `y0`), then resize it to `size`.
 
     Shapes: (H, W, C) -> (h, w, C), or (size[1], size[0], C) with a size of (width, height).
     """

@@ -13,9 +13,9 @@ def top_probability(data: Any, labels: Sequence[str], top: int = 5) -> list[dict
 
     Args:
         data: NDArray or array of (N, classes), or (N, classes, 1, ...), float. Only row 0 is
-            looked at.
+            used.
         labels: Name of each class, in the order of axis 1.
-        top: How many to give at most.
+        top: Maximum number of classes to return.
 
     Returns:
         ``[{"probability": float, "class": label}, ...]``.
@@ -27,8 +27,8 @@ def top_probability(data: Any, labels: Sequence[str], top: int = 5) -> list[dict
     row = values[0].reshape(-1)
     if len(labels) < len(row):
         raise ValueError(
-            f"the model gives {len(row)} classes but synset.txt names only {len(labels)}"
+            f"the model returns {len(row)} classes but synset.txt names only {len(labels)}"
         )
-    # Stable, so that equal probabilities come in the order of the labels on every machine.
+    # Stable, so that equal probabilities keep the order of the labels on every machine.
     best = np.argsort(-row, kind="stable")[:top]
     return [{"probability": float(row[index]), "class": labels[index]} for index in best]

@@ -16,10 +16,10 @@ def encode_sentences(
 
     Args:
         sentences: Each a sequence of tokens.
-        vocab: Number of each token; a token it lacks is an error, as in MXNet.
-        invalid_label: Number of `invalid_key` in a new vocabulary; never given to a token.
+        vocab: Number of each token; an unknown token is an error, as in MXNet.
+        invalid_label: Number of `invalid_key` in a new vocabulary; never assigned to a token.
         invalid_key: Token that marks, say, the end of a sentence.
-        start_label: First number given out.
+        start_label: First number assigned.
 
     Returns:
         The encoded sentences and the vocabulary used.
