@@ -1,4 +1,5 @@
-"""The child process: loads one servable and runs its batches. May import mxnet and user code.
+"""The child process, which loads one servable and runs its batches.
 
-Started as ``python -m mms.worker``; everything it needs comes in its first frame.
+May import mxnet and user code. Started as ``python -m mms.worker``; its first frame contains
+everything it needs.
 """

@@ -1,8 +1,8 @@
-"""Entry of the child process: ``python -m mms.worker FD``.
+"""Entry point of the child process: ``python -m mms.worker FD``.
 
-Reads its LoadSpec, loads the model and answers READY or FAILED. From then on it does what the
-frames say: run a BATCH, FORK a worker onto the socket that comes along, STOP. A loader is only
-ever sent FORK, a worker only BATCH; both are the same loop.
+Reads its LoadSpec, loads the model and answers READY or FAILED. From then on it obeys frames: run
+a BATCH, FORK a worker onto the socket passed along, STOP. A loader is only ever sent FORK, a
+worker only BATCH; both run the same loop.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from mms.worker.process import die_with, fork_worker, ignore_stop_signals, may_f
 
 
 class Runner(Protocol):
-    """What runs batches.
+    """Runs batches.
 
     Attributes:
-        batch_size: Most requests joined in one forward pass.
+        batch_size: Maximum number of requests joined in one forward pass.
         alone_reason: Why requests are not joined whatever the batch size; "" if they may be.
-        can_fork: Whether what it runs survives a fork.
-        takes_tensors: Whether arrays can be put in as they are.
-        gives_tensors: Whether the network's arrays can be had for an answer.
+        can_fork: Whether the service or handler survives a fork.
+        takes_tensors: Whether the model accepts arrays as they are.
+        gives_tensors: Whether an answer can consist of the network's own output arrays.
     """
 
     batch_size: int
@@ -57,18 +57,18 @@ class Runner(Protocol):
         """As described above."""
 
     def take_metrics(self) -> list[Any]:
-        """Return what the service has reported since the last call."""
+        """Return the metrics that the service has reported since the last call."""
 
     def try_joining(self) -> None:
-        """Find out whether requests can be joined, if the batch size asks for it."""
+        """Determine whether requests can be joined, if the batch size is above 1."""
 
     def run(self, requests: Sequence[Request]) -> Result:
         """Answer each request, in order."""
 
 
 def main() -> None:
-    """Run the process until the server stops it or goes away."""
-    # Before mxnet is imported: its own handler exits with 255 and says nothing.
+    """Run the process until the server stops it or disappears."""
+    # Before mxnet is imported: its own handler exits with 255 silently.
     faulthandler.enable()
     ignore_stop_signals()
     os.environ.pop("PYTHONSAFEPATH", None)
@@ -108,8 +108,8 @@ def _load(spec: LoadSpec) -> tuple[Runner, Ready]:
         raise load_failure(error, spec.folder) from error
     can_fork = may_fork(spec) and runner.can_fork
     if can_fork:
-        # Objects of the collector's permanent generation are not touched by its runs, so the
-        # pages that hold them stay shared with the forked workers.
+        # The collector does not touch objects in its permanent generation, so the pages that hold
+        # them stay shared with the forked workers.
         gc.collect()
         gc.freeze()
     ready = Ready(
@@ -145,14 +145,14 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
 
 
 def _tell_alone(channel: Channel, runner: Runner, known: str) -> str:
-    """Tell the server why requests run one at a time, unless it knows; return the reason."""
+    """Send the server the reason why requests run one at a time, if it is new; return it."""
     if runner.alone_reason != known:
         channel.send([encode_control(FrameType.ALONE, runner.alone_reason)])
     return runner.alone_reason
 
 
 def _fork(channel: Channel, spec: LoadSpec, ready: Ready) -> Channel:
-    """Fork a worker; return the channel to go on with, which differs on the two sides."""
+    """Fork a worker; return the channel to continue with, which differs on the two sides."""
     descriptor = channel.take_descriptor()
     try:
         pid = fork_worker(spec.server_pid)
@@ -178,5 +178,5 @@ if __name__ == "__main__":
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    # Skips MXNet's tear-down, which can take a third of a second or hang.
+    # Skips MXNet's teardown, which can take a third of a second or hang.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""How far two answers, or two networks' outputs, lie apart. Pure but for numpy."""
+"""Measure the distance between two answers, or two networks' outputs. Pure except for numpy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import orjson
 from mms.wire.messages import Answer
 from mms.worker.arrays import arrays_of
 
-#: Largest distance between what one forward pass gives a request alone and among others, as part
-#: of the largest number: the sums are the same, their order is not. Half floats need most of it.
+#: Largest distance between a request's outputs alone and in a batch, relative to the largest
+#: number: the sums are the same, but not their order. Half floats need most of it.
 TOLERANCE = 1e-2
-#: A trial counts if two requests' answers lie this many times further apart than that.
+#: A trial counts only if two requests' answers are this many times further apart.
 MARGIN = 10.0
 #: 0.4's default services answer texts that hold numbers.
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 
 def answer_distance(one: Answer, other: Answer) -> float:
-    """Return how far two answers lie apart; infinite if they differ in more than numbers.
+    """Return the distance between two answers; infinite if they differ in more than numbers.
 
-    Numbers are compared as parts of the largest of them, those inside of texts too.
+    Numbers are compared relative to the largest of them, including those inside strings.
     """
     frame = (one.status, one.content_type, one.headers)
     if frame != (other.status, other.content_type, other.headers):
@@ -40,7 +40,7 @@ def answer_distance(one: Answer, other: Answer) -> float:
 
 
 def output_distance(one: Any, other: Any) -> float:
-    """Return how far two outputs of `_inference` lie apart; infinite if their shapes differ."""
+    """Return the distance between two outputs of `_inference`; infinite if shapes differ."""
     mine, others = arrays_of(one), arrays_of(other)
     if mine is None or others is None or len(mine) != len(others):
         return math.inf
@@ -65,10 +65,10 @@ def _distance(one: Any, other: Any) -> float:
 
 
 def _pairs(one: Any, other: Any) -> Iterator[tuple[float, float]]:
-    """Yield the numbers that stand at the same places in two JSON values.
+    """Yield the pairs of numbers at the same positions in two JSON values.
 
     Raises:
-        ValueError: The values differ in something else.
+        ValueError: The values differ in more than numbers.
     """
     if isinstance(one, float) and isinstance(other, float):
         yield one, other

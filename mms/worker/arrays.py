@@ -1,6 +1,6 @@
-"""Arrays of either kind, MXNet's or NumPy's, joined and split along the batch axis.
+"""Join and split arrays, MXNet's or NumPy's, along the batch axis.
 
-Never imports mxnet: where it is not loaded, there is no NDArray.
+Never imports mxnet: if it is not loaded, there are no NDArrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def is_ndarray(value: Any) -> bool:
 
 
 def arrays_of(value: Any) -> list[Any] | None:
-    """Return the arrays that a value is or consists of; None if it is anything else."""
+    """Return the arrays that a value consists of, or None if it is anything else."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if parts and all(isinstance(part, np.ndarray) or is_ndarray(part) for part in parts):
         return parts
@@ -29,7 +29,7 @@ def arrays_of(value: Any) -> list[Any] | None:
 
 
 def join_key(value: Any) -> Hashable | None:
-    """Return what arrays must have in common to be joined along axis 0; None if they cannot be."""
+    """Return a key that arrays must share to be joined along axis 0; None if they cannot be."""
     arrays = arrays_of(value)
     if arrays is None or any(array.ndim == 0 for array in arrays):
         return None
@@ -45,10 +45,10 @@ def join_key(value: Any) -> Hashable | None:
 
 
 def fits_batch_axis(value: Any, signature: Signature) -> bool:
-    """Whether the signature takes more than one request's rows along axis 0.
+    """Return whether axis 0 can hold the rows of more than one request.
 
-    A size there other than 0 or 1 is no batch: time steps, say, of a network that wants all of
-    them at once.
+    A signature's size there other than 0 or 1 is not a batch axis: time steps, say, of a network
+    that needs all of them at once.
     """
     arrays = value if isinstance(value, (list, tuple)) else [value]
     if len(arrays) != len(signature.inputs):
@@ -60,9 +60,9 @@ def fits_batch_axis(value: Any, signature: Signature) -> bool:
 
 
 def detached(value: Any) -> Any:
-    """Return arrays, or a list of them, in memory of their own.
+    """Return a copy of arrays, or of a list of them.
 
-    Whoever made them may write the next request's numbers into the same memory.
+    Their producer may overwrite the original memory with the next request's numbers.
     """
     if isinstance(value, (list, tuple)):
         return [array.copy() for array in value]
@@ -83,18 +83,18 @@ def join(values: list[Any]) -> Any:
 
 
 def split(outputs: Any, rows: list[int]) -> list[Any]:
-    """Cut outputs along axis 0 into the rows of each request, in memory of their own.
+    """Split outputs along axis 0 into the rows of each request, as copies.
 
     Raises:
-        ValueError: The outputs do not have one row per row put in.
+        ValueError: The outputs do not have one row per input row.
     """
     arrays = arrays_of(outputs)
     total = sum(rows)
     if arrays is None:
-        raise ValueError(f"_inference gave a {type(outputs).__name__}, which cannot be split")
+        raise ValueError(f"_inference returned a {type(outputs).__name__}, which cannot be split")
     if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"_inference gave {shapes} for {total} rows, which cannot be split")
+        raise ValueError(f"_inference returned {shapes} for {total} rows, which cannot be split")
     columns = [_cut(array, rows) for array in arrays]
     if not isinstance(outputs, (list, tuple)):
         return columns[0]
@@ -111,7 +111,7 @@ def _cut(array: Any, rows: list[int]) -> list[Any]:
     ends = np.cumsum(rows)
     if isinstance(array, np.ndarray):
         return np.split(array.copy(), ends[:-1])
-    # Read once for the whole batch: slicing an NDArray costs an engine operation per request.
+    # Copied out once for the whole batch: slicing an NDArray costs an engine operation per request.
     values = array.asnumpy()
     from_numpy = sys.modules["mxnet"].nd.from_numpy
     return [

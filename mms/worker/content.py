@@ -1,4 +1,4 @@
-"""Undo a body's Content-Encoding within limits; the server passes bodies on as they came. Pure."""
+"""Decode a body's Content-Encoding within limits; the server passes bodies on encoded. Pure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from mms.wire.frames import Buffer
 from mms.wire.messages import Request, RequestLimits
 
 ACCEPTED = "gzip, deflate and identity"
-#: Codings on top of each other. One is usual; each may multiply what the one before it has made.
+#: Maximum number of stacked codings. One is usual; each may multiply the output of the previous.
 MAX_CODINGS = 2
-#: Parts of a gzip body. Programs that pack in parallel make one per 64 KiB or more; each costs some
+#: Members of a gzip body. Parallel compressors write one per 64 KiB or more; each costs some
 #: microseconds, however short it is.
 MAX_MEMBERS = 4096
-#: Up to here a body may be packed as well as it will.
+#: Up to this size the compression ratio is not limited.
 FREE_BYTES = 1 << 20
-#: What is unpacked at once, and so the most that is made beyond the limit.
+#: Output size of one step, and so the most that is decompressed beyond the limit.
 _STEP_BYTES = 1 << 20
-#: What is given to the decompressor at once: it copies what it has left over.
+#: Input size of one step: the decompressor copies unconsumed input.
 _FEED_BYTES = 1 << 16
 _ZLIB, _GZIP, _RAW = zlib.MAX_WBITS, zlib.MAX_WBITS + 16, -zlib.MAX_WBITS
 
 
 def unpacked(request: Request, limits: RequestLimits) -> memoryview:
-    """Return a request's body with its Content-Encoding undone.
+    """Return a request's body with its Content-Encoding decoded.
 
     Raises:
-        UnsupportedMedia: The encoding is none that is accepted.
-        InvalidRequest: The body is truncated or is not what the encoding says.
+        UnsupportedMedia: The encoding is not supported.
+        InvalidRequest: The body is truncated or does not match its encoding.
         PayloadTooLarge: It unpacks to more than the limits allow.
     """
     body = request.body
@@ -40,7 +40,7 @@ def unpacked(request: Request, limits: RequestLimits) -> memoryview:
 
 
 def _codings(header: str) -> list[str]:
-    """Return the codings that a header names, in the order in which they were applied."""
+    """Return the codings in a header, in the order in which they were applied."""
     names = [name.strip().lower() for name in header.split(",")]
     codings = [name.removeprefix("x-") for name in names if name not in ("", "identity")]
     for coding in codings:
@@ -50,7 +50,7 @@ def _codings(header: str) -> list[str]:
             )
     if len(codings) > MAX_CODINGS:
         raise UnsupportedMedia(
-            f"the body has {len(codings)} content encodings, at most {MAX_CODINGS} are undone; "
+            f"the body has {len(codings)} content encodings, at most {MAX_CODINGS} are allowed; "
             f"send {ACCEPTED}"
         )
     return codings
@@ -72,7 +72,7 @@ def _unpacked(body: memoryview, coding: str, limits: RequestLimits) -> bytearray
                 _check_size(len(result), len(body), limits)
                 data = engine.unused_data if engine.eof else engine.unconsumed_tail
         while not engine.eof:
-            # Some may still be inside the decompressor, though it has taken all bytes.
+            # The decompressor may still hold output, though it has consumed all bytes.
             rest = engine.decompress(b"", _STEP_BYTES)
             if not rest:
                 raise InvalidRequest(f"the body is truncated: its {coding} data does not end")
@@ -84,7 +84,7 @@ def _unpacked(body: memoryview, coding: str, limits: RequestLimits) -> bytearray
 
 
 def _deflate_format(body: memoryview) -> int:
-    """Tell zlib data, which is what the standard calls deflate, from bare deflate data."""
+    """Distinguish zlib data, which the standard calls deflate, from raw deflate data."""
     head = bytes(body[:2])
     is_zlib = len(head) == 2 and head[0] & 15 == 8 and int.from_bytes(head, "big") % 31 == 0
     return _ZLIB if is_zlib else _RAW
@@ -108,5 +108,5 @@ def _check_size(size: int, packed_bytes: int, limits: RequestLimits) -> None:
         raise PayloadTooLarge(
             "the body unpacks to more than max_decompression_ratio "
             f"({limits.max_decompression_ratio}) times its {packed_bytes} bytes; start the server "
-            "with --max-decompression-ratio to allow more, or send it as it is"
+            "with --max-decompression-ratio to allow more, or send it uncompressed"
         )

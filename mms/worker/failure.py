@@ -1,4 +1,4 @@
-"""Turn what user code raises into our errors, cut to what the user can act on."""
+"""Turn exceptions of user code into our errors, cut to what the user can act on."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ logger = logging.getLogger("mms.worker")
 #: Logged without a traceback.
 _FAULTS_OF_CLIENTS = (InvalidRequest, PayloadTooLarge, UnsupportedMedia, RejectedByService)
 
-#: Python 3.10 has none.
+#: Python 3.10 lacks it.
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
-#: Longest message and longest traceback that leave a worker, for answers and for the log.
+#: Maximum length of messages and of tracebacks that leave a worker, for answers and the log.
 _MAX_MESSAGE_CHARS, _MAX_TRACEBACK_CHARS = 2048, 16 << 10
 
 
 def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
-    """Return the error to answer with for an exception out of a service.
+    """Return the error to answer with for an exception raised by a service.
 
     Args:
-        error: As raised.
+        error: The exception.
         stage: decode, preprocess, inference, postprocess or encode.
         model_dir: Folder of the service's own code.
     """
     detail = describe(error, stage, model_dir)
     if isinstance(error, MMSError):
-        # It goes on living as an answer. Any other ends here, unless user code has kept it.
+        # It lives on as an answer. Any other exception ends here, unless user code keeps it.
         release(error)
         return _cut_error(error, detail)
     if isinstance(error, PredictionException):
@@ -61,7 +61,7 @@ def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError
 
 
 def release(error: BaseException) -> None:
-    """Let go of all that an exception keeps alive: its frames, and those of what led to it.
+    """Release everything that an exception keeps alive: its frames, and those of its causes.
 
     An error is kept until its batch has been answered, and a cycle through its frames until the
     garbage collector runs; the arrays in those frames may be larger than any answer.
@@ -82,7 +82,7 @@ def release(error: BaseException) -> None:
 
 
 def load_failure(error: BaseException, model_dir: str) -> MMSError:
-    """Return the error to report for an exception while the model was loaded."""
+    """Return the error to report for an exception raised while the model was loaded."""
     detail = describe(error, "load", model_dir)
     if isinstance(error, MMSError):
         return _cut_error(error, detail)
@@ -92,14 +92,14 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
 
 
 def reason_of(failure: MMSError) -> str:
-    """Return a failure's message with what raised it, in one line."""
+    """Return a failure's message and its cause, on one line."""
     if failure.detail is None or not isinstance(failure, InferenceFailed):
         return str(failure)
     return f"{failure}: {reason_line(failure.detail.traceback)}"
 
 
 def log_failure(failure: MMSError) -> None:
-    """Log why a request failed: a client's mistake briefly, the service's with its traceback."""
+    """Log a failed request: client errors briefly, the service's with a traceback."""
     if isinstance(failure, _FAULTS_OF_CLIENTS):
         logger.info("%s: %s", failure.code, failure)
         return
@@ -108,7 +108,7 @@ def log_failure(failure: MMSError) -> None:
 
 
 def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
-    """Return type, place and traceback of an exception, cut to the user's own frames."""
+    """Return type, location and traceback of an exception, cut to the user's own frames."""
     frames = list(_frames(error.__traceback__))
     own = [frame for frame in frames if _is_own(frame.filename, model_dir)]
     where = ""
@@ -122,7 +122,7 @@ def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
 def _format(error: BaseException, model_dir: str) -> str:
     """Format the traceback without the frames above the user's outermost one.
 
-    What lies below it, inside a library the user called, often says why, and stays.
+    The frames below it, inside a library the user called, often show the reason, and stay.
     """
     summary = traceback.TracebackException.from_exception(error)
     frames = list(summary.stack)
@@ -142,7 +142,7 @@ def _frames(tb: TracebackType | None) -> list[traceback.FrameSummary]:
 
 
 def _is_own(filename: str, model_dir: str) -> bool:
-    """Whether a frame is the user's: from the archive, or from neither us nor a library."""
+    """Return whether a frame is the user's: from the archive, or neither ours nor a library's."""
     path = os.path.abspath(filename)
     if path.startswith(os.path.abspath(model_dir) + os.sep):
         return True
@@ -154,14 +154,14 @@ def _is_own(filename: str, model_dir: str) -> bool:
 
 
 def _cut_error(error: MMSError, detail: ErrorDetail) -> MMSError:
-    """Return an error of ours, which a service may have raised, with its message cut."""
+    """Return one of our own errors, which a service may have raised, with its message cut."""
     error.detail = error.detail or detail
     error.args = (short_text(error), *error.args[1:])
     return error
 
 
 def _cut_middle(text: str, limit: int) -> str:
-    """Shorten a text; how it begins and how it ends say the most."""
+    """Cut the middle out of a string; its beginning and end are the most informative."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -169,14 +169,14 @@ def _cut_middle(text: str, limit: int) -> str:
 
 
 def _hint(error: BaseException) -> str:
-    """Say what to do about a package that is missing, the commonest reason of all."""
+    """Return advice for a missing package, the most common reason of all."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ""
     package = error.name.split(".")[0]
     if package == "ts":
         return (
-            "; that is TorchServe's own package, which is not here: a handler imports "
-            "mms.service and mms.context instead, and derives from no class of it"
+            "; that is TorchServe's own package, which is not available: a handler must import "
+            "mms.service and mms.context instead, and must not derive from its classes"
         )
     return f"; install {package!r} in the environment of the server, or put it into the archive"
 
@@ -187,5 +187,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _error_status(code: object) -> int:
-    """Keep the service's status if it is one for errors: a 200 would hide the failure."""
+    """Return the service's status if it is an error status: a 200 would hide the failure."""
     return code if isinstance(code, int) and 400 <= code <= 599 else 500

@@ -1,4 +1,4 @@
-"""Take forms apart, URL-encoded or multipart, at a cost near that of their bytes. Pure."""
+"""Parse forms, URL-encoded or multipart, in time linear in their size. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mms.wire.frames import Buffer
 from mms.wire.messages import RequestLimits
 
 _MAX_PART_HEADERS = 16
-#: RFC 2046 section 5.1.1; long ones have burnt CPU in other servers.
+#: RFC 2046 section 5.1.1; long ones have cost other servers much CPU time.
 _MAX_BOUNDARY_CHARS = 70
-#: Decoded at once, which bounds the memory for the positions of escapes.
+#: Bytes decoded at once, which bounds the memory for the positions of escapes.
 _STEP_BYTES = 1 << 20
 _NO_DIGIT = 255
 _HEX_VALUES = np.full(256, _NO_DIGIT, np.uint8)
@@ -24,7 +24,7 @@ for _value, _digits in enumerate(zip(b"0123456789abcdef", b"0123456789ABCDEF", s
     _HEX_VALUES[list(_digits)] = _value
 
 _UTF_8 = frozenset({"utf_8", "ascii"})
-#: Codecs for text that take linear time. Others in Python do not (punycode, idna), or run no text.
+#: Text codecs that take linear time. Others in Python do not (punycode, idna), or are not for text.
 _CODECS = frozenset(
     {
         *_UTF_8, "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "latin_1",
@@ -33,7 +33,7 @@ _CODECS = frozenset(
         "gb18030", "big5", "euc_kr", "cp949",
     }
 )  # fmt: skip
-#: Asking `codecs` for any other name would look for a module of it, and remember it for ever.
+#: For any other name, `codecs` would search for a module and cache the name for ever.
 _CODEC_NAMES = {name: name for name in _CODECS} | {
     alias: name for alias, name in aliases.items() if name in _CODECS
 }
@@ -44,10 +44,10 @@ class Part:
     """One field of a form.
 
     Attributes:
-        name: What it is called.
-        media_type: Lower-case type of a file; "" for any other field.
+        name: Its name.
+        media_type: Lower-case media type of a file; "" for any other field.
         value: Its bytes.
-        charset: Of its text, as sent; "" if the form does not say.
+        charset: Charset of its text, as sent; "" if the form does not state one.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Part:
 
 
 def parse_media_type(content_type: str) -> tuple[str, dict[str, str]]:
-    """Split a Content-Type header into its lower-case type and its parameters."""
+    """Split a Content-Type header into its lower-case media type and its parameters."""
     if ";" not in content_type:
         return content_type.strip().lower(), {}
     media_type, parameters = multipart.parse_options_header(content_type)
@@ -72,7 +72,7 @@ def is_form(media_type: str) -> bool:
 def form_parts(
     body: memoryview, media_type: str, parameters: Mapping[str, str], limits: RequestLimits
 ) -> list[Part]:
-    """Return the fields of a form, in its order.
+    """Return the fields of a form, in order.
 
     Raises:
         InvalidRequest: The form is malformed.
@@ -84,14 +84,14 @@ def form_parts(
 
 
 def in_utf8(data: Buffer, charset: str, what: str) -> Buffer:
-    """Return a text in UTF-8, whatever charset it came in.
+    """Transcode text to UTF-8.
 
-    Without a charset it is what it is: JSON's reader has its own rules for that.
+    Without a charset it is returned unchanged: the JSON reader has its own rules for that.
 
     Args:
         data: The text.
         charset: Its charset as sent, "" if unknown.
-        what: What it is, for the messages.
+        what: Its name, for messages.
 
     Raises:
         UnsupportedMedia: The charset is unknown.
@@ -132,14 +132,14 @@ def _urlencoded_parts(body: memoryview, charset: str, limits: RequestLimits) -> 
 
 
 def unquoted(data: bytes) -> bytes:
-    """Return a text with its percent escapes undone; what is no escape stays as it is."""
+    """Decode percent escapes; malformed ones are kept."""
     if b"%" not in data:
         return data
     steps = []
     at = 0
     while at < len(data):
         end = at + _STEP_BYTES
-        # No escape is cut in two.
+        # Never split an escape.
         cut = data.rfind(b"%", end - 2, end)
         end = end if cut < 0 or end >= len(data) else cut
         steps.append(_unquoted_step(np.frombuffer(data, np.uint8)[at:end]))
@@ -194,7 +194,7 @@ def _multipart_parts(
 def _part(segment: multipart.MultipartSegment, value: bytes) -> Part:
     media_type, parameters = parse_media_type(segment.header("Content-Type", ""))
     if segment.filename is None:
-        # Of a mere field 1.x took no notice of the type.
+        # 1.x ignored the media type of fields that are not files.
         media_type = ""
     return Part(segment.name, media_type, value, parameters.get("charset", ""))
 

@@ -1,7 +1,7 @@
 """Run batches through a handler of MMS 1.x: ``handle(data, context)`` with a list of requests.
 
-A handler sees the whole batch at once, as it did there. Where it raises for a batch, or answers
-the wrong number of requests, each one is run again alone, so that only the culprit fails.
+A handler sees the whole batch at once, as in 1.x. If it raises for a batch, or returns the wrong
+number of answers, each request is run again alone, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ logger = logging.getLogger("mms.worker")
 
 EntryPoint = Callable[[Any, Context], Any]
 
-#: The function looked for where the manifest names only a module.
+#: The default function if the manifest names only a module.
 _DEFAULT_FUNCTION = "handle"
 #: Packages whose threads do not survive a fork.
 _UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
@@ -60,9 +60,9 @@ _UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
 
 @dataclass(slots=True)
 class _Job:
-    """One request on its way through the handler; `answer` ends it.
+    """One request on its way through the handler; setting `answer` ends it.
 
-    `asked` is what it says if it came in the Open Inference Protocol V2.
+    `asked` is the decoded request if it came in the Open Inference Protocol V2.
     """
 
     request: Request
@@ -77,8 +77,8 @@ class HandlerRunner:
 
     Args:
         handle: The handler.
-        context: The one it was initialized with; it sees this one at every call.
-        spec: What the process was told to serve.
+        context: The context it was initialized with; every call passes the same one.
+        spec: The LoadSpec of this process.
         threads_before: Threads that the process had before the handler was loaded.
     """
 
@@ -100,18 +100,17 @@ class HandlerRunner:
 
     @property
     def can_fork(self) -> bool:
-        """Whether workers may be forked now: not beside threads that a fork would lose."""
+        """Whether workers may be forked now: a fork would lose threads of the handler."""
         if any(name in sys.modules for name in _UNFORKABLE):
             return False
-        # MXNet stops its own threads around a fork; of others that the handler started nobody
-        # knows.
+        # MXNet stops its own threads around a fork; other threads of the handler are unknown.
         return "mxnet" in sys.modules or _native_threads() <= self._threads_before
 
     def try_joining(self) -> None:
-        """Do nothing: handlers get whole batches, as they always did."""
+        """Do nothing: handlers always receive whole batches."""
 
     def take_metrics(self) -> list[Any]:
-        """Return what the handler has reported since last time, as `ReportedMetrics` reads it."""
+        """Return the metrics reported since the last call, in the form of `ReportedMetrics`."""
         reports, self._reports = self._reports, []
         return reports
 
@@ -162,7 +161,7 @@ class HandlerRunner:
             answer = encode_value(value, job.processor)
         else:
             answer = self._encode_v2(job.asked, value, job.processor)
-        # The answers of a batch travel in one frame; alone, each one fits.
+        # All answers of a batch share one frame; each one alone fits.
         job.answer = within(answer, min(self._spec.max_response_bytes, self._room_bytes))
         self._room_bytes -= len(answer.body)
 
@@ -170,7 +169,7 @@ class HandlerRunner:
         """Return an answer in V2; a status and headers set by the handler stay.
 
         Raises:
-            RejectedByService: The status is one for errors, which have a shape of their own there.
+            RejectedByService: The status is an error status; V2 errors have a format of their own.
         """
         frame = encode_value(None, processor)
         if frame.status >= 400:
@@ -238,7 +237,7 @@ class HandlerRunner:
 
     def _take_report(self) -> None:
         store = self._context.metrics
-        # A handler may have put anything in its place.
+        # A handler may have replaced it with anything.
         if isinstance(store, MetricsStore):
             self._reports += store.report()
 
@@ -256,17 +255,17 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
     """Load a 1.x handler and initialize it.
 
     Returns:
-        What runs its batches, and its name.
+        The runner of its batches, and its name.
 
     Raises:
-        MMSError: The handler is not there, or not one.
-        Exception: Whatever the handler itself raises.
+        MMSError: The handler is missing, or not a handler.
+        Exception: Any exception of the handler itself.
     """
     threads = _native_threads()
     # For handlers that import mxnet themselves.
     restore_numpy_names()
     folder = Path(spec.folder)
-    # 1.x ran its workers there, and handlers open their files by bare names.
+    # 1.x ran its workers in that folder, and handlers open their files by bare names.
     os.chdir(folder)
     sys.path.insert(0, spec.folder)
     path = folder / MAR_MANIFEST_NAME
@@ -282,14 +281,14 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
         return HandlerRunner(handle, context, spec, threads), target.__name__
     if not callable(target):
         raise ModelLoadFailed(f"{spec.handler}: {function!r} is not a function")
-    # 1.x's sign that there is no request, only a model to load.
+    # In 1.x this means that there is no request, only a model to load.
     target(None, context)
     name = f"{module.__name__}:{getattr(target, '__name__', function)}"
     return HandlerRunner(target, context, spec, threads), name
 
 
 def _native_threads() -> int:
-    """Return the number of this process's threads, those that Python knows nothing of included."""
+    """Return the number of this process's threads, including those unknown to Python."""
     return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 
 
@@ -314,7 +313,7 @@ def _only_class(module: ModuleType, function: str) -> type[Any]:
         if cls.__module__ == module.__name__
     ]
     if len(classes) > 1:
-        # Helpers beside the handler: 1.x refused these, without need.
+        # Helper classes beside the handler: 1.x refused these needlessly.
         classes = [cls for cls in classes if hasattr(cls, "handle")]
     if len(classes) == 1:
         return classes[0]
@@ -339,15 +338,15 @@ def _initialized(cls: type[Any], context: Context) -> EntryPoint:
 def decode_parameters(
     request: Request, decodes: bool, limits: RequestLimits = DEFAULT_LIMITS
 ) -> tuple[dict[str, Any], RequestProcessor]:
-    """Return what a handler gets of a request: values by name, and its headers.
+    """Return a request as a handler receives it: values by name, and its headers.
 
-    A form gives its fields by name, anything else its bytes as ``body``: bytearrays, but for JSON
-    and text, which come decoded.
+    A form yields its fields by name, any other body its bytes as ``body``. Values are bytearrays,
+    except for JSON and text, which are decoded.
 
     Args:
         request: The request.
         decodes: Whether JSON and text are decoded.
-        limits: How many fields and elements it may have.
+        limits: Maximum numbers of fields and elements.
 
     Raises:
         InvalidRequest: The body is malformed.
@@ -357,7 +356,7 @@ def decode_parameters(
     meta = request.meta
     data: dict[str, Any] = {}
     headers: dict[str, Any] = {}
-    # Of /predictions, 1.x passed no query parameters on.
+    # 1.x did not pass on query parameters of /predictions.
     if meta.dialect is not Dialect.PLAIN:
         for name, text in meta.query:
             data[name] = bytearray(text, "utf-8", "surrogateescape")
@@ -400,7 +399,7 @@ def encode_value(value: Any, processor: RequestProcessor) -> Answer:
     """Return the answer for one entry of a handler's list.
 
     Raises:
-        InvalidServiceOutput: It cannot be sent, or its status or headers cannot.
+        InvalidServiceOutput: The value, its status or its headers cannot be sent.
     """
     headers, content_type_set = checked_headers(processor.get_response_headers())
     status = checked_status(processor.get_response_status_code())

@@ -1,8 +1,8 @@
-"""What a handler may say of its answer besides the body: headers, content type, status, phrase.
+"""Check what a handler sets besides the body: headers, content type, status, reason phrase.
 
-HTTP/1.1 has one stream of bytes per connection. A length, a transfer coding or a line break from a
-handler would move the border between its answer and the next client's, so the server alone decides
-on these, and everything else is checked here, before the answer leaves the worker.
+HTTP/1.1 has one byte stream per connection. A length, a transfer coding or a line break from a
+handler would shift the boundary between its answer and the next one, so only the server sets
+these, and everything else is checked here, before the answer leaves the worker.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from mms.errors import InvalidServiceOutput
 
-#: What clients and proxies accept: the server's own limit on a request's headers is the same.
+#: Accepted by common clients and proxies; the server's own limit on request headers is the same.
 MAX_HEADER_BYTES = 16 << 10
 MAX_HEADERS = 100
 _MAX_REASON_CHARS = 256
-#: Framing (RFC 9112), hop by hop (RFC 9110, section 7.6.1), and what the server says itself.
+#: Framing (RFC 9112), hop-by-hop (RFC 9110, section 7.6.1), and headers that the server sets.
 #: MMS 1.x overwrote the first ones, too. Proxy-* is dropped as well.
 _OURS = frozenset(
     (
@@ -41,21 +41,21 @@ _CONTENT_TYPE = "content-type"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 #: RFC 9110, section 5.5: visible text, spaces and tabs; no other controls.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-#: Answers that have no body by definition; a client would take one for the next answer's head.
+#: Statuses without a body by definition; a client would read one as the next answer's head.
 _WITHOUT_BODY = (204, 205, 304)
 
 
 def checked_headers(given: Mapping[Any, Any]) -> tuple[dict[str, str], str]:
     """Return the headers that may be sent, and the content type ("" if none was set).
 
-    Names differ by more than case; of several spellings, the last one set counts.
+    Names ignore case; of several spellings, the last one set counts.
 
     Raises:
-        InvalidServiceOutput: A name or a value cannot be sent, or there is too much of them.
+        InvalidServiceOutput: A name or a value cannot be sent, or a limit is exceeded.
     """
     if len(given) > MAX_HEADERS:
         raise InvalidServiceOutput(
-            f"the handler set {len(given)} headers, more than the {MAX_HEADERS} that are sent"
+            f"the handler set {len(given)} headers, more than the {MAX_HEADERS} allowed"
         )
     found: dict[str, tuple[str, str]] = {}
     size = 0
@@ -63,7 +63,7 @@ def checked_headers(given: Mapping[Any, Any]) -> tuple[dict[str, str], str]:
         name, value = str(raw_name), str(raw_value).strip(" \t")
         if not _TOKEN.fullmatch(name):
             raise InvalidServiceOutput(
-                f"the handler set a header of the name {name[:100]!r}, which HTTP does not allow"
+                f"the handler set a header named {name[:100]!r}, which HTTP does not allow"
             )
         key = name.lower()
         if key in _OURS or key.startswith(_OURS_PREFIX):
@@ -74,18 +74,17 @@ def checked_headers(given: Mapping[Any, Any]) -> tuple[dict[str, str], str]:
         found[key] = (name, value)
     if size > MAX_HEADER_BYTES:
         raise InvalidServiceOutput(
-            f"the handler set headers of {size} bytes, more than the {MAX_HEADER_BYTES} that are "
-            "sent"
+            f"the handler set headers of {size} bytes, more than the {MAX_HEADER_BYTES} allowed"
         )
     content_type = found.pop(_CONTENT_TYPE, ("", ""))[1]
     return dict(found.values()), content_type
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse a text that cannot stand in the head of an answer.
+    """Refuse a string that cannot be sent in the head of an answer.
 
     Raises:
-        InvalidServiceOutput: It holds a control character, or is no text at all (lone surrogates).
+        InvalidServiceOutput: It contains control characters or lone surrogates.
     """
     try:
         text.encode()
@@ -95,27 +94,27 @@ def check_text(text: str, what: str) -> None:
         is_clean = _CONTROL.search(text) is None
     if not is_clean:
         raise InvalidServiceOutput(
-            f"the handler set {what} to {text[:100]!r}, which holds characters that HTTP does not "
-            "allow there"
+            f"the handler set {what} to {text[:100]!r}, which contains characters that HTTP does "
+            "not allow there"
         )
 
 
 def checked_status(status: object) -> int:
-    """Return a status that ends a request.
+    """Return a final HTTP status.
 
     Raises:
-        InvalidServiceOutput: It is none, or an interim one (1xx).
+        InvalidServiceOutput: It is not a valid status, or an interim one (1xx).
     """
     if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
-        raise InvalidServiceOutput(f"the handler set the status {_short(status)}, which is none")
+        raise InvalidServiceOutput(f"the handler set the status {_short(status)}, which is invalid")
     return int(status)
 
 
 def checked_reason(phrase: object) -> str:
-    """Return the phrase of a status on one line, "" for the standard one.
+    """Return the reason phrase of a status on one line; "" for the standard one.
 
     Raises:
-        InvalidServiceOutput: It cannot stand in the head of an answer.
+        InvalidServiceOutput: It cannot be sent in the head of an answer.
     """
     reason = " ".join(str(phrase or "").split())[:_MAX_REASON_CHARS]
     check_text(reason, "the reason phrase")
@@ -123,7 +122,7 @@ def checked_reason(phrase: object) -> str:
 
 
 def allows_body(status: int) -> bool:
-    """Whether an answer of this status has a body."""
+    """Return whether an answer with this status has a body."""
     return status not in _WITHOUT_BODY
 
 

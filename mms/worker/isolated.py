@@ -1,7 +1,7 @@
-"""Try something in a process of its own, so that nothing of it stays behind.
+"""Run a trial in a separate process, so that it leaves no side effects.
 
-A service counts its calls, fills caches and draws random numbers; a crash or a loop without an end
-must not become the model's. What is tried runs in a fork, and only its result comes back.
+A service counts its calls, fills caches and draws random numbers, and a crash or an endless loop
+must not affect the model. The trial runs in a fork, and only its result comes back.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Callable
 
 from mms.worker.process import die_with
 
-#: Less than a pipe holds, so that writing it never waits.
+#: Less than a pipe buffers, so that writing it never blocks.
 _RESULT_BYTES = 60_000
-#: Longest that a try may take, seconds: a few forward passes, the first of which plans memory.
+#: Time limit of a trial, seconds: a few forward passes, the first of which plans memory.
 LIMIT_S = 60.0
 
 
 def run_isolated(work: Callable[[], str], limit_s: float = LIMIT_S) -> str:
-    """Run `work` in a fork of this process and return what it returns, cut to 60,000 bytes.
+    """Run `work` in a fork of this process and return its result, cut to 60,000 bytes.
 
     Only for processes that `may_fork`.
 
     Args:
-        work: Returns a text; must not raise.
-        limit_s: When to kill it.
+        work: Returns a string; must not raise.
+        limit_s: Seconds after which it is killed.
 
     Raises:
         OSError: It died, took too long, or could not be started.

@@ -1,8 +1,8 @@
-"""Join the requests of a batch in one forward pass, where a trial has shown it right.
+"""Join the requests of a batch in one forward pass, where a trial has shown that to be correct.
 
-Each request's `_preprocess` and `_postprocess` run on a shallow copy of the service, so what it
-stores in an attribute is its own, and its arrays are copied apart before user code runs again.
-Where a stage is seen to change anything else that the copies share, joining ends for good.
+Each request's `_preprocess` and `_postprocess` run on a shallow copy of the service, so attributes
+that they set are private to the request, and its arrays are copied before user code runs again.
+If a stage changes anything else that the copies share, joining ends for good.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mms.worker.trial import reason_against_joining
 
 logger = logging.getLogger("mms.worker")
 
-#: Joint forwards may fail this often in a row, with the requests then succeeding one by one,
-#: before the service is taken for one that cannot be batched.
+#: Joint forward passes may fail this often in a row, with the requests then succeeding one by one,
+#: before the service is treated as one that cannot be batched.
 _MAX_JOINT_FAILURES = 3
 #: Kinds of batches (shapes, dtypes) whose joint outputs were compared with single ones.
 _MAX_AGREEING = 256
@@ -37,12 +37,12 @@ class Joiner:
     """Runs batches of one service with joint forward passes.
 
     Args:
-        stages: The service's.
+        stages: The stages of the service.
         pairs: Returns pairs of different requests for the trial, see `request_pairs`.
 
     Attributes:
-        alone_reason: Why requests must run one at a time; "" if they need not, or if it has not
-            been tried yet.
+        alone_reason: Why requests must run one at a time; "" if they need not, or before the
+            trial.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Joiner:
             self._shared = SharedState(self._stages.service)
 
     def _obstacle(self) -> str:
-        """Return what keeps requests apart without a trial."""
+        """Return the reason against joining that needs no trial; "" if there is none."""
         service = self._stages.service
         if not self._stages.has_any:
-            return "the service has no stages of its own: it defines `inference` as a whole"
+            return "the service has no stages of its own: it overrides `inference` itself"
         if not getattr(service, "can_batch", True):
             return "the service says can_batch = False"
         if owned := engine_object(service):
-            return f"the service owns {owned}, which writes all outputs into the same arrays"
+            return f"the service owns {owned}, which reuses the same arrays for all outputs"
         try:
             copy.copy(service)
         except Exception as error:  # noqa: BLE001 - a class may say how it is copied
@@ -110,14 +110,14 @@ class Joiner:
         return reason
 
     def answer_alone(self, request: Request) -> Answer | MMSError:
-        """Answer a request as if it had come alone; for the trial."""
+        """Answer a request as if it had arrived alone; for the trial."""
         self._stages.begin()
         job = Job(request, self._stages.service)
         self._stages.run(job)
         return job.ended()
 
     def answer_joined(self, requests: list[Request]) -> list[Answer | MMSError] | str:
-        """Answer requests as one batch, or say why they cannot be; for the trial."""
+        """Answer requests as one batch, or return why that is impossible; for the trial."""
         self._stages.begin()
         jobs = [Job(request, self._stages.service) for request in requests]
         self.run(jobs)
@@ -126,11 +126,11 @@ class Joiner:
         return reason or [job.ended() for job in jobs]
 
     def joined_outputs_differ(self) -> bool:
-        """Whether the joint forward pass of the trial gave its requests different outputs."""
+        """Return whether the trial's joint forward pass returned different outputs per request."""
         return self._did_differ
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Answer requests, as many of them as possible by one forward pass."""
+        """Answer requests, as many of them as possible in one forward pass."""
         shared = self._shared.snapshot()
         groups: dict[Hashable, list[Job]] = defaultdict(list)
         for job in jobs:
@@ -143,22 +143,22 @@ class Joiner:
             self._run_groups(groups, shared)
         for job in jobs:
             if job.answer is None:
-                # What it shares with others has changed, so it begins anew.
+                # State shared with other requests has changed, so it starts over.
                 job.service = self._stages.service
                 self._stages.run(job)
 
     def _sort_in(self, job: Job, groups: dict[Hashable, list[Job]]) -> None:
-        """Put a request to those that it can be joined with; with none, finish it at once."""
+        """Add a request to the group it can be joined with; if it has none, finish it at once."""
         key = join_key(job.value)
         if key is None or not fits_batch_axis(job.value, self._stages.signature):
             self._stages.finish(job)
         else:
-            # The base classes make new arrays each time; of others nobody knows.
+            # The base classes create new arrays each time; other classes may not.
             job.value = job.value if self._stages.takes_tensors else detached(job.value)
             groups[key].append(job)
 
     def _run_groups(self, groups: Mapping[Hashable, list[Job]], shared: list[Any]) -> None:
-        """Answer preprocessed requests, until a stage changes what they share."""
+        """Answer preprocessed requests, until a stage changes shared state."""
         for key, group in groups.items():
             is_joined = len(group) > 1 and self._infer(key, group)
             if self._has_changed(shared):
@@ -173,7 +173,7 @@ class Joiner:
         self._has_changed(shared)
 
     def _has_changed(self, shared: list[Any]) -> bool:
-        """Whether a stage has changed what the requests of a batch share; joining ends then."""
+        """Return whether a stage has changed state shared by a batch, and end joining if so."""
         if not self.alone_reason and (changed := self._shared.changed(shared)):
             self._stop(f"the service changes {changed}, which all requests of a batch share")
         return bool(self.alone_reason)
@@ -184,7 +184,7 @@ class Joiner:
             logger.warning("requests run one at a time from now on: %s", reason)
 
     def _infer(self, key: Hashable, jobs: list[Job]) -> bool:
-        """Run one forward pass for all jobs; False if they must run one by one."""
+        """Run one forward pass for all jobs; return False if they must run one by one."""
         log.request_id.set(",".join(job.request.meta.request_id for job in jobs))
         started = time.perf_counter()
         rows = [rows_of(job.value) for job in jobs]
@@ -198,7 +198,7 @@ class Joiner:
                 self._did_differ = output_distance(parts[0], parts[-1]) > 0
             if key not in self._agreeing:
                 self._check_agreement(key, jobs, parts)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - one by one tells whose fault
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the single runs show whose fault
             self._failure = f"{type(error).__name__}: {_first_line(error)}"
             if not self._stages.is_quiet:
                 logger.warning(
@@ -215,23 +215,23 @@ class Joiner:
         return True
 
     def _check_agreement(self, key: Hashable, jobs: list[Job], parts: list[Any]) -> None:
-        """Compare a batch of new shapes with what its requests get alone, before it is answered.
+        """Compare the outputs of a batch of new shapes with those of its requests run alone.
 
-        A network may mix the rows of some shapes only.
+        Done before the batch is answered: a network may mix the rows of some shapes only.
 
         Raises:
-            ValueError: They get something else.
+            ValueError: The outputs differ.
         """
         for job, part in zip(jobs, parts, strict=True):
             alone = copy.copy(job.service)._inference(detached(job.value))
             if output_distance(part, alone) > TOLERANCE:
-                self._stop("a batch's forward pass gives other outputs than single ones")
-                raise ValueError("the outputs are others than one by one")
+                self._stop("a batch's forward pass returns other outputs than single ones")
+                raise ValueError("the outputs differ from those of single requests")
         if len(self._agreeing) < _MAX_AGREEING:
             self._agreeing.add(key)
 
     def _note_failure(self, group: list[Job]) -> None:
-        """Count a batch that failed as one although none of its requests was at fault."""
+        """Count a batch that failed as one, although none of its requests was at fault."""
         if not all(isinstance(job.answer, Answer) for job in group):
             return
         self._failures += 1
@@ -244,12 +244,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Refuse a joint forward that kept something on ``self`` for `_postprocess`.
+    """Refuse a joint forward pass that stored something on ``self`` for `_postprocess`.
 
-    It would be the whole batch's, and which part of it is whose nobody can tell.
+    It would belong to the whole batch, and could not be split among its requests.
 
     Raises:
-        ValueError: An attribute is new or another.
+        ValueError: An attribute is new or has changed.
     """
     for name, value in after.items():
         if name not in before or before[name] is not value:

@@ -1,8 +1,8 @@
-"""Read JSON as Python's own parser does, at orjson's speed, and no more of it than is allowed.
+"""Parse JSON with the semantics of Python's own parser, at orjson's speed, within limits.
 
-orjson differs in three ways that matter: it turns integers beyond 64 bits into floats, refuses NaN
-and Infinity, and refuses halves of surrogate pairs. Bodies with any of these are read again, by
-Python's parser. Pure but for numpy.
+orjson differs in three relevant ways: it turns integers beyond 64 bits into floats, refuses NaN
+and Infinity, and refuses lone surrogates. Bodies with any of these are parsed again by Python's
+parser. Pure except for numpy.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import orjson
 from mms.errors import InvalidRequest, PayloadTooLarge
 from mms.wire.frames import Buffer
 
-#: Digits that `int` converts; more take time that grows with their square. Python's own default.
+#: Maximum digits of an integer: conversion takes quadratic time. Python's own default.
 MAX_INTEGER_DIGITS = 4300
 #: The shortest integer that may not fit 64 bits has 19 digits.
 _LONG_DIGITS = 19
 _LONG_INTEGER = re.compile(rb"(?<![.0-9])[0-9]{19}")
-#: Below this, translating a body is cheaper than looking at it with NumPy.
+#: Below this size, translating a body is cheaper than scanning it with NumPy.
 _SMALL_BYTES = 4096
 _ONE_DIGIT = bytes.maketrans(b"0123456789", b"0" * 10)
 _LONG_ZEROS = b"0" * _LONG_DIGITS
-#: Looked at in steps that stay in a core's cache.
+#: Scanned in steps that stay in a core's cache.
 _STEP_BYTES = 1 << 18
-#: The high halves of four ASCII digits; ``:;<=>?`` share them, which costs a second look.
+#: The high halves of four ASCII digits; ``:;<=>?`` share them, which costs a second check.
 _HIGH_HALVES = np.uint32(0xF0F0F0F0)
 _DIGITS_HIGH = np.uint32(0x30303030)
 
@@ -38,9 +38,9 @@ def read_json(data: Buffer, what: str, max_elements: int, is_strict: bool = Fals
 
     Args:
         data: The document.
-        what: What it is, for the messages: "the body", "input 'x'".
-        max_elements: Most elements that it may have.
-        is_strict: Whether NaN, infinity and halves of surrogate pairs are refused.
+        what: Its name, for messages: "the body", "input 'x'".
+        max_elements: Maximum number of elements.
+        is_strict: Whether NaN, infinity and lone surrogates are refused.
 
     Raises:
         InvalidRequest: It is not valid JSON.
@@ -54,7 +54,7 @@ def read_json(data: Buffer, what: str, max_elements: int, is_strict: bool = Fals
 
 
 def load_json(data: Buffer, is_strict: bool = False) -> Any:
-    """Return a JSON document's value, whatever its size.
+    """Return a JSON document's value, without a limit on its size.
 
     Raises:
         ValueError: It is not valid JSON.
@@ -72,7 +72,7 @@ def load_json(data: Buffer, is_strict: bool = False) -> Any:
 
 
 def check_elements(data: Buffer, what: str, max_elements: int) -> None:
-    """Refuse a document of too many elements before any is made.
+    """Refuse a document with too many elements before any is created.
 
     Raises:
         PayloadTooLarge: It has more than `max_elements` values, lists and objects.
@@ -86,7 +86,7 @@ def check_elements(data: Buffer, what: str, max_elements: int) -> None:
 
 
 def too_many_elements(what: str, max_elements: int) -> PayloadTooLarge:
-    """Return the error for a document of too many elements."""
+    """Return the error for a document with too many elements."""
     return PayloadTooLarge(
         f"{what} has more than max_json_elements ({max_elements}) values, lists and objects; "
         "start the server with --max-json-elements to allow more"
@@ -94,9 +94,9 @@ def too_many_elements(what: str, max_elements: int) -> PayloadTooLarge:
 
 
 def has_long_integer(data: Buffer) -> bool:
-    """Whether a document may have an integer of 19 digits or more; digits of a fraction are none.
+    """Return whether a document may have an integer of 19 digits or more, not counting fractions.
 
-    Costs a thirtieth of reading it; a quarter where most numbers have 17 digits.
+    Costs a thirtieth of parsing it; a quarter where most numbers have 17 digits.
     """
     if len(data) < _LONG_DIGITS:
         return False
@@ -105,13 +105,13 @@ def has_long_integer(data: Buffer) -> bool:
         return _LONG_ZEROS in text.translate(_ONE_DIGIT) and bool(_LONG_INTEGER.search(text))
     if _LONG_INTEGER.match(bytes(data[:_LONG_DIGITS])):
         return True
-    # Each step sees the byte before it, and all digits that begin in it.
+    # Each step sees the byte before it, and all digits of numbers that begin in it.
     ends = range(_STEP_BYTES, len(data) + _STEP_BYTES, _STEP_BYTES)
     return any(_has_long_integer(data[max(at - _STEP_BYTES - 4, 0) : at + 20]) for at in ends)
 
 
 def _has_long_integer(data: Buffer) -> bool:
-    """Look at one step: not at its first byte, but at whatever begins after it."""
+    """Scan one step for numbers that begin after its first byte."""
     words = np.frombuffer(data, np.uint32, len(data) // 4)
     full = (words & _HIGH_HALVES) == _DIGITS_HIGH
     # 19 digits in a row fill four words of four, wherever they begin.
@@ -122,7 +122,7 @@ def _has_long_integer(data: Buffer) -> bool:
     text = np.frombuffer(data, np.uint8)
     is_digit = (text - ord("0")) < 10
     length = len(text) - _LONG_DIGITS
-    # What begins an integer is neither a digit nor a point; a few digits after it rule out most.
+    # An integer follows neither a digit nor a point; checking a few digits rules out most places.
     found = (is_digit[2 : length + 2] > is_digit[:length]) & (text[:length] != ord("."))
     for after in (5, 10, _LONG_DIGITS):
         found &= is_digit[after : length + after]
@@ -154,11 +154,11 @@ def to_integer(text: str, base: int = 10) -> int:
 
     Args:
         text: The digits, with or without a sign.
-        base: 0 for what Python's source allows: underscores, and no zeros in front.
+        base: 0 for Python's source syntax: underscores, and no leading zeros.
 
     Raises:
         InvalidRequest: It has more than `MAX_INTEGER_DIGITS` digits.
-        ValueError: It is no integer.
+        ValueError: It is not an integer.
     """
     if len(text) > MAX_INTEGER_DIGITS:
         raise InvalidRequest(
@@ -172,12 +172,12 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _separators(text: bytes) -> int:
-    """Bound the number of elements from above: each follows a comma or an opening bracket."""
+    """Return an upper bound of the elements: each follows a comma or an opening bracket."""
     return 1 + text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _elements_outside_texts(text: bytes) -> int:
-    """Count elements, whatever stands in texts; only empty containers with a space count twice."""
+    """Count elements, ignoring strings; only empty containers with a space count twice."""
     if b"\\" in text:
         text = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     count = 1

@@ -1,7 +1,7 @@
-"""Read Python literals as clients of v0.4 send them: what `ast.literal_eval` reads, in linear time.
+"""Parse Python literals as v0.4 clients send them: like `ast.literal_eval`, in linear time.
 
-Python's own parser takes time that grows with a literal's square, a hundred times its memory, and
-on some versions the whole process. Here a literal is read token by token, without recursion.
+Python's own parser takes time quadratic in a literal's length, a hundred times its memory, and on
+some versions crashes the process. Here a literal is parsed token by token, without recursion.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import orjson
 from mms.errors import InvalidRequest
 from mms.worker.json_text import to_integer, too_many_elements
 
-#: Brackets within brackets. v0.4's own parser gave up at about 90.
+#: Maximum nesting of brackets. v0.4's own parser failed at about 90.
 MAX_DEPTH = 100
-#: Pieces that are read one by one, at about a microsecond each: values but for rows of plain
-#: numbers, adjacent texts, comments. Whoever sends more is better served by JSON.
+#: Tokens parsed one by one, at about a microsecond each: values except rows of plain numbers,
+#: adjacent strings, comments. JSON is the better choice for larger inputs.
 MAX_STEPS = 1_000_000
-#: Numbers and tuples hash to what their sender chooses, and each key is compared with all those of
-#: the same hash. Two or three by chance is much.
+#: A client can choose the hashes of numbers and tuples, and each key is compared with all those of
+#: the same hash. Two or three equal hashes are already unlikely by chance.
 MAX_EQUAL_HASHES = 16
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -37,14 +37,14 @@ _NUMBER = re.compile(
     r"0[xXoObB][0-9a-fA-F_]+"
     r"|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9][0-9_]*)?[jJ]?"
 )
-#: Rows of numbers that JSON writes alike, a bounded number at once.
+#: Rows of numbers that have the same form in JSON, a bounded number at once.
 _ROW = re.compile(r"(?:-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?, ?\n?){2,5000}")
 _EMPTY_CALL = re.compile(r"[ \t\f]*\([ \t\f\n]*\)")
 _NOTHING: Any = object()
 
 
 class MalformedLiteral(ValueError):
-    """The text is no Python literal."""
+    """The text is not a Python literal."""
 
 
 def read_literal(text: str, what: str, max_elements: int) -> Any:
@@ -52,12 +52,12 @@ def read_literal(text: str, what: str, max_elements: int) -> Any:
 
     Args:
         text: The literal.
-        what: What it is, for the messages: "input 'x'".
-        max_elements: Most values in it, containers included.
+        what: Its name, for messages: "input 'x'".
+        max_elements: Maximum number of values, containers included.
 
     Raises:
-        MalformedLiteral: It is none.
-        InvalidRequest: It is too deep or takes too long to read.
+        MalformedLiteral: It is not a literal.
+        InvalidRequest: It is nested too deeply or has too many tokens.
         PayloadTooLarge: It has more elements.
     """
     text = text.strip()
@@ -66,25 +66,25 @@ def read_literal(text: str, what: str, max_elements: int) -> Any:
     if "\0" in text:
         raise MalformedLiteral
     with warnings.catch_warnings():
-        # Of escapes that mean nothing, which Python means to refuse one day.
+        # For meaningless escapes, which Python intends to refuse in the future.
         warnings.simplefilter("ignore")
         return _Reader(text, what, max_elements).read()
 
 
 class _Open:
-    """A bracket that is open, or the whole text: what has been read in it.
+    """An open bracket, or the whole text, and its content so far.
 
     Attributes:
         bracket: The bracket, "" for the whole text.
-        items: What stands before the last comma; values, in a dict.
+        items: The items before the last comma; for a dict, its values.
         keys: The keys of a dict, else None.
-        key: The key before the last colon, once it is there.
-        value: What stands after the last comma or colon, once it is there.
-        is_number: Whether that is a bare number, which may get a sign.
-        is_term: Whether it is a number that may have one, to which an imaginary one may be added.
-        sign: The sign that waits for a number, or "".
-        term: The number that waits for an imaginary one to be added.
-        operator: How that is to be added.
+        key: The key before the last colon, once parsed.
+        value: The value after the last comma or colon, once parsed.
+        is_number: Whether `value` is a bare number, which may get a sign.
+        is_term: Whether it is a number, possibly signed, to which an imaginary one may be added.
+        sign: The sign that precedes a number still to come, or "".
+        term: The real part that an imaginary number still to come is added to.
+        operator: The operator between the two.
     """
 
     __slots__ = (
@@ -112,7 +112,7 @@ class _Open:
 
 
 class _Reader:
-    """Reads one literal."""
+    """Parses one literal."""
 
     def __init__(self, text: str, what: str, max_elements: int) -> None:
         self._text = text
@@ -144,7 +144,7 @@ class _Reader:
         self._steps_left -= 1
         if self._steps_left < 0:
             raise InvalidRequest(
-                f"{self._what} has more than {MAX_STEPS} parts, too many for a Python literal; "
+                f"{self._what} has more than {MAX_STEPS} tokens, too many for a Python literal; "
                 "send JSON"
             )
 
@@ -154,7 +154,7 @@ class _Reader:
             raise too_many_elements(self._what, self._max_elements)
 
     def _skip_blanks(self) -> None:
-        """Skip spaces, comments and continued lines; within brackets the ends of lines, too."""
+        """Skip spaces, comments and line continuations; within brackets also line ends."""
         is_inside = len(self._open) > 1
         blank = _BLANK_INSIDE if is_inside else _BLANK_OUTSIDE
         while True:
@@ -171,7 +171,7 @@ class _Reader:
             self._step()
 
     def _end_line(self) -> None:
-        """Pass the end of a line outside brackets: nothing but comments may stand on one side."""
+        """Skip a line end outside brackets: one side of it may contain only comments."""
         rest = self._text[self._at :]
         if not self._is_begun:
             self._at += 1
@@ -231,7 +231,7 @@ class _Reader:
             self._fail()
 
     def _read_row(self, place: _Open) -> bool:
-        """Read as many plain numbers as stand in a row."""
+        """Parse a row of plain numbers, up to the row limit."""
         row = _ROW.match(self._text, self._at)
         if row is None:
             return False
@@ -241,7 +241,7 @@ class _Reader:
         try:
             place.items += orjson.loads(text)
         except orjson.JSONDecodeError:
-            # A number beyond the largest float, which Python reads as infinity.
+            # A number beyond the largest float, which Python parses as infinity.
             place.items += json.loads(text)
         self._at = row.end()
         return True
@@ -249,7 +249,7 @@ class _Reader:
     def _take(
         self, place: _Open, value: Any, is_number: bool = False, is_term: bool = False
     ) -> None:
-        """Take what has just been read, with the sign or the number that waits for it."""
+        """Store a parsed value, combined with a pending sign or real part."""
         self._count(1)
         is_term = is_term or is_number
         if place.sign:
@@ -272,7 +272,7 @@ class _Reader:
         self._open.pop()
         outer = self._open[-1]
         if char == ")" and place.value is not _NOTHING and not place.items:
-            # No tuple, only brackets: what was a number in them still is one.
+            # Not a tuple, only brackets: a number in them is still a number.
             self._take(outer, place.value, place.is_number, place.is_term)
             return
         if place.value is not _NOTHING:
@@ -299,7 +299,7 @@ class _Reader:
             self._fail()
 
     def _texts(self) -> str | bytes:
-        """Read a text and those that stand right after it, which belong to it."""
+        """Parse a string and the adjacent ones, which are concatenated."""
         pieces = []
         match = _TEXT_START.match(self._text, self._at)
         while match is not None:
@@ -329,7 +329,7 @@ class _Reader:
             self._fail()
 
     def _hide_escapes(self) -> str:
-        """Return the text with what is escaped written over, so that any quote is an end."""
+        """Return the text with escapes overwritten, so that any quote ends a string."""
         if not self._shadow:
             self._shadow = self._text
             if "\\" in self._text:
@@ -355,7 +355,7 @@ class _Reader:
 
 
 def _add(place: _Open) -> None:
-    """Put what has been read into its container."""
+    """Add the parsed value to its container."""
     if place.keys is not None:
         if place.key is _NOTHING:
             raise MalformedLiteral
@@ -376,29 +376,30 @@ def _container(place: _Open, what: str) -> Any:
         if place.keys is None and keys:
             return set(keys)
     except TypeError:
-        # A list or a dict, which is no key.
+        # A list or a dict, which cannot be a key.
         raise MalformedLiteral from None
     return dict(zip(keys, place.items, strict=True))
 
 
 def _refuse_equal_hashes(keys: list[Any], what: str) -> None:
-    """Refuse keys that would take time that grows with the square of their number."""
+    """Refuse keys whose insertion would take quadratic time."""
     if len(keys) <= MAX_EQUAL_HASHES:
         hash(tuple(keys))
         return
     by_hash: dict[int, set[Any]] = {}
     for key in keys:
-        # Of texts nobody can choose the hash.
+        # Clients cannot choose the hash of strings.
         if isinstance(key, (str, bytes)):
             continue
         same = by_hash.setdefault(hash(key), set())
         same.add(key)
         if len(same) > MAX_EQUAL_HASHES:
-            raise InvalidRequest(f"{what} has too many numbers of the same hash as keys")
+            raise InvalidRequest(f"{what} has too many keys with the same hash")
 
 
 def _unescaped(body: str) -> str:
-    """Return a text with its escapes undone, whatever else is in it."""
-    # The codec takes Latin-1, so all else is escaped. A backslash before such a character is one.
+    """Decode the escapes of a string that may contain any characters."""
+    # The codec expects Latin-1, so other characters are escaped first. A backslash before such a
+    # character is literal.
     data = body.replace("\\\\", "\\x5c").encode("ascii", "backslashreplace")
     return codecs.unicode_escape_decode(data.replace(b"\\\\", b"\\x5c\\"))[0]

@@ -30,11 +30,11 @@ def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
     """Load the service, or the handler of a 1.x archive, and warm it up.
 
     Returns:
-        What runs its batches, and the name of its class or function.
+        The runner of its batches, and the name of its class or function.
 
     Raises:
-        MMSError: The archive's service is not one, or its warm-up request failed.
-        Exception: Whatever the service itself raises.
+        MMSError: The archive has no valid service, or its warm-up request failed.
+        Exception: Any exception of the service itself.
     """
     return load_handler(spec) if spec.handler else _load_service(spec)
 
@@ -49,11 +49,11 @@ def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
 
 
 def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
-    """Make the service of a v0.4 archive; return it with the archive's signature and manifest.
+    """Create the service of a v0.4 archive; return it with the archive's signature and manifest.
 
     Raises:
-        MMSError: The archive's service is not one.
-        Exception: Whatever the service itself raises.
+        MMSError: The archive has no valid service.
+        Exception: Any exception of the service itself.
     """
     folder = Path(spec.folder)
     document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
@@ -61,7 +61,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
     signature_text = (folder / manifest.signature).read_text(encoding="utf-8-sig")
     signature = parse_signature(json.loads(signature_text), manifest.signature)
     if manifest.model_format is not ModelFormat.ONNX:
-        # First, so that a missing library is told as such and not from inside the service.
+        # First, so that a missing library is reported as such and not from inside the service.
         import_mxnet()
     path = spec.service_file or str(folder / manifest.service)
     service_class = maintained_class(path)
@@ -69,7 +69,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
         service_class = find_service_class(load_service(path), path)
     else:
         logger.info(
-            "%s is a copy that an old exporter made; %s runs in its place",
+            "%s is a copy made by an old exporter; %s runs in its place",
             os.path.basename(path),
             service_class.__name__,
         )
@@ -83,11 +83,11 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
 def find_service_class(module: ModuleType, path: str) -> type[Any]:
     """Return the one service class of a module.
 
-    Classes defined in the module come before imported ones, and a class that another one derives
-    from is no candidate.
+    Classes defined in the module take precedence over imported ones, and a class that another one
+    derives from is not a candidate.
 
     Raises:
-        ModelLoadFailed: There is none, or there are several.
+        ModelLoadFailed: The module defines no service class, or several.
     """
     classes = [
         cls

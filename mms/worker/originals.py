@@ -1,8 +1,8 @@
 """Recognise the service files that the exporters of 0.4 and 1.x copied into archives.
 
-Those exporters packed whole files of their own package where a model had no service. The
-maintained class runs in place of such a copy, and only of such a copy: a changed one is a user's
-code, whatever its class is called. A copy is told by its text, white space aside.
+Those exporters packed whole files of their own package if a model had no service. The maintained
+class runs in place of such a copy, and only of such a copy: a modified one is a user's code,
+whatever its class name. A copy is recognised by its text without white space.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ORIGINALS = {
 
 
 def maintained_class(path: str) -> type[Any] | None:
-    """Return the class to run in place of an original file's copy; None for any other file.
+    """Return the class to run in place of a copied original; None for any other file.
 
     Args:
         path: A service file; it is read, not run.
@@ -41,7 +41,7 @@ def maintained_class(path: str) -> type[Any] | None:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError):
-        # Whoever loads the file says what is wrong with it.
+        # The loader of the file reports what is wrong with it.
         return None
     known = _ORIGINALS.get(hashlib.sha256("".join(text.split()).encode()).hexdigest())
     if known is None:

@@ -1,4 +1,4 @@
-"""What a worker process does with itself: tie its life to the server's, fork, survive signals."""
+"""Process control of workers: tie their life to the server's, fork, survive signals."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _REPARENT_LIMIT_S = 5.0
 def ignore_stop_signals() -> None:
     """Leave stopping to the server: Ctrl-C and service managers signal the whole group.
 
-    A handler that does nothing, not SIG_IGN: programs that a service starts would inherit that.
+    This installs a handler that does nothing, not SIG_IGN, which child programs would inherit.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 
 
 def die_with(server_pid: int) -> None:
-    """Have the kernel kill this process when the server, its parent, dies.
+    """Make the kernel kill this process when the server, its parent, dies.
 
     End of file on the socket would not reach a process that hangs in native code.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != server_pid:
-        # The server died before the line above; nobody would ever send the signal.
+        # The server died before the line above, so the signal would never come.
         os._exit(1)
 
 
 def may_fork(spec: LoadSpec) -> bool:
-    """Whether workers may be forked from this process now.
+    """Return whether workers may be forked from this process now.
 
-    Not if the service started threads, whose locks a child would inherit held, nor on a GPU:
-    CUDA does not survive a fork.
+    They may not if the service started threads, whose locks a child could inherit while held, nor
+    on a GPU: CUDA does not survive a fork.
     """
     return (
         spec.may_fork
@@ -57,15 +57,15 @@ def may_fork(spec: LoadSpec) -> bool:
 def fork_worker(server_pid: int) -> int:
     """Fork a worker that is a child of the server, not of this process.
 
-    It goes through a second fork: when the process between the two exits, the kernel hands the
-    worker to the server, which is a child subreaper. So the server sees its exit status, and the
-    worker outlives this loader.
+    It forks twice: when the intermediate process exits, the kernel reparents the worker to the
+    server, which is a child subreaper. So the server sees its exit status, and the worker outlives
+    this loader.
 
     Returns:
         The worker's pid here, 0 in the worker.
 
     Raises:
-        OSError: The system refuses another process.
+        OSError: The system refuses to create another process.
     """
     receive, send = os.pipe()
     with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def fork_worker(server_pid: int) -> int:
 
 
 def _become_worker(between: int, server_pid: int) -> None:
-    # Not the loader's group: the server ends a group with the process that leads it.
+    # Not the loader's group: the server kills a group together with its leader.
     os.setpgid(0, 0)
     limit = time.monotonic() + _REPARENT_LIMIT_S
     while os.getppid() == between:

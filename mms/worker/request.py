@@ -1,7 +1,7 @@
-"""Decode a request's body into the inputs that a service gets, by the model's signature.
+"""Decode a request's body into the inputs of a service, by the model's signature.
 
-Every mistake of a client ends in InvalidRequest (or UnsupportedMedia), which names the input,
-what was expected and what came. Pure: no mxnet, no sockets.
+Every client error raises InvalidRequest (or UnsupportedMedia), which names the input, the expected
+and the actual value. Pure: no mxnet, no sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mms.worker.form import Part, form_parts, in_utf8, is_form, parse_media_type
 from mms.worker.json_text import check_elements, load_json, read_json
 from mms.worker.literal import MalformedLiteral, read_literal
 
-#: What a server allows unless its settings say otherwise.
+#: The default limits of a server.
 DEFAULT_LIMITS = RequestLimits()
 _DATA_URI = re.compile(rb"\s*data:[\w.+-]+/[\w.+-]+;base64,", re.ASCII)
 _LINE_ENDS = b"\t\n\v\f\r"
@@ -39,8 +39,8 @@ def decode_inputs(
     JSON inputs become lists; image inputs become the bytes of an encoded image.
 
     Raises:
-        InvalidRequest: The body is malformed, or an input is missing or of the wrong kind.
-        UnsupportedMedia: The content type or charset is none that this model reads.
+        InvalidRequest: The body is malformed, or an input is missing or of the wrong type.
+        UnsupportedMedia: The model does not accept the content type or charset.
         PayloadTooLarge: The body has more fields or elements than the limits allow.
     """
     media_type, parameters = parse_media_type(request.meta.content_type)
@@ -56,7 +56,7 @@ def _decode_json_inputs(
     signature: Signature,
     limits: RequestLimits,
 ) -> list[Any]:
-    # `curl -d '[...]'` calls its JSON a form unless told otherwise; no field's name begins so.
+    # `curl -d '[...]'` labels JSON as a form by default; no field name begins with a bracket.
     is_json_in_disguise = media_type != "multipart/form-data" and _looks_like_json(body)
     if is_form(media_type) and not is_json_in_disguise:
         fields = _form_fields(body, media_type, parameters, limits)
@@ -74,7 +74,7 @@ def _decode_json_inputs(
 
 
 def _json_document(body: Buffer, signature: Signature, limits: RequestLimits) -> list[Any]:
-    """Read a JSON body: an object keyed by input names, or the value of a sole input."""
+    """Parse a JSON body: an object keyed by input names, or the value of a sole input."""
     names = signature.input_names
     if not body:
         raise InvalidRequest(f"the body is empty; send a JSON value for input {names[0]!r}")
@@ -100,17 +100,17 @@ def _json_field(name: str, fields: Fields, limits: RequestLimits) -> Any:
 
 
 def json_value(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS) -> Any:
-    """Return the value of an input from its text: a list, or an object wrapped in one.
+    """Return the value of an input from its text: a list, or an object wrapped in a list.
 
     Raises:
-        InvalidRequest: It is neither JSON nor a Python literal, or holds something else.
+        InvalidRequest: It is neither JSON nor a Python literal, or is neither list nor object.
         PayloadTooLarge: It has more elements than the limits allow.
     """
     return _as_list(name, parse_literal(name, data, limits))
 
 
 def _as_list(name: str, value: Any) -> Any:
-    """Wrap a bare object; refuse what v0.4 refused too."""
+    """Wrap a bare object in a list; refuse the types that v0.4 refused."""
     if isinstance(value, dict):
         return [value]
     if isinstance(value, list):
@@ -123,14 +123,14 @@ def _as_list(name: str, value: Any) -> Any:
 
 
 def parse_literal(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS) -> Any:
-    """Read a form field: JSON, or a Python literal as v0.4 clients send it.
+    """Parse a form field: JSON, or a Python literal as v0.4 clients send it.
 
-    Bytes that are not UTF-8 count as the replacement character, as they did there.
+    Bytes that are not UTF-8 become the replacement character, as in v0.4.
 
     Args:
-        name: The input's name, for the messages.
+        name: The input's name, for messages.
         data: The field's bytes.
-        limits: How many elements it may have.
+        limits: Limit on the number of elements.
 
     Raises:
         InvalidRequest: It is neither, or nested too deeply.
@@ -141,7 +141,7 @@ def parse_literal(name: str, data: bytes, limits: RequestLimits = DEFAULT_LIMITS
         check_elements(data, what, limits.max_json_elements)
         return load_json(data)
     except (ValueError, PayloadTooLarge) as error:
-        # What stands in single quotes only the literal's own count can tell from elements.
+        # Only the literal parser can tell the content of single quotes from elements.
         if isinstance(error, PayloadTooLarge) and b"'" not in data:
             raise
         text = data.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
@@ -164,7 +164,7 @@ def _decode_images(
     if media_type == "multipart/form-data":
         fields = _form_fields(body, media_type, parameters, limits)
         return [_image_field(name, fields) for name in names]
-    # curl --data-binary and clients without a thought for types call an image a form, too.
+    # curl --data-binary and careless clients label an image as a form, too.
     if media_type == "application/x-www-form-urlencoded" and _is_text(body):
         fields = _form_fields(body, media_type, parameters, limits)
         return [_image_field(name, fields) for name in names]
@@ -209,11 +209,11 @@ def image_value(name: str, data: bytes) -> bytes:
     """Return the encoded image for an input from its bytes, which may be base64 text.
 
     Raises:
-        InvalidRequest: It is empty, or text that is no base64.
+        InvalidRequest: It is empty, or text that is not base64.
     """
     if not data:
         raise InvalidRequest(f"the image for input {name!r} is empty")
-    # No image format starts like base64 text; a file part may hold either.
+    # No image format starts like base64 text; a file part may contain either.
     return _decode_base64(name, data) if _is_text(data) else data
 
 
@@ -222,12 +222,12 @@ def _decode_base64(name: str, value: Any) -> bytes:
         value = value.encode(errors="replace")
     if not isinstance(value, bytes):
         raise InvalidRequest(
-            f"the image for input {name!r} must be base64 text, got {_kind(value)}"
+            f"the image for input {name!r} must be a base64 string, got {_kind(value)}"
         )
     match = _DATA_URI.match(value)
     text = value[match.end() :] if match else value
     try:
-        # urlencoded forms turn '+' into ' '; base64 itself never holds a space within a line.
+        # URL-encoded forms turn '+' into ' '; base64 itself never contains a space within a line.
         compact = text.replace(b" ", b"+").translate(None, _LINE_ENDS)
         image = base64.b64decode(compact, validate=True)
     except binascii.Error as error:
@@ -264,13 +264,13 @@ def _looks_like_json(body: memoryview) -> bool:
 
 
 def _is_text(data: bytes | memoryview) -> bool:
-    """Whether bytes are ASCII text as far as base64 and forms go; images never are."""
+    """Return whether bytes are ASCII text, as base64 and forms are; images never are."""
     head = bytes(data[:512])
     return all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head)
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     if value is None:
         return "null"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,6 +1,6 @@
-"""Encode what a service answers into the bytes that a client gets.
+"""Encode the output of a service into the bytes of an answer.
 
-Pure but for numpy: NDArrays are recognised by their `asnumpy`, so mxnet is not imported.
+Pure except for numpy: NDArrays are recognised by their `asnumpy`, so mxnet is not imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mms.errors import InvalidServiceOutput
 from mms.wire.messages import Answer, Dialect, RequestMeta
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-#: NumPy types, by character, that are lists of Python's own only by way of another one. Dates are
+#: NumPy types, by character, that must be converted before they become Python lists. Dates are
 #: then written as orjson writes them.
 _BY_WAY_OF = {"M": "M8[us]", "g": "f8", "G": "c16"}
 _TEMPORAL = (datetime.date, datetime.time)
@@ -34,11 +34,11 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
     """Return the answer to one request.
 
     Args:
-        output: What the service's `_postprocess` or `inference` returned.
-        meta: The request's; its dialect decides on the envelope, its Accept header whether an
-            image comes raw.
-        signature: The model's.
-        max_bytes: The longest body that may be sent.
+        output: Return value of the service's `_postprocess` or `inference`.
+        meta: The request's meta; its dialect selects the envelope, its Accept header whether an
+            image is sent raw.
+        signature: The model's signature.
+        max_bytes: Maximum length of the body.
 
     Raises:
         InvalidServiceOutput: The value cannot be sent, or is longer than `max_bytes`.
@@ -53,7 +53,7 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
 
 
 def within(answer: Answer, max_bytes: int) -> Answer:
-    """Return an answer that is short enough.
+    """Return the answer if it is short enough.
 
     Raises:
         InvalidServiceOutput: Its body is longer than `max_bytes`.
@@ -66,14 +66,14 @@ def within(answer: Answer, max_bytes: int) -> Answer:
 
 
 def encode_json(value: Any) -> bytes:
-    """Serialise, arrays and NumPy values included; NaN and infinities become null.
+    """Serialise a value, arrays and NumPy values included; NaN and infinities become null.
 
-    What the fast encoder does not take is written as Python's own would, which 0.4 used: integers
-    of any size, named tuples and other subclasses as their base, lone surrogates, objects with
-    ``__html__`` by it.
+    Values that the fast encoder does not support are written like Python's encoder, which 0.4
+    used: integers of any size, named tuples and other subclasses as their base, lone surrogates,
+    objects with ``__html__`` as its result.
 
     Raises:
-        InvalidServiceOutput: The value holds something that JSON cannot express.
+        InvalidServiceOutput: The value contains something that JSON cannot express.
     """
     try:
         return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
@@ -98,15 +98,15 @@ def _encode_slowly(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Return what orjson does not know as something that it does.
+    """Convert a value unknown to orjson to one that it supports.
 
     Raises:
-        TypeError: Only `standard` can; it must then see the value as it was, iterators unread.
+        TypeError: Only `standard` can; it then needs the original value, with iterators unread.
     """
     if hasattr(value, "asnumpy"):
         return value.asnumpy()
     if isinstance(value, (np.ndarray, np.generic)):
-        # What orjson does not take itself: strides, types, arrays without dimensions.
+        # Not supported by orjson itself: strides, types, arrays without dimensions.
         return _listed(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _text(bytes(value))
@@ -121,18 +121,18 @@ def _listed(value: Any) -> Any:
 
 
 def standard(value: Any) -> Any:
-    """Return a value built of JSON's own types, and of those that only orjson writes.
+    """Convert a value to JSON's own types, and to those that only orjson writes.
 
     Raises:
         TypeError: Part of it has no JSON form.
-        RecursionError: It is nested too deeply, or holds itself.
+        RecursionError: It is nested too deeply, or contains itself.
     """
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):
-        # Not str(value): a subclass may print itself as something else.
+        # Not str(value): a subclass may override __str__.
         return str.__str__(value)
     if isinstance(value, Mapping):
         return {_key(key): standard(item) for key, item in value.items()}
@@ -158,12 +158,12 @@ def _key(key: Any) -> Any:
 
 
 def _as_orjson(value: Any) -> Any:
-    """Return what only orjson writes as the JSON value that it writes."""
+    """Convert a value that only orjson supports to the JSON value that it writes."""
     return orjson.loads(orjson.dumps(value, option=_JSON_OPTIONS))
 
 
 def _text(data: bytes) -> str:
-    """Return bytes as the text they hold, or in base64 if they hold none."""
+    """Decode bytes as UTF-8, or encode them in base64 if they are not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -175,7 +175,7 @@ def _accepts_image(accept: str) -> bool:
 
 
 def image_bytes(output: Any) -> bytes:
-    """Take the encoded image out of a service's answer: base64 or raw, alone or in a list.
+    """Extract the encoded image from a service's answer: base64 or raw, alone or in a list.
 
     Raises:
         InvalidServiceOutput: The answer is something else.
@@ -186,7 +186,7 @@ def image_bytes(output: Any) -> bytes:
         output = output.encode()
     if not isinstance(output, (bytes, bytearray)):
         raise InvalidServiceOutput(
-            "the service's answer is not one image (base64 text or bytes) but a "
+            "the service's answer is not one image (a base64 string or bytes) but a "
             f"{type(output).__name__}; ask without an image type in Accept to get it as JSON"
         )
     try:

@@ -1,8 +1,8 @@
 """Run batches through a v0.4 service: decode, preprocess, forward, postprocess, encode.
 
-Each request is finished, its answer encoded, before the service sees the next one: whatever a
-service hands over may lie in memory that its next call writes anew. Only with a batch size above
-1, and where a trial has shown that nobody's answer changes by it, do requests share a forward pass.
+Each request is finished and its answer encoded before the service sees the next one: a service may
+return arrays in memory that its next call overwrites. Requests share a forward pass only with a
+batch size above 1, and if a trial has shown that this changes no answer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ServiceRunner:
     """Runs one service.
 
     Args:
-        service: A ModelService, or whatever else answers `inference`.
-        signature: The model's.
-        spec: What the process was told to serve.
+        service: A ModelService, or any other object with `inference`.
+        signature: The model's signature.
+        spec: The LoadSpec of this process.
         pairs: Returns pairs of different requests for the trial, see `request_pairs`.
     """
 
@@ -39,7 +39,7 @@ class ServiceRunner:
         self._service = service
         self._model_name = spec.model_name
         self.batch_size = spec.batch_size
-        # Unless the service has something of that name itself.
+        # Unless the service already has an attribute of that name.
         self._metrics: MetricsStore | None = None
         if not hasattr(service, "metrics"):
             self._renew_metrics()
@@ -50,16 +50,16 @@ class ServiceRunner:
 
     @property
     def alone_reason(self) -> str:
-        """Why requests run one at a time whatever the batch size; "" if they need not."""
+        """The reason why requests run one at a time whatever the batch size, or ""."""
         return self._joiner.alone_reason
 
     @property
     def can_fork(self) -> bool:
-        """Whether the service survives a fork; one that knows better says ``can_fork = False``."""
+        """Whether the service survives a fork; it can set ``can_fork = False`` if it does not."""
         return bool(getattr(self._service, "can_fork", True))
 
     def take_metrics(self) -> list[Any]:
-        """Return what the service has reported on ``self.metrics`` since the last call."""
+        """Return the metrics reported on ``self.metrics`` since the last call."""
         if self._metrics is None or not self._metrics.store:
             return []
         report = self._metrics.report()
@@ -70,18 +70,18 @@ class ServiceRunner:
         self._metrics = self._service.metrics = MetricsStore(None, self._model_name)
 
     def try_joining(self, may_fork: bool = False) -> None:
-        """Find out whether requests can be joined, if the batch size asks for it.
+        """Determine whether requests can be joined, if the batch size is above 1.
 
         Args:
-            may_fork: Whether that may be tried in a fork, where it leaves no traces.
+            may_fork: Whether the trial may run in a fork, where it leaves no traces.
         """
         if self.batch_size > 1:
             self._joiner.try_once(may_fork)
-            # What the trial has reported is nobody's.
+            # Metrics reported by the trial belong to no request.
             self.take_metrics()
 
     def answer_quietly(self, request: Request) -> Answer | MMSError:
-        """Answer a request of ours that nobody waits for; a failure is not logged."""
+        """Answer a request of our own, without logging a failure."""
         self._stages.is_quiet = True
         try:
             return self._joiner.answer_alone(request)

@@ -1,4 +1,4 @@
-"""Requests to try a model with: the archive's sample, and others made from it or its signature."""
+"""Sample requests for trials: the archive's own, and ones derived from it or the signature."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mms.archive.signature import Signature, TensorSpec
 from mms.wire.messages import Dialect, Request, RequestMeta
 
 _JSON = "application/json"
-#: Sizes to try for axes that the signature leaves free, the batch axis aside: a lone element, a
-#: short sequence, and a picture that survives the strides of any network.
+#: Sizes to try for axes that the signature leaves free, except the batch axis: a single element, a
+#: short sequence, and an image that survives the strides of any network.
 _FREE_SIZES = (1, 8, 224)
-#: Elements of one drawn input: larger ones are not made up.
+#: Maximum number of elements of a generated input.
 _MAX_ELEMENTS = 4_000_000
 _INTEGERS = [type_.name for type_ in TABLE if type_.is_whole]
 
 
 def sample_request(folder: Path, manifest: Manifest) -> Request | None:
-    """Return the archive's own sample request; None if it has none."""
+    """Return the archive's own sample request, or None."""
     sample = manifest.serving.sample
     if sample is None:
         return None
@@ -35,7 +35,7 @@ def sample_request(folder: Path, manifest: Manifest) -> Request | None:
 
 
 def zero_requests(signature: Signature) -> Iterator[Request]:
-    """Yield requests of zeros (black pictures), one for each size that free axes may have."""
+    """Yield requests of zeros (black images), one for each size to try for free axes."""
     for size in _sizes(signature):
         yield from _drawn(signature, size, "zeros", 0)
 
@@ -43,7 +43,7 @@ def zero_requests(signature: Signature) -> Iterator[Request]:
 def request_pairs(
     sample: Request | None, signature: Signature
 ) -> Iterator[tuple[Request, Request]]:
-    """Yield pairs of different requests, the likeliest to be answered first."""
+    """Yield pairs of different requests, those most likely to be answered first."""
     if sample is not None:
         yield from ((sample, other) for other in _variants(sample))
     for size in _sizes(signature):
@@ -63,7 +63,7 @@ def _sizes(signature: Signature) -> tuple[int, ...]:
 
 
 def _drawn(signature: Signature, size: int, kind: str, seed: int) -> Iterator[Request]:
-    """Yield a request drawn from the signature, or none if it would be too large."""
+    """Yield a request generated from the signature, or nothing if it would be too large."""
     shapes = [_shape(spec, size) for spec in signature.inputs]
     if sum(int(np.prod(shape)) for shape in shapes) > _MAX_ELEMENTS:
         return
@@ -89,7 +89,7 @@ def _array(
     if kind == "zeros":
         return np.zeros(shape, np.int64 if spec.data_type in _INTEGERS else np.float32)
     if kind == "integers" or spec.data_type in _INTEGERS:
-        # Zeros and ones, which every vocabulary has; the other way round for the other seed.
+        # Zeros and ones, which every vocabulary has; swapped for the other seed.
         return ((np.arange(np.prod(shape)) + seed) % 2).reshape(shape)
     return generator.standard_normal(shape, np.float32)
 
@@ -102,14 +102,14 @@ def _picture(
     height, width = _picture_size(spec)
     image = Image.new("RGB", (width, height))
     if kind != "zeros":
-        # Coarse patches: noise by the pixel would average out to grey.
+        # Coarse patches: noise per pixel would average out to grey.
         patches = generator.integers(0, 256, (8, 8, 3), np.uint8)
         image = Image.fromarray(patches).resize((width, height))
     return _base64_png(image)
 
 
 def _picture_size(spec: TensorSpec) -> tuple[int, int]:
-    """Return (height, width) by a signature of (N, C, H, W) or (N, H, W, C)."""
+    """Return (height, width) from a shape of (N, C, H, W) or (N, H, W, C)."""
     axes = spec.shape[1:]
     if len(axes) == 3 and axes[0] not in (0, 1, 3) and axes[2] in (1, 3):
         axes = (axes[2], *axes[:2])
@@ -124,7 +124,7 @@ def _base64_png(image: Any) -> str:
 
 
 def _variants(sample: Request) -> Iterator[Request]:
-    """Yield requests that are like the sample, but not the same."""
+    """Yield requests that resemble the sample but differ from it."""
     content_type = sample.meta.content_type
     if content_type == _JSON:
         with contextlib.suppress(orjson.JSONDecodeError):
@@ -136,7 +136,7 @@ def _variants(sample: Request) -> Iterator[Request]:
     elif content_type.startswith("image/"):
         from PIL import Image, ImageOps
 
-        # Whatever a decoder raises: a sample that cannot be read has no variant.
+        # Any decoder error: a sample that cannot be decoded has no variants.
         with contextlib.suppress(Exception), Image.open(io.BytesIO(sample.body)) as image:
             turned = ImageOps.flip(ImageOps.mirror(ImageOps.invert(image.convert("RGB"))))
             output = io.BytesIO()
@@ -145,7 +145,7 @@ def _variants(sample: Request) -> Iterator[Request]:
 
 
 def _reversed(value: Any) -> Any:
-    """Return a JSON value with its texts and its lists of numbers back to front."""
+    """Return a JSON value with its strings and its lists of numbers reversed."""
     if isinstance(value, dict):
         return {key: _reversed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -156,7 +156,7 @@ def _reversed(value: Any) -> Any:
 
 
 def _scaled(value: Any) -> Any:
-    """Return a JSON value with its fractions halved, and its whole numbers above 0 one less."""
+    """Return a JSON value with its floats halved, and its positive integers decremented."""
     if isinstance(value, dict):
         return {key: _scaled(item) for key, item in value.items()}
     if isinstance(value, list):

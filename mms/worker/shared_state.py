@@ -1,9 +1,9 @@
-"""Find what the requests of one batch would share through a service.
+"""Find the state that requests of one batch would share through a service.
 
-Each request of a batch runs its stages on a shallow copy of the service, so what it stores in an
-attribute is its own. Everything else that lies on the service is the whole batch's: containers,
-arrays, objects, what the class and the module hold, and the original service itself, which bound
-methods made in ``__init__`` still refer to. Never imports mxnet.
+Each request of a batch runs its stages on a shallow copy of the service, so attributes that it
+sets are its own. All other state of the service is shared by the batch: containers, arrays,
+objects, attributes of the class and the module, and the original service itself, which bound
+methods created in ``__init__`` still refer to. Never imports mxnet.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import numpy as np
 
 from mms.worker.arrays import is_ndarray
 
-#: Objects of these packages are not searched: they are large, and no place for a request's state
-#: but for `engine_object`, which looks for those that are.
+#: Objects of these packages are not searched: they are large, and do not hold a request's state
+#: except for those that `engine_object` finds.
 _OPAQUE = frozenset(
     ("mxnet", "numpy", "mms", "logging", "onnxruntime", "PIL", "cv2", "threading", "re", "builtins")
 )
-#: Attributes of attributes and entries of containers: as far as a service's own code reaches.
+#: Depth of the search (attributes of attributes, entries of containers): as far as a service's own
+#: code usually reaches.
 _MAX_DEPTH = 4
-#: Bounds what one look costs: containers watched, and entries of each that are looked into.
+#: Bounds the cost of one snapshot: containers watched, and entries examined in each.
 _MAX_WATCHED = 1000
 _MAX_ENTRIES = 256
-#: Arrays up to this size are compared whole around every batch, larger ones in the trial only.
+#: Arrays up to this size are compared completely around every batch, larger ones only in the trial.
 _SMALL_ARRAY_BYTES = 4096
 
 
 def engine_object(service: Any) -> str:
-    """Name the executor or Module that a service owns; "" if it owns none.
+    """Return a description of an executor or Module that a service owns; "" if it owns none.
 
-    Its output arrays are written anew by every forward pass.
+    Every forward pass overwrites its output arrays.
     """
     mx = sys.modules.get("mxnet")
     if mx is None:
@@ -50,7 +51,7 @@ def engine_object(service: Any) -> str:
 
 
 class SharedState:
-    """Watches what the copies of a service share.
+    """Watches the state that copies of a service share.
 
     Args:
         service: The original, fully loaded.
@@ -66,21 +67,21 @@ class SharedState:
         ][:_MAX_WATCHED]
 
     def snapshot(self, is_thorough: bool = False) -> list[Any]:
-        """Return what `changed` compares with.
+        """Return a snapshot for `changed`.
 
         Args:
-            is_thorough: Whether to look into arrays of any size, too.
+            is_thorough: Whether to compare arrays of any size.
         """
         contents = [_content(value, is_thorough) for _, value in self._watched]
         return [*contents, _content(self._own, False)]
 
     def changed(self, before: list[Any], is_thorough: bool = False, is_copy: bool = True) -> str:
-        """Name what is not as it was; "" if everything is.
+        """Return a description of something that has changed; "" if nothing has.
 
         Args:
             before: A snapshot taken with the same `is_thorough`.
             is_thorough: As for `snapshot`.
-            is_copy: Whether the stages ran on copies, so that the original must not have changed.
+            is_copy: Whether the stages ran on copies, so that the original must be unchanged.
         """
         for (path, value), content in zip(self._watched, before[:-1], strict=True):
             if not _is_same(content, _content(value, is_thorough)):
@@ -91,7 +92,7 @@ class SharedState:
 
 
 def _content(value: Any, is_thorough: bool) -> list[Any] | bytes:
-    """Return what tells whether a container has changed, its entries by identity."""
+    """Return a fingerprint of a container for comparison, its entries by identity."""
     if isinstance(value, dict):
         return [*value, *value.values()]
     if isinstance(value, (list, deque)):
@@ -117,7 +118,7 @@ def _is_same(before: list[Any] | bytes, now: list[Any] | bytes) -> bool:
 
 
 def _reachable(service: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) of everything that copies of a service share, each value once."""
+    """Yield (path, value) of all state that copies of a service share, each value once."""
     seen = {id(service)}
     todo: deque[tuple[str, Any, int]] = deque(_roots(service))
     while todo:
@@ -157,14 +158,14 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(attributes, dict):
             return
         if any(_is_opaque(cls) for cls in type(value).__mro__[:-1]):
-            # A user's own network: what the framework keeps in it is none of ours to watch.
+            # A user's own network: the framework's state in it is not watched.
             yield from (
                 (f"{path}.{name}", part)
                 for name, part in attributes.items()
                 if not name.startswith("_")
             )
         else:
-            # The dict itself as well: an attribute set anew is a change.
+            # The dict itself as well: a new value of an attribute is a change.
             yield path, attributes
 
 

@@ -1,7 +1,7 @@
-"""Slips of a service's author that `mxnet-model-export --check` refuses, though they can be served.
+"""Likely mistakes in a service, which `mxnet-model-export --check` refuses but the server serves.
 
-An answer that is null (a stage without `return`), numbers that are none, and a method that was
-meant as a stage but is never called.
+An answer that is null (a stage without `return`), numbers that are NaN or infinite, and a method
+that was meant as a stage but is never called.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import numpy as np
 from mms.errors import InvalidServiceOutput, ModelLoadFailed
 
 _STAGES = ("_preprocess", "_inference", "_postprocess")
-#: How alike a method's name and a stage's are where one was meant as the other.
+#: Minimum similarity of a method's name to a stage's for one to be meant as the other.
 _LIKENESS = 0.85
-#: 0.4's default `_postprocess` answers the text of a list.
+#: 0.4's default `_postprocess` returns the string of a list.
 _NO_NUMBER = re.compile(r"^\s*\[.*\b(?:nan|inf)\b", re.DOTALL)
 
 
 def refuse_slips(value: Any) -> None:
-    """Refuse an answer that is nothing, or holds NaN or an infinity.
+    """Refuse an answer that is null, or contains NaN or an infinity.
 
     Raises:
-        InvalidServiceOutput: It does.
+        InvalidServiceOutput: The answer is one of these.
     """
     if value is None:
         raise InvalidServiceOutput(
-            "the service answers null; does its last stage (_postprocess) return something?"
+            "the service returns null; does its last stage (_postprocess) return a value?"
         )
     if where := _find_no_number(value, "the answer"):
         raise InvalidServiceOutput(
-            f"{where} holds NaN or an infinity, for which clients get null; does the parameter "
-            "file fit the network, and are the inputs scaled as in training?"
+            f"{where} contains NaN or an infinity, which clients receive as null; does the "
+            "parameter file match the network, and are the inputs scaled as in training?"
         )
 
 
 def _find_no_number(value: Any, where: str) -> str:
-    """Return where a value holds NaN or an infinity; "" if nowhere."""
+    """Return the path of a NaN or an infinity in a value; "" if there is none."""
     if hasattr(value, "asnumpy"):
         value = value.asnumpy()
     if isinstance(value, (float, np.ndarray, np.generic)):
@@ -60,14 +60,14 @@ def _find_no_number(value: Any, where: str) -> str:
 
 
 def refuse_uncalled_stages(service: Any, run: Callable[[], bool]) -> None:
-    """Run something that takes a request through the service, and see which stages it reaches.
+    """Run a request through the service, and check which stages it reaches.
 
     Args:
         service: The service.
-        run: Does it; False if the request did not get through, which proves nothing.
+        run: Runs the request; returns False if it failed, which proves nothing.
 
     Raises:
-        ModelLoadFailed: A method that is, or is called nearly like, a stage was not reached.
+        ModelLoadFailed: A method that is a stage, or has a similar name, was not called.
     """
     called: set[CodeType] = set()
 
@@ -92,7 +92,7 @@ def refuse_uncalled_stages(service: Any, run: Callable[[], bool]) -> None:
 
 
 def _stages_of(service: Any) -> list[tuple[str, str, CodeType]]:
-    """Return (name, the stage it is or resembles, code) of methods in the user's own classes."""
+    """Return (name, the stage it is or resembles, code) of methods of the user's own classes."""
     found = []
     for cls in type(service).__mro__:
         if cls.__module__.startswith("mms.") or cls is object:

@@ -1,6 +1,6 @@
 """The stages of a v0.4 service, one request at a time: decode to encode, timed and guarded.
 
-Whatever goes wrong with a request becomes its answer.
+Any failure of a request becomes its answer.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Job:
     """One request on its way through the stages.
 
     Attributes:
-        request: As it came.
-        service: Whose stages it takes: the service, or a copy of its own.
-        inputs: One per input of the signature, once decoded.
-        value: What the last stage gave.
-        asked: What it says if it came in the Open Inference Protocol V2.
-        answer: Ends it.
+        request: The request as received.
+        service: The service whose stages it runs: the original, or a copy of its own.
+        inputs: One value per input of the signature, once decoded.
+        value: Result of the last stage.
+        asked: The decoded request if it came in the Open Inference Protocol V2.
+        answer: Setting it ends the job.
     """
 
     __slots__ = ("answer", "asked", "inputs", "request", "service", "value")
@@ -62,8 +62,8 @@ class Job:
         self.asked: InferRequest | None = None
 
     def ended(self) -> Answer | MMSError:
-        """Return the answer of a request that has taken all stages."""
-        assert self.answer is not None  # noqa: S101 - every way through them ends in one
+        """Return the answer of a request that has passed all stages."""
+        assert self.answer is not None  # noqa: S101 - every path through the stages sets one
         return self.answer
 
 
@@ -71,20 +71,20 @@ _Steps = tuple[tuple[Stage, Callable[[Job], None]], ...]
 
 
 class Stages:
-    """Takes requests through the stages of one service.
+    """Runs requests through the stages of one service.
 
     Args:
-        service: A ModelService, or whatever else answers `inference`.
-        signature: The model's.
-        spec: What the process was told to serve.
+        service: A ModelService, or any other object with `inference`.
+        signature: The model's signature.
+        spec: The LoadSpec of this process.
 
     Attributes:
         service: The service.
-        has_any: Whether it has stages; one that overrides `inference` is asked as a whole.
-        takes_tensors: Whether arrays can be put in as they are.
-        gives_tensors: Whether the network's arrays can be had for an answer.
+        has_any: Whether it has stages; if it overrides `inference`, only that is called.
+        takes_tensors: Whether the model accepts arrays as they are.
+        gives_tensors: Whether an answer can consist of the network's own output arrays.
         seconds: Time spent in each stage since `begin`.
-        is_quiet: Whether nobody waits for the answers, so that failures are not logged.
+        is_quiet: Whether failures are not logged, since no client waits for the answers.
     """
 
     def __init__(self, service: Any, signature: Signature, spec: LoadSpec) -> None:
@@ -115,41 +115,41 @@ class Stages:
             self._all = (*self._decoding, whole, (Stage.ENCODE, self._encode))
 
     def begin(self) -> None:
-        """Begin with a new frame."""
+        """Reset the times for a new frame."""
         self.seconds = [0.0] * len(Stage)
         self._room_bytes = MAX_ANSWERS_BYTES
         self._started = time.perf_counter()
 
     def run(self, job: Job) -> None:
-        """Take a request through all stages, unless it is too late for them."""
+        """Run a request through all stages, unless its deadline has passed."""
         self._drop_if_late(job)
         self._take(job, self._all)
 
     def decode(self, job: Job) -> None:
-        """Decode a request's inputs, unless it is too late for them."""
+        """Decode a request's inputs, unless its deadline has passed."""
         self._drop_if_late(job)
         self._take(job, self._decoding)
 
     def preprocess(self, job: Job) -> None:
-        """Take a decoded request through `_preprocess`."""
+        """Run `_preprocess` for a decoded request."""
         self._take(job, self._preprocessing)
 
     def finish(self, job: Job) -> None:
-        """Take a preprocessed request through the other stages."""
+        """Run the remaining stages for a preprocessed request."""
         self._take(job, self._finishing)
 
     def answer(self, job: Job) -> None:
-        """Take a request, whose value is what the network gave, through the last stages."""
+        """Run the last stages for a request whose value is the network's output."""
         self._take(job, self._answering)
 
     def _drop_if_late(self, job: Job) -> None:
-        """Spare the model a request that has been answered 504 while it waited in this frame."""
+        """Drop a request that has been answered 504 while it waited in this frame."""
         waited_ms = (time.perf_counter() - self._started) * 1000
         if job.answer is None and waited_ms > job.request.ms_left:
             job.answer = DeadlineExceeded("the request waited in the worker past its deadline")
 
     def _take(self, job: Job, steps: _Steps) -> None:
-        """Take a request through some steps; an exception becomes its answer."""
+        """Run steps for a request; an exception becomes its answer."""
         if job.answer is not None:
             return
         log.request_id.set(job.request.meta.request_id)
@@ -171,7 +171,7 @@ class Stages:
     def _decode(self, job: Job) -> None:
         meta = job.request.meta
         job.request.body = unpacked(job.request, self._spec.limits)
-        # A request that begins anew is not unpacked twice.
+        # A request that starts over is not decompressed twice.
         meta.content_encoding = ""
         if meta.dialect is not Dialect.OIP:
             job.inputs = decode_inputs(job.request, self.signature, self._spec.limits)
@@ -190,20 +190,20 @@ class Stages:
 
     def _inference(self, job: Job) -> None:
         job.value = job.service._inference(job.value)
-        # MXNet computes later and raises later; here both belong to this stage.
+        # MXNet computes and raises asynchronously; waiting here attributes both to this stage.
         for array in arrays_of(job.value) or ():
             if is_ndarray(array):
                 array.wait_to_read()
 
     def _postprocess(self, job: Job) -> None:
-        # Who speaks of tensors gets the network's own, not what is made of them for others.
+        # Tensor requests get the network's own arrays, without the postprocessing for others.
         if job.asked is None or not self.gives_tensors:
             job.value = job.service._postprocess(job.value)
 
     def _encode(self, job: Job) -> None:
         if self._spec.is_strict:
             refuse_slips(job.value)
-        # The answers of a batch travel in one frame; alone, each one fits.
+        # All answers of a batch share one frame; each one alone fits.
         limit = min(self._spec.max_response_bytes, self._room_bytes)
         if job.asked is None:
             job.answer = encode_output(job.value, job.request.meta, self.signature, limit)
@@ -220,7 +220,7 @@ class Stages:
         return encode_response(self._spec.model_name, self._spec.version, asked, outputs)
 
     def _blame_image(self, failure: MMSError, job: Job, stage: Stage) -> MMSError:
-        """Tell a bad image from a bad service where the service decodes images itself."""
+        """Distinguish a bad image from a bad service if the service decodes images itself."""
         if (
             not self.signature.takes_images
             or stage not in (Stage.PREPROCESS, Stage.INFERENCE)

@@ -1,8 +1,8 @@
 """Decide by a trial whether a service's requests can be joined in one forward pass.
 
-Nothing in a service says whether its network mixes rows, writes its outputs into the same arrays
-each time, or keeps one request's values where the next one's stages find them. So two different
-requests are answered alone, and then as a batch would run them; the answers must agree.
+Nothing in a service states whether its network mixes rows, reuses its output arrays, or keeps one
+request's values where the next one's stages find them. So two different requests are answered
+alone, and then as a batch; the answers must agree.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from mms.errors import MMSError
 from mms.wire.messages import Answer, Request
 from mms.worker.agreement import MARGIN, TOLERANCE, answer_distance
 
-#: Pairs of requests to try before it is given up to find two that the model answers.
+#: Pairs of requests to try before giving up on finding two that the model answers.
 _MAX_PAIRS = 8
 
 
 class Candidate(Protocol):
-    """What is tried."""
+    """The subject of a trial."""
 
     def answer_alone(self, request: Request) -> Answer | MMSError:
-        """Answer a request as if it had come alone."""
+        """Answer a request as if it had arrived alone."""
 
     def answer_joined(self, requests: list[Request]) -> list[Answer | MMSError] | str:
-        """Answer requests as one batch; or say why they cannot be."""
+        """Answer requests as one batch, or return why that is impossible."""
 
     def joined_outputs_differ(self) -> bool:
-        """Whether the last joint forward pass gave its requests different outputs."""
+        """Return whether the last joint forward pass returned different outputs per request."""
 
 
 def reason_against_joining(candidate: Candidate, pairs: Iterable[tuple[Request, Request]]) -> str:
@@ -45,7 +45,7 @@ def reason_against_joining(candidate: Candidate, pairs: Iterable[tuple[Request, 
         if reason is not None:
             return reason
     if was_answered:
-        return "different requests get the same answer, so that a trial proves nothing"
+        return "different requests get the same answer, so a trial proves nothing"
     return (
         "there are no two requests to try it with; add a sample request (sample.json) to the "
         f"archive{f' ({refusal})' if refusal else ''}"
@@ -55,7 +55,7 @@ def reason_against_joining(candidate: Candidate, pairs: Iterable[tuple[Request, 
 def _answers(
     candidate: Candidate, pair: tuple[Request, Request]
 ) -> tuple[Answer, Answer] | MMSError | str:
-    """Return what each request gets alone; an error if one of them is not answered."""
+    """Return each request's answer alone; an error if one of them is not answered."""
     answers = []
     for request in (pair[0], pair[1], pair[0]):
         answer = candidate.answer_alone(request)
@@ -73,7 +73,7 @@ def _try(
     pair: tuple[Request, Request],
     alone: tuple[Answer, Answer] | str,
 ) -> str | None:
-    """Return why the two cannot be joined, "" if they can, None if these two do not tell."""
+    """Return why the two cannot be joined, "" if they can, None if the trial is inconclusive."""
     if isinstance(alone, str):
         return alone
     joined = candidate.answer_joined(list(pair))
@@ -87,5 +87,5 @@ def _try(
             return f"two requests that are answered alone fail together: {answer}"
         distance = answer_distance(mine, answer)
         if distance > TOLERANCE or (apart > 0 and distance * MARGIN > apart):
-            return "two requests get other answers together than alone"
+            return "two requests get different answers together than alone"
     return ""

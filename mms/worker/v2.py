@@ -1,8 +1,8 @@
 """Requests and answers of the Open Inference Protocol V2: bodies to tensors, tensors to bodies.
 
 A body is a JSON object, or one followed by the elements of its tensors in binary (the protocol's
-binary tensor extension), or the elements of the sole input alone. Pure but for numpy; what a model
-makes of the tensors is `mms.worker.v2_model`'s business.
+binary tensor extension), or the elements of the sole input alone. Pure except for numpy;
+`mms.worker.v2_model` maps tensors to a model's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mms.worker.v2_tensors import (
     to_json,
 )
 
-#: Of one request, input or output.
+#: Per request, input or output.
 _MAX_PARAMETERS = 1000
-#: Extensions of other servers that change what an answer means, and so must not pass unnoticed.
+#: Extensions of other servers that change the meaning of an answer, and so must be refused.
 _NOT_OFFERED = {
     "classification": "the classification extension",
     "shared_memory_region": "the shared memory extension",
@@ -41,13 +41,13 @@ _NOT_OFFERED = {
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What was asked.
+    """A decoded inference request.
 
     Attributes:
-        id: Goes into the answer; None if there is none.
+        id: Returned in the answer; None if there is none.
         inputs: At least one, with distinct names.
-        outputs: Whether each output asked for is to come in binary, by name; None asks for all.
-        is_binary: Whether outputs come in binary unless they say otherwise.
+        outputs: Whether each requested output is binary, by name; None requests all outputs.
+        is_binary: Whether outputs are binary by default.
     """
 
     id: str | None
@@ -57,7 +57,7 @@ class InferRequest:
 
 
 def header_length(meta: RequestMeta) -> str | None:
-    """Return the header that says where the JSON ends and the binary tensors begin."""
+    """Return the header with the length of the JSON part, after which binary tensors follow."""
     for name, value in meta.headers.items():
         if name.lower() == V2_HEADER_LENGTH.lower():
             return value
@@ -70,16 +70,16 @@ def decode_request(
     raw_input: TensorSpec | None,
     limits: RequestLimits = DEFAULT_LIMITS,
 ) -> InferRequest:
-    """Read a request.
+    """Decode a request.
 
     Args:
-        body: All of it.
-        json_length: The header `V2_HEADER_LENGTH` as sent; None if it was not.
-        raw_input: What a body of elements alone is; None if the model takes none.
-        limits: How many elements the JSON, or a tensor of BYTES, may have.
+        body: The entire body.
+        json_length: The header `V2_HEADER_LENGTH` as sent; None if absent.
+        raw_input: Spec of the input of a raw body; None if the model does not accept one.
+        limits: Limit on the number of elements in the JSON, or in a BYTES tensor.
 
     Raises:
-        InvalidRequest: Naming the tensor, what was expected and what came.
+        InvalidRequest: The message names the tensor, the expected and the actual value.
         PayloadTooLarge: There are more elements than the limits allow.
     """
     if json_length is None:
@@ -93,16 +93,16 @@ def decode_request(
 def encode_response(
     model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]
 ) -> Answer:
-    """Return the answer to a request.
+    """Encode the answer to a request.
 
     Args:
         model: Name of the model.
         version: Its version.
-        request: What was asked: which outputs, and in which form.
-        outputs: All that the model gave.
+        request: The request, which selects the outputs and their format.
+        outputs: All outputs of the model.
 
     Raises:
-        InvalidRequest: An output was asked for that there is not, or in a form that it has not.
+        InvalidRequest: A requested output does not exist, or not in the requested format.
     """
     entries: list[dict[str, Any]] = []
     chunks: list[bytes] = []
@@ -129,7 +129,7 @@ def encode_response(
 
 
 class _Elements:
-    """The binary part of a body, taken tensor by tensor."""
+    """The binary part of a body, consumed tensor by tensor."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -137,14 +137,14 @@ class _Elements:
 
     @property
     def left(self) -> int:
-        """Bytes that no tensor has taken."""
+        """Number of bytes that no tensor has consumed."""
         return len(self._data) - self._at
 
     def take(self, where: str, size: int) -> memoryview:
-        """Return the next bytes.
+        """Return the next `size` bytes.
 
         Raises:
-            InvalidRequest: There are not so many.
+            InvalidRequest: Fewer bytes are left.
         """
         if size > self.left:
             raise InvalidRequest(
@@ -156,7 +156,7 @@ class _Elements:
 
 
 def _json_length(text: str, body_length: int) -> int:
-    # isdecimal alone also takes other scripts' digits; the length bounds the number.
+    # isdecimal alone also accepts digits of other scripts; the length bounds the number.
     if not (text.isascii() and text.isdecimal() and len(text) <= 12):
         raise InvalidRequest(
             f"{V2_HEADER_LENGTH} must be the number of bytes of the JSON, got {text[:20]!r}"
@@ -176,7 +176,7 @@ def _decode_document(
         raise InvalidRequest(f"the request must be a JSON object, got {kind_of(document)}")
     id_ = document.get("id")
     if id_ is not None and not isinstance(id_, str):
-        raise InvalidRequest(f"id must be a text, got {kind_of(id_)}")
+        raise InvalidRequest(f"id must be a string, got {kind_of(id_)}")
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
         raise InvalidRequest(
@@ -235,14 +235,14 @@ def _outputs(document: dict[str, Any], is_binary: bool) -> dict[str, bool] | Non
 
 
 def _names(entries: list[Any], kind: str) -> list[str]:
-    """Return the distinct names of inputs or outputs, before anything else of them is read."""
+    """Return the distinct names of inputs or outputs, before parsing the rest of them."""
     if len(entries) > MAX_TENSORS:
         raise InvalidRequest(f"the request has {len(entries)} {kind}s, at most {MAX_TENSORS}")
     names = [_name(entry, f"{kind}s[{index}]") for index, entry in enumerate(entries)]
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise InvalidRequest(f"{kind} {shown(name)} is there more than once")
+            raise InvalidRequest(f"{kind} {shown(name)} appears more than once")
         seen.add(name)
     return names
 
@@ -252,22 +252,21 @@ def _name(entry: Any, where: str) -> str:
         raise InvalidRequest(f"{where} must be an object, got {kind_of(entry)}")
     name = entry.get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidRequest(f"{where} needs a name, a text; got {kind_of(name)}")
+        raise InvalidRequest(f"{where} needs a name, a string; got {kind_of(name)}")
     return name
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     if isinstance(value, list) and len(value) > MAX_DIMENSIONS:
         raise InvalidRequest(
-            f"{where}: shape has {len(value)} dimensions, at most {MAX_DIMENSIONS} are possible"
+            f"{where}: shape has {len(value)} dimensions, at most {MAX_DIMENSIONS} are allowed"
         )
     if not isinstance(value, list) or not all(
         isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_SIZE
         for size in value
     ):
         raise InvalidRequest(
-            f"{where}: shape must be a list of whole numbers from 0 to {MAX_SIZE}, "
-            f"got {shown(value)}"
+            f"{where}: shape must be a list of integers from 0 to {MAX_SIZE}, got {shown(value)}"
         )
     return tuple(value)
 
@@ -278,18 +277,18 @@ def _parameters(entry: dict[str, Any], where: str) -> dict[str, Any]:
         return {}
     if isinstance(parameters, dict) and len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(
-            f"{where} has {len(parameters)} parameters, at most {_MAX_PARAMETERS} are possible"
+            f"{where} has {len(parameters)} parameters, at most {_MAX_PARAMETERS} are allowed"
         )
     if not isinstance(parameters, dict) or not all(
         isinstance(value, (str, int, float, bool)) for value in parameters.values()
     ):
         raise InvalidRequest(
-            f"{where}: parameters must be an object of texts, numbers, true and false, "
+            f"{where}: parameters must be an object of strings, numbers and booleans, "
             f"got {shown(parameters)}"
         )
     for key, extension in _NOT_OFFERED.items():
         if key in parameters:
-            raise InvalidRequest(f"{where}: this server does not offer {extension} ({key})")
+            raise InvalidRequest(f"{where}: this server does not support {extension} ({key})")
     return parameters
 
 
@@ -303,21 +302,21 @@ def _flag(parameters: dict[str, Any], key: str, where: str, default: bool) -> bo
 def _take(elements: _Elements | None, size: Any, where: str) -> memoryview:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise InvalidRequest(
-            f"{where}: binary_data_size must be a whole number of bytes >= 0, got {shown(size)}"
+            f"{where}: binary_data_size must be an integer >= 0 (bytes), got {shown(size)}"
         )
     if elements is None:
         raise InvalidRequest(
-            f"{where} has a binary_data_size, but the header {V2_HEADER_LENGTH}, which says where "
-            "the JSON ends, is missing"
+            f"{where} has a binary_data_size, but the header {V2_HEADER_LENGTH}, the length of the "
+            "JSON part, is missing"
         )
     return elements.take(where, size)
 
 
 def _decode_raw(body: memoryview, spec: TensorSpec | None, limits: RequestLimits) -> InferRequest:
-    """Read a body that is nothing but the elements of the sole input."""
+    """Decode a body that consists only of the elements of the sole input."""
     if spec is None:
         raise InvalidRequest(
-            f"{V2_HEADER_LENGTH} is 0, which only models with one input understand; send the "
+            f"{V2_HEADER_LENGTH} is 0, which only models with one input support; send the "
             "request's JSON before the tensors"
         )
     return InferRequest(None, (raw_tensor(body, spec, limits),), None, True)

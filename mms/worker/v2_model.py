@@ -1,7 +1,7 @@
-"""Between tensors of the Open Inference Protocol V2 and what a model takes and gives.
+"""Map tensors of the Open Inference Protocol V2 to a model's inputs and outputs.
 
-A numeric tensor is an array. A BYTES tensor of one element is a body: what a form field of that
-name would hold, be it JSON, an image, or whatever a 1.x handler reads. Never imports mxnet.
+A numeric tensor is an array. A BYTES tensor of one element is a body: the content of a form field
+of that name, such as JSON, an image, or whatever a 1.x handler reads. Never imports mxnet.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mms.worker.request import DEFAULT_LIMITS, image_value, json_value
 from mms.worker.v2 import InferRequest, unknown_output
 from mms.worker.v2_tensors import Tensor, tensor_of
 
-#: What 1.x handlers, whose archives seldom say, take and give.
+#: The input and output of 1.x handlers, whose archives seldom state them.
 HANDLER_INPUT = TensorSpec("body", (1,), "BYTES")
 HANDLER_OUTPUTS = ("output",)
 
 
 def takes_tensors(service: Any, signature: Signature) -> bool:
-    """Whether arrays can be put in as they are: see `SingleNodeService.array_stages`."""
+    """Return whether the model accepts arrays as is: see `SingleNodeService.array_stages`."""
     return (
         not signature.takes_images
         and _is_array_service(service)
@@ -33,7 +33,7 @@ def takes_tensors(service: Any, signature: Signature) -> bool:
 
 
 def gives_tensors(service: Any, signature: Signature) -> bool:
-    """Whether the answer is what `_inference` gave: see `SingleNodeService.array_stages`."""
+    """Return whether `_inference` returns the answer: see `SingleNodeService.array_stages`."""
     return (
         not signature.gives_images
         and _is_array_service(service)
@@ -42,7 +42,7 @@ def gives_tensors(service: Any, signature: Signature) -> bool:
 
 
 def raw_input(signature: Signature, has_tensors: bool) -> TensorSpec | None:
-    """Return what a body of elements alone is; None if the model has several inputs."""
+    """Return the input that a raw body holds; None if the model has several inputs."""
     if len(signature.inputs) != 1:
         return None
     spec = signature.inputs[0]
@@ -54,7 +54,7 @@ def raw_input(signature: Signature, has_tensors: bool) -> TensorSpec | None:
 def service_inputs(
     request: InferRequest, signature: Signature, limits: RequestLimits = DEFAULT_LIMITS
 ) -> list[Any]:
-    """Return one value per input of the signature: an array, or what its body holds.
+    """Return one value per input of the signature: an array, or the value of its body.
 
     Raises:
         InvalidRequest: Inputs or outputs are not the signature's, or a body is malformed.
@@ -78,14 +78,14 @@ def service_inputs(
 def handler_inputs(
     request: InferRequest, decode: Callable[[str, str, bytes], Any]
 ) -> dict[str, Any]:
-    """Return what a 1.x handler gets: arrays, and bodies as form fields, by name.
+    """Return the inputs of a 1.x handler by name: arrays, and bodies as form fields.
 
     Args:
         request: The request.
-        decode: Gives the value of a field from its name, content type ("" if unknown) and bytes.
+        decode: Returns the value of a field from its name, content type ("" if unknown) and bytes.
 
     Raises:
-        InvalidRequest: A body is malformed, or an output is asked for that handlers do not have.
+        InvalidRequest: A body is malformed, or an unknown output is requested.
     """
     _check_outputs(request, HANDLER_OUTPUTS)
     return {
@@ -97,11 +97,11 @@ def handler_inputs(
 
 
 def network_outputs(value: Any, names: Sequence[str]) -> list[Tensor] | None:
-    """Return what a network gave as tensors; None if that is something else than arrays.
+    """Return a network's outputs as tensors; None if they are not arrays.
 
     Args:
-        value: What `_inference` returned.
-        names: The signature's outputs; a network may have more, which it leaves out.
+        value: Return value of `_inference`.
+        names: The signature's outputs; further outputs of the network are left out.
 
     Raises:
         InvalidServiceOutput: The signature names more outputs than the network has.
@@ -111,18 +111,18 @@ def network_outputs(value: Any, names: Sequence[str]) -> list[Tensor] | None:
         return None
     if len(arrays) < len(names) and isinstance(value, (list, tuple)):
         raise InvalidServiceOutput(
-            f"the network gave {len(arrays)} outputs, but the signature names {len(names)}"
+            f"the network returned {len(arrays)} outputs, but the signature names {len(names)}"
         )
     return _tensors(names, arrays)
 
 
 def outputs_of(value: Any, names: Sequence[str], body: Callable[[], bytes]) -> list[Tensor]:
-    """Return an answer as tensors: arrays, one per output, or the body that it is otherwise.
+    """Return an answer as tensors: one array per output, or else a single tensor with its body.
 
     Args:
-        value: What the service or the handler answered.
-        names: The outputs that there are.
-        body: Gives what the answer's body would be, which becomes the one element of the first.
+        value: Return value of the service or the handler.
+        names: Names of the outputs.
+        body: Returns the body of the answer, which becomes the single element of the first output.
     """
     arrays = arrays_of(value)
     if arrays is not None and (len(arrays) == len(names) or not isinstance(value, (list, tuple))):
@@ -159,8 +159,8 @@ def _body(tensor: Tensor) -> bytes:
     if len(tensor.data) != 1:
         raise InvalidRequest(
             f"input {quoted(tensor.name, 60)} must have exactly one element of BYTES, got "
-            f"{len(tensor.data)}: an element is a whole body here; send one request for each, "
-            "which the server joins into batches itself"
+            f"{len(tensor.data)}: each element is an entire body here; send one request for each, "
+            "and the server joins them into batches itself"
         )
     return bytes(tensor.data[0])
 
@@ -177,12 +177,12 @@ def _is_array_service(service: Any) -> bool:
 
 
 def _takes_arrays(service: Any, stage: str) -> bool:
-    """Whether the class that defines a service's stage says that it would do for arrays."""
+    """Return whether the class that defines a service's stage lists it in `array_stages`."""
     owner = next((cls for cls in type(service).__mro__ if stage in vars(cls)), None)
     return owner is not None and stage not in vars(service) and stage in _array_stages(owner)
 
 
 def _array_stages(cls: type[Any]) -> Collection[str]:
-    """Return what a class says of its own stages; what its bases say is of theirs."""
+    """Return a class's own `array_stages`; those of its bases apply only to their stages."""
     stages: Collection[str] = vars(cls).get("array_stages", ())
     return stages

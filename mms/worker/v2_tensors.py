@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol V2: their elements in JSON and in binary.
 
-Pure but for numpy; where in a request a tensor stands is `mms.worker.v2`'s business.
+Pure except for numpy; `mms.worker.v2` locates the tensors in a request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = {
     type_.name: np.dtype(type_.numpy).newbyteorder("<") for type_ in TABLE if type_.numpy != "O"
 }
 _DATA_TYPES = {dtype.str.lstrip("<|"): name for name, dtype in _DTYPES.items()}
-#: What JSON may give for each kind of element.
+#: JSON types accepted for each kind of element.
 _ACCEPTED: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 _LENGTH_BYTES = 4
 
@@ -38,11 +38,11 @@ class Tensor:
     """One input or output.
 
     Attributes:
-        name: What the model calls it.
+        name: The model's name for it.
         datatype: One of `DATA_TYPES`.
-        shape: Sizes by axis.
-        data: An array of that shape; of BYTES, the elements in row-major order.
-        content_type: What its parameters say its bytes are, or "".
+        shape: Size of each axis.
+        data: An array of that shape; for BYTES, the elements in row-major order.
+        content_type: Content type of its bytes according to its parameters, or "".
     """
 
     name: str
@@ -53,7 +53,7 @@ class Tensor:
 
 
 def tensor_of(name: str, array: Array) -> Tensor | None:
-    """Return an array as a tensor; None if the protocol has no type for its elements."""
+    """Convert an array to a tensor; return None if the protocol lacks its element type."""
     datatype = _DATA_TYPES.get(array.dtype.str.lstrip("<>|="))
     if datatype is not None:
         return Tensor(name, datatype, array.shape, array)
@@ -65,10 +65,10 @@ def tensor_of(name: str, array: Array) -> Tensor | None:
 
 
 def raw_tensor(body: memoryview, spec: TensorSpec, limits: RequestLimits) -> Tensor:
-    """Return the tensor whose elements a body is, and nothing else.
+    """Return the tensor of a body that consists only of its elements.
 
     Raises:
-        InvalidRequest: The elements do not fit the shape, or the shape leaves too much open.
+        InvalidRequest: The elements do not match the shape, or the shape is ambiguous.
         PayloadTooLarge: There are more than the limits allow.
     """
     if spec.data_type == "BYTES":
@@ -83,17 +83,17 @@ def raw_tensor(body: memoryview, spec: TensorSpec, limits: RequestLimits) -> Ten
 def from_binary(
     data: memoryview, datatype: str, shape: tuple[int, ...], where: str, limits: RequestLimits
 ) -> Array | list[bytes]:
-    """Read the elements of an input from their bytes.
+    """Decode the elements of an input from their bytes.
 
     Args:
         data: The bytes; they are copied.
         datatype: One of `DATA_TYPES`.
-        shape: Sizes by axis.
-        where: What to call the input in messages.
-        limits: How many elements of BYTES there may be.
+        shape: Size of each axis.
+        where: Name of the input in messages.
+        limits: Limit on the number of BYTES elements.
 
     Raises:
-        InvalidRequest: The bytes are not those of such a tensor.
+        InvalidRequest: The bytes do not match type and shape.
         PayloadTooLarge: There are more elements than the limits allow.
     """
     if datatype == "BYTES":
@@ -107,7 +107,7 @@ def from_binary(
         )
     if datatype == "BOOL" and (np.frombuffer(data, np.uint8) > 1).any():
         raise InvalidRequest(f"{where}: the bytes of BOOL must be 0 or 1")
-    # A copy: aligned, and the model's own to write to.
+    # A copy: aligned, and writable by the model.
     array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
     return _reshaped(array, shape, where)
 
@@ -118,15 +118,15 @@ def _split_bytes(
     elements: list[bytes] = []
     at = 0
     while at < len(data):
-        # Each becomes an object, as those of JSON do.
+        # Each becomes an object, like those from JSON.
         if len(elements) == limits.max_json_elements:
             raise too_many_elements(where, limits.max_json_elements)
         start = at + _LENGTH_BYTES
         end = start + int.from_bytes(data[at:start], "little")
         if start > len(data) or end > len(data):
             raise InvalidRequest(
-                f"{where}: element {len(elements)} of BYTES, whose length stands before it in 4 "
-                f"bytes, goes beyond the {len(data)} bytes of the tensor"
+                f"{where}: element {len(elements)} of BYTES, whose length is in the 4 bytes before "
+                f"it, extends beyond the {len(data)} bytes of the tensor"
             )
         elements.append(bytes(data[start:end]))
         at = end
@@ -139,16 +139,16 @@ def _split_bytes(
 
 
 def from_json(value: Any, datatype: str, shape: tuple[int, ...], where: str) -> Array | list[bytes]:
-    """Read the elements of an input from a JSON list, flat or nested to its shape.
+    """Decode the elements of an input from a JSON list, flat or nested to its shape.
 
     Args:
         value: The list.
         datatype: One of `DATA_TYPES`.
-        shape: Sizes by axis.
-        where: What to call the input in messages.
+        shape: Size of each axis.
+        where: Name of the input in messages.
 
     Raises:
-        InvalidRequest: The elements are not those of such a tensor.
+        InvalidRequest: The elements do not match type and shape.
     """
     if not isinstance(value, list):
         raise InvalidRequest(f"{where}: data must be a list, got {kind_of(value)}")
@@ -164,7 +164,7 @@ def from_json(value: Any, datatype: str, shape: tuple[int, ...], where: str) -> 
 
 
 def _flattened(value: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
-    """Return the elements of a tensor, nested to its shape or flat."""
+    """Return the elements of a tensor, flat or nested to its shape, as a flat list."""
     elements = value
     for axis, size in enumerate(shape if list in set(map(type, value)) else ()):
         is_even = not axis or set(map(len, elements)) <= {size}
@@ -190,7 +190,7 @@ def _flattened(value: list[Any], shape: tuple[int, ...], where: str) -> list[Any
 
 
 def _nesting(value: Any) -> str:
-    """Say how data is nested, for a message; only its first elements are looked at below."""
+    """Describe the nesting of data for a message, judging by the first element of each level."""
     if len(set(map(type, value))) > 1 or len(set(map(len, value))) > 1:
         return "not nested evenly"
     sizes: list[int] = []
@@ -203,18 +203,18 @@ def _nesting(value: Any) -> str:
 def _numbers(elements: list[Any], datatype: str, where: str) -> Array:
     """Return the elements as an array of the type.
 
-    NumPy sees them only once their types are known: beside a text, it makes texts of them all, each
-    as long as the longest.
+    Their types are checked before NumPy sees them: it would convert all to strings beside a single
+    one, each as long as the longest.
     """
     dtype = _DTYPES[datatype].newbyteorder("=")
     types = set(map(type, elements))
     if not types <= _ACCEPTED[dtype.kind]:
         wrong = next(e for e in elements if type(e) not in _ACCEPTED[dtype.kind])
-        raise InvalidRequest(f"{where}: data must hold {datatype}, got {shown(wrong)}")
+        raise InvalidRequest(f"{where}: data must contain {datatype}, got {shown(wrong)}")
     if dtype.kind in "iu":
         return _whole_numbers(elements, dtype, datatype, where)
     try:
-        # Whole numbers are rounded once, not twice.
+        # Integers are rounded once, not twice.
         array = np.array(elements, np.int64 if types == {int} else np.float64)
     except OverflowError:
         array = _as_floats(elements)
@@ -222,7 +222,7 @@ def _numbers(elements: list[Any], datatype: str, where: str) -> Array:
         cast = array.astype(dtype)
     if dtype.kind == "f" and np.isinf(cast).any():
         # JSON has no infinity: these are numbers too large for the type.
-        raise InvalidRequest(f"{where}: data holds a number that does not fit {datatype}")
+        raise InvalidRequest(f"{where}: data contains a number that does not fit {datatype}")
     return cast
 
 
@@ -240,7 +240,7 @@ def _whole_numbers(elements: list[int], dtype: np.dtype[Any], datatype: str, whe
 
 
 def _as_floats(elements: list[Any]) -> Array:
-    """Return numbers as floats, with infinity for those beyond the largest."""
+    """Convert numbers to floats, with infinity for those beyond the largest."""
     try:
         return np.array(elements, np.float64)
     except OverflowError:
@@ -251,23 +251,23 @@ def _texts(elements: list[Any], where: str) -> list[bytes]:
     """Return the elements of BYTES."""
     if not set(map(type, elements)) <= {str}:
         wrong = next(e for e in elements if type(e) is not str)
-        raise InvalidRequest(f"{where}: data must hold texts (BYTES), got {shown(wrong)}")
+        raise InvalidRequest(f"{where}: data must contain strings (BYTES), got {shown(wrong)}")
     try:
         return [element.encode() for element in elements]
     except UnicodeEncodeError:
-        raise InvalidRequest(f"{where}: data holds half of a surrogate pair") from None
+        raise InvalidRequest(f"{where}: data contains a lone surrogate") from None
 
 
 def _reshaped(array: Array, shape: tuple[int, ...], where: str) -> Array:
     try:
         return array.reshape(shape)
     except ValueError:
-        # No elements, but sizes whose product no array can have.
+        # No elements, but sizes whose product exceeds the limit of arrays.
         raise InvalidRequest(f"{where}: no array has the shape {list(shape)}") from None
 
 
 def _raw_shape(spec: TensorSpec, length: int, where: str) -> tuple[int, ...]:
-    """Return the shape that so many bytes have: of one free axis the size follows."""
+    """Return the shape of `length` bytes, which determine the size of a single free axis."""
     free = [axis for axis, size in enumerate(spec.shape) if size == 0]
     shape = list(spec.shape)
     if len(free) > 1 and free[0] == 0:
@@ -287,7 +287,7 @@ def _raw_shape(spec: TensorSpec, length: int, where: str) -> tuple[int, ...]:
 
 
 def to_binary(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor's elements."""
+    """Encode a tensor's elements as bytes."""
     if isinstance(tensor.data, list):
         parts: list[Buffer] = []
         for element in tensor.data:
@@ -297,10 +297,10 @@ def to_binary(tensor: Tensor) -> bytes:
 
 
 def to_json(tensor: Tensor) -> Any:
-    """Return a tensor's elements as the JSON encoder takes them, flat.
+    """Return a tensor's elements flat, in a form that the JSON encoder accepts.
 
     Raises:
-        InvalidRequest: The type has no form in JSON.
+        InvalidRequest: The type has no JSON form.
     """
     if tensor.datatype == "FP16":
         raise InvalidRequest(
@@ -309,19 +309,19 @@ def to_json(tensor: Tensor) -> Any:
         )
     if isinstance(tensor.data, list):
         return tensor.data
-    # The encoder takes arrays that are contiguous and in the machine's own byte order.
+    # The encoder accepts only contiguous arrays in native byte order.
     dtype = _DTYPES[tensor.datatype].newbyteorder("=")
     return np.ascontiguousarray(tensor.data, dtype).ravel()
 
 
 def kind_of(value: Any) -> str:
-    """Return what a JSON value is, in words for a message."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    """Return the type of a JSON value in words, for a message."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     if value is None:
         return "nothing"
     return names.get(type(value), "a number")
 
 
 def shown(value: Any) -> str:
-    """Return a client's value as messages quote it."""
+    """Return a client's value, quoted for messages."""
     return quoted(value, 60)

@@ -1,7 +1,7 @@
-"""Have a loaded model answer a request before it is called ready.
+"""Make a loaded model answer a request before it is declared ready.
 
-The first forward also plans memory and is slow. Without a sample request in the archive, one of
-zeros is made from the signature.
+The first forward pass also plans memory and is slow. Without a sample request in the archive, a
+request of zeros is generated from the signature.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mms.worker.slips import refuse_uncalled_stages
 
 logger = logging.getLogger("mms.worker")
 
-#: What a network raises that cannot take what it is given.
+#: Exceptions of a network that does not accept its inputs.
 _NETWORK_ERRORS = ("MXNetError", "InvalidInputShape")
-#: Longest that user code gets for a request of zeros, seconds.
+#: Time limit of user code for a request of zeros, seconds.
 _ZEROS_LIMIT_S = 20.0
 
 
@@ -37,11 +37,11 @@ def warm_up(
     sample: Request | None,
     spec: LoadSpec,
 ) -> None:
-    """Answer the archive's sample request, or one of zeros.
+    """Run the archive's sample request, or one of zeros.
 
     Raises:
-        ModelLoadFailed: It is not answered, and every request would fail as well; or, where the
-            spec is strict, a stage was never called.
+        ModelLoadFailed: It fails, and so would every request; or, if the spec is strict, a stage
+            was never called.
     """
 
     def answers() -> bool:
@@ -56,13 +56,13 @@ def warm_up(
 
 
 def _run_sample(runner: ServiceRunner, sample: Request, manifest: Manifest) -> bool:
-    """Answer the archive's sample request once: the first forward plans memory and is slow.
+    """Run the archive's sample request once: the first forward pass plans memory and is slow.
 
     Returns:
-        True: it is answered.
+        True: it succeeded.
 
     Raises:
-        ModelLoadFailed: It is not answered.
+        ModelLoadFailed: It failed.
     """
     answer = runner.run([sample]).answers[0]
     if isinstance(answer, MMSError):
@@ -74,13 +74,13 @@ def _run_sample(runner: ServiceRunner, sample: Request, manifest: Manifest) -> b
 
 
 def _try_zeros(runner: ServiceRunner, service: Any, signature: Signature, spec: LoadSpec) -> bool:
-    """Answer a request of zeros that fits the signature, so that what cannot run is not READY.
+    """Run a request of zeros that matches the signature, so that a broken model is never READY.
 
-    User code may want more than zeros, and keeps what it has seen: it is tried in a fork only, and
-    its failure counts only if it is the network's, which got what the signature promises.
+    User code may need more than zeros, and may keep state: it runs in a fork only, and a failure
+    counts only if it is the network's, whose inputs match the signature.
 
     Returns:
-        Whether it is answered.
+        Whether it succeeded.
 
     Raises:
         ModelLoadFailed: Every request would fail as well.
@@ -106,8 +106,8 @@ def _try_zeros(runner: ServiceRunner, service: Any, signature: Signature, spec: 
             failure.detail,
         ) from failure
     logger.info(
-        "a request of zeros, made from the signature (%s), is not answered: %s; add a sample "
-        "request (sample.json) to have the model tried when it is loaded",
+        "a request of zeros, generated from the signature (%s), failed: %s; add a sample request "
+        "(sample.json) to have the model tested when it is loaded",
         shapes,
         reason_of(failure),
     )
@@ -115,7 +115,7 @@ def _try_zeros(runner: ServiceRunner, service: Any, signature: Signature, spec: 
 
 
 def _answer_zeros(runner: ServiceRunner, signature: Signature) -> MMSError | None:
-    """Return why no request of zeros is answered, of whatever size; None if one is."""
+    """Return the error of requests of zeros if all sizes fail; None if one succeeds."""
     failure: MMSError | None = None
     for request in zero_requests(signature):
         answer = runner.answer_quietly(request)

@@ -156,7 +156,7 @@ class TestJsonInputs:
             ("echo", b"[1, 2", JSON, "not valid JSON"),
             ("echo", b"[nan]", JSON, "not valid JSON"),
             ("echo", b"3", JSON, "must be a list or an object, got a number"),
-            ("echo", b'"text"', JSON, "got a text"),
+            ("echo", b'"text"', JSON, "got a string"),
             ("echo", b"null", JSON, "got null"),
             ("echo", b"other=1", FORM, "'data' is missing; the form has 'other'"),
             ("echo", b"data=[1", FORM, "neither JSON nor a Python literal"),

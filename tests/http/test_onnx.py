@@ -255,7 +255,7 @@ class TestBatches:
         answers = await ask_all(server, "telling", [[[n, 0, n]] for n in range(4)])
         assert answers == [(200, [[[n, 10 + n]], [[1, 1, 1]]]) for n in range(4)]
         _, described = await server.manage("GET", "/models/telling")
-        assert "gives other outputs" in described["batching"]["reason"]
+        assert "returns other outputs" in described["batching"]["reason"]
 
     async def test_a_map_per_row_is_split_among_the_requests(self, server: RunningServer) -> None:
         rows = [[[n, 1]] * (1 + n % 2) for n in range(4)]

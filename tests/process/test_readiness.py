@@ -160,7 +160,7 @@ async def test_user_code_that_fails_a_made_up_request_is_served_and_says_so(
     with caplog.at_level("INFO"):
         server = await start_server(m=(folder, {"batch_size": 4}))
     assert await server.ask("m", [[1]]) == (200, "fine")
-    assert f"is not answered: {said}" in caplog.text or said in caplog.text
+    assert f"failed: {said}" in caplog.text or said in caplog.text
 
 
 class TestCheck:
@@ -193,22 +193,22 @@ class TestCheck:
             (
                 ["def _postprocess(self, data):", "    data[0]"],
                 "[[1]]",
-                "the service answers null; does its last stage (_postprocess) return something?",
+                "the service returns null; does its last stage (_postprocess) return a value?",
             ),
             (
                 ["def _postprocess(self, data):", "    return {'p': [1.0, float('nan')]}"],
                 "[[1]]",
-                "the answer['p'][1] holds NaN or an infinity",
+                "the answer['p'][1] contains NaN or an infinity",
             ),
             (
                 ["def _inference(self, data):", "    return np.array([[1.0, np.inf]])"],
                 "[[1]]",
-                "the answer holds NaN or an infinity",
+                "the answer contains NaN or an infinity",
             ),
             (
                 ["def _postprocess(self, data):", "    return ['[[nan, 1.0]]']"],
                 "[[1]]",
-                "the answer[0] holds NaN or an infinity",
+                "the answer[0] contains NaN or an infinity",
             ),
             (
                 ["def preprocess(self, data):", "    return data"],

@@ -41,7 +41,7 @@ def tensors(*data: Sequence[object]) -> bytes:
 
 ATTACKS = {
     "v02 bomb": (GZIP, gzip.compress(bytes(20 << 20)), 413, "--max-decompression-ratio"),
-    "v04 text among numbers": (JSON, tensors([1, "x" * 100_000]), 400, "must hold FP32"),
+    "v04 text among numbers": (JSON, tensors([1, "x" * 100_000]), 400, "must contain FP32"),
     "v05 many inputs": (JSON, tensors(*[[1]] * 2000), 400, "2000 inputs, at most 1000"),
     "v05 f-string": (FORM, b"data=f'" + b"{1}" * 50_000 + b"'", 400, "Python literal"),
     "v05 or": (FORM, b"data=" + b"1or " * 100_000, 400, "Python literal"),

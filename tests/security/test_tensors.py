@@ -51,7 +51,7 @@ def test_v04_one_text_among_numbers_costs_no_more_than_itself(datatype: str) -> 
     except InvalidRequest as error:
         print(error)
     """
-    assert f"must hold {datatype}, got 'xxx" in run_limited(code, 100 << 20)
+    assert f"must contain {datatype}, got 'xxx" in run_limited(code, 100 << 20)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_v04_one_text_among_numbers_costs_no_more_than_itself(datatype: str) -> 
     ],
 )
 def test_v04_an_element_of_another_type_is_named(data: list[Any], datatype: str) -> None:
-    refuse(f"must hold .*{datatype}.*, got ", body(tensor(data, [2], datatype) | {"shape": [1, 2]}))
+    refuse(
+        f"must contain .*{datatype}.*, got ", body(tensor(data, [2], datatype) | {"shape": [1, 2]})
+    )
 
 
 def test_v04_what_failed_is_let_go_of() -> None:
@@ -127,7 +129,7 @@ def test_v05_names_are_counted_before_any_is_read(kind: str) -> None:
 
 
 def test_v05_a_name_twice_is_found() -> None:
-    refuse("input 'x' is there more than once", body(tensor([1], [1]), tensor([1], [1])))
+    refuse("input 'x' appears more than once", body(tensor([1], [1]), tensor([1], [1])))
     refuse("output 'y' is there", body(tensor([1], [1]), outputs=[{"name": "y"}] * 2))
 
 
@@ -136,7 +138,7 @@ def test_v05_whole_numbers_then_one_that_is_not_cost_no_loop() -> None:
         text = body(tensor([1] * count + [1.5], [count + 1], "INT32"))
         return calls_of(lambda: decode_request(text, None, None))
 
-    refuse("must hold INT32, got 1.5", body(tensor([1, 1.5], [2], "INT32")))
+    refuse("must contain INT32, got 1.5", body(tensor([1, 1.5], [2], "INT32")))
     assert cost(20_000) < 200
 
 

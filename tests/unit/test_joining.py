@@ -238,14 +238,14 @@ class TestTrial:
     )
     def test_other_answers_together_are_a_reason(self, joined: Any) -> None:
         reason = reason_against_joining(Candidate(joined=joined), pairs((1, 2)))
-        assert reason == "two requests get other answers together than alone"
+        assert reason == "two requests get different answers together than alone"
 
     def test_swapped_answers_that_are_nearly_alike_are_found(self) -> None:
         near = Candidate(
             alone=lambda value: 0.5 + value * 1e-4,
             joined=lambda values: [0.5 + value * 1e-4 for value in values[::-1]],
         )
-        assert "other answers together" in reason_against_joining(near, pairs((1, 2)))
+        assert "different answers together" in reason_against_joining(near, pairs((1, 2)))
 
     def test_a_service_that_never_answers_the_same_is_not_joined(self) -> None:
         calls = iter(range(100))

@@ -132,18 +132,18 @@ class TestNumbers:
             ({"data": [1, 2, 3]}, r"'x': data has 3 elements, but shape \[2\] has 2"),
             ({"data": [[1, 2]], "shape": [2, 1]}, r"nested to the shape \[1, 2\].*\[2, 1\]"),
             ({"data": [[1], [2, 3]]}, "nested evenly"),
-            ({"data": ["1", 2]}, "must hold FP32, got '1'"),
-            ({"data": [None, 2]}, "must hold FP32, got None"),
-            ({"data": [True, False]}, "must hold FP32, got True"),
-            ({"data": [{"a": 1}, 2]}, "must hold FP32, got {'a': 1}"),
-            ({"data": [1.5, 2], "datatype": "INT32"}, "must hold INT32, got 1.5"),
+            ({"data": ["1", 2]}, "must contain FP32, got '1'"),
+            ({"data": [None, 2]}, "must contain FP32, got None"),
+            ({"data": [True, False]}, "must contain FP32, got True"),
+            ({"data": [{"a": 1}, 2]}, "must contain FP32, got {'a': 1}"),
+            ({"data": [1.5, 2], "datatype": "INT32"}, "must contain INT32, got 1.5"),
             ({"data": [1, 300], "datatype": "INT8"}, "300 does not fit INT8"),
             ({"data": [-1, 0], "datatype": "UINT64"}, "-1 does not fit UINT64"),
             ({"data": [2**63, 1], "datatype": "INT64"}, "9223372036854775808 does not fit INT64"),
-            ({"data": [1, 0], "datatype": "BOOL"}, "must hold BOOL, got 1"),
+            ({"data": [1, 0], "datatype": "BOOL"}, "must contain BOOL, got 1"),
             ({"data": [1e39, 0]}, "does not fit FP32"),
             ({"data": [1, 2], "datatype": "FP16"}, "FP16 has no JSON form.*binary_data_size"),
-            ({"data": "12"}, "data must be a list, got a text"),
+            ({"data": "12"}, "data must be a list, got a string"),
             ({"data": []}, "data has 0 elements"),
         ],
     )
@@ -159,8 +159,8 @@ class TestTensors:
         [
             ({"name": None}, r"inputs\[0\] needs a name"),
             ({"name": ""}, r"inputs\[0\] needs a name"),
-            ({"name": 5}, r"inputs\[0\] needs a name, a text; got a number"),
-            ({"shape": None}, "'x': shape must be a list of whole numbers"),
+            ({"name": 5}, r"inputs\[0\] needs a name, a string; got a number"),
+            ({"shape": None}, "'x': shape must be a list of integers"),
             ({"shape": [-1]}, r"got \[-1\]"),
             ({"shape": [2.0]}, r"got \[2.0\]"),
             ({"shape": [True]}, r"got \[True\]"),
@@ -177,7 +177,7 @@ class TestTensors:
             ({"parameters": {"a": [1]}}, "'x': parameters must be an object"),
             (
                 {"data": None, "parameters": {"shared_memory_region": "r"}},
-                "does not offer the shared memory extension",
+                "does not support the shared memory extension",
             ),
         ],
     )
@@ -197,19 +197,19 @@ class TestTensors:
             (b'{"inputs": []}', 'needs "inputs"'),
             (b'{"inputs": {}}', 'needs "inputs"'),
             (b'{"inputs": [3]}', r"inputs\[0\] must be an object, got a number"),
-            (request(tensor(), tensor()), "input 'x' is there more than once"),
-            (request(tensor(), id=5), "id must be a text, got a number"),
+            (request(tensor(), tensor()), "input 'x' appears more than once"),
+            (request(tensor(), id=5), "id must be a string, got a number"),
             (request(tensor(), outputs={}), '"outputs" must be a list, got an object'),
-            (request(tensor(), outputs=["y"]), r"outputs\[0\] must be an object, got a text"),
+            (request(tensor(), outputs=["y"]), r"outputs\[0\] must be an object, got a string"),
             (request(tensor(), outputs=[{}]), r"outputs\[0\] needs a name"),
-            (request(tensor(), outputs=[{"name": "y"}] * 2), "output 'y' is there more than once"),
+            (request(tensor(), outputs=[{"name": "y"}] * 2), "output 'y' appears more than once"),
             (
                 request(tensor(), outputs=[{"name": "y", "parameters": {"binary_data": 1}}]),
                 "output 'y': binary_data must be true or false, got 1",
             ),
             (
                 request(tensor(), outputs=[{"name": "y", "parameters": {"classification": 3}}]),
-                "output 'y': this server does not offer the classification extension",
+                "output 'y': this server does not support the classification extension",
             ),
             (
                 request(tensor(), parameters={"binary_data_output": "yes"}),
@@ -248,12 +248,12 @@ class TestBytes:
         ("data", "shape", "message"),
         [
             (["a"], [2], r"data has 1 elements, but shape \[2\] has 2"),
-            ([1], [1], r"must hold texts \(BYTES\), got 1"),
+            ([1], [1], r"must contain strings \(BYTES\), got 1"),
             ([["a"], "b"], [2], r"not nested to its shape \[2\]"),
             ([["a", "b"]], [2, 1], r"not nested to its shape \[2, 1\] \(axis 0 of 2\)"),
             ([["a"], ["b", "c"]], [2, 1], r"not nested to its shape \[2, 1\] \(axis 1 of 1\)"),
             ([[["a"]]], [1, 1], r"not nested to its shape"),
-            ([["a"]], [], r"must hold texts"),
+            ([["a"]], [], r"must contain strings"),
         ],
     )
     def test_json_that_is_no_texts(self, data: list[Any], shape: list[int], message: str) -> None:
@@ -283,7 +283,7 @@ class TestBinary:
             (8, bytes(7), "binary_data_size is 8, but only 7 bytes of the body are left"),
             (8, bytes(9), "the body has 1 bytes after its last tensor"),
             (0, b"", "has 0 bytes, but FP32"),
-            (-8, bytes(8), "whole number of bytes >= 0, got -8"),
+            (-8, bytes(8), "integer >= 0 \\(bytes\\), got -8"),
             (2**62, bytes(8), "but only 8 bytes"),
             (8.0, bytes(8), "got 8.0"),
             (True, bytes(8), "got True"),
@@ -665,7 +665,9 @@ class TestOutputs:
         assert found is not None
         assert [t.name for t in found] == ["a"]
         assert network_outputs(None, ["a"]) is None
-        with pytest.raises(InvalidServiceOutput, match="gave 1 outputs, but the signature names 2"):
+        with pytest.raises(
+            InvalidServiceOutput, match="returned 1 outputs, but the signature names 2"
+        ):
             network_outputs([array], ["a", "b"])
 
 

@@ -310,7 +310,7 @@ class TestTensors:
             (linear([1, 2]), "data has 2 elements, but shape [2, 3] has 6"),
             (linear([[1, 2]], [1, 2]), "'data' has shape (1, 2), expected (?, 3)"),
             (linear([1, 2, 3], [3]), "'data' has shape (3), expected (?, 3)"),
-            (linear(["a"] * 6), "must hold FP32, got 'a'"),
+            (linear(["a"] * 6), "must contain FP32, got 'a'"),
             (linear(ROWS, datatype="FP8"), "datatype must be one of"),
             (
                 body_of(tensor("image", "FP32", [1, 3], [1, 2, 3])),
