@@ -18,7 +18,7 @@ from mms.worker.arrays import arrays_of
 TOLERANCE = 1e-2
 #: A trial counts only if two requests' answers are this many times further apart.
 MARGIN = 10.0
-#: 0.4's default services answer texts that hold numbers.
+#: 0.4's default services return strings that contain numbers.
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 

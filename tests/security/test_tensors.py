@@ -130,7 +130,7 @@ def test_v05_names_are_counted_before_any_is_read(kind: str) -> None:
 
 def test_v05_a_name_twice_is_found() -> None:
     refuse("input 'x' appears more than once", body(tensor([1], [1]), tensor([1], [1])))
-    refuse("output 'y' is there", body(tensor([1], [1]), outputs=[{"name": "y"}] * 2))
+    refuse("output 'y' appears", body(tensor([1], [1]), outputs=[{"name": "y"}] * 2))
 
 
 def test_v05_whole_numbers_then_one_that_is_not_cost_no_loop() -> None:

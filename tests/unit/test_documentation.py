@@ -76,18 +76,54 @@ def test_every_make_target_that_the_documentation_names_exists() -> None:
             assert target in targets, f"{document}: make {target}"
 
 
-_AVOIDED = ("Give ", "Take note", "Gives ")
+#: Beginnings of a docstring that no class or function has.
+_DIALECT = ("Give", "Take note")
+#: Beginnings of a function's docstring that are not a verb in the imperative.
+_NO_VERBS = (*_DIALECT, "Who ", "Whoever ", "What ", "How ", "Of ", "Be ")
+_VERBS = ("Give up", "Give back")
+
+#: Phrases for which users have a word: an integer, a string, not a valid file of this kind.
+_NO_TERMS = re.compile(r"\bwhole numbers?\b|\ba text\b|\bnone of ours\b", re.IGNORECASE)
+
+_Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def sources() -> list[tuple[Path, ast.Module]]:
+    paths = sorted((ROOT / "mms").rglob("*.py"))
+    return [(path.relative_to(ROOT), ast.parse(path.read_text())) for path in paths]
 
 
 def test_no_docstring_narrates_what_it_gives() -> None:
     # Return, record, resolve, decode: the verbs of the field, in the imperative.
     found = [
-        f"{path}: {docstring.splitlines()[0]}"
-        for path in sorted((ROOT / "mms").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        f"{path}:{node.lineno}: {docstring.splitlines()[0]}"
+        for path, tree in sources()
+        for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         and (docstring := ast.get_docstring(node) or "")
-        and docstring.startswith(_AVOIDED)
-        and not docstring.startswith(("Give up", "Give back"))
+        and docstring.startswith(_DIALECT if isinstance(node, ast.ClassDef) else _NO_VERBS)
+        and not docstring.startswith(_VERBS)
     ]
     assert found == []
+
+
+def test_no_message_translates_a_term_of_the_field() -> None:
+    found = [
+        f"{path}:{node.lineno}: {node.value}"
+        for path, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and _NO_TERMS.search(node.value)
+        and id(node) not in docstrings(tree)
+    ]
+    assert found == []
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Return the identities of the constants that are docstrings, which no user sees."""
+    return {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, _Documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
