@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.kit.server import StartServer
 from tests.kit.waiting import until
 from tests.management.stores import says
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 _OF_A_PROCESS = re.compile(r"/proc/(\d+)/(statm|smaps_rollup)")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def loop_of_the_module() -> None:
+    """Have the loop there before a test's open files are counted, whichever test is the first."""
 
 
 class Reads:
