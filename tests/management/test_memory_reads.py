@@ -93,9 +93,11 @@ async def test_nothing_reads_memory_on_the_event_loop(
     server = await start_server(settings, m=says(tmp_path / "m", ""))
     pid = server.servable("m").pid
     await until(lambda: reads.count(pid, "smaps_rollup"))
+    assert reads.on_the_loop() == []
     reads.clear()
     assert await server.metric("mms_worker_memory_bytes", model="m") > 10 << 20
     assert reads.count(pid, "statm") > 0
+    assert reads.on_the_loop() == []
     reads.clear()
     status, described = await server.manage("GET", "/models/m")
     assert status == 200
