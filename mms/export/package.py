@@ -6,13 +6,8 @@ The source folder is never changed, and no user code is run here.
 
 from __future__ import annotations
 
-import fnmatch
-import json
-import os
 import platform
-import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,6 @@ from mms.archive.manifest import (
     Manifest,
     ModelFormat,
     Quantization,
-    Sample,
     ServingDefaults,
     is_model_name,
     parse_serving,
@@ -39,34 +33,26 @@ from mms.archive.onnx_graph import (
     make_signature,
 )
 from mms.archive.reader import Archive
-from mms.archive.signature import Signature, parse_signature
+from mms.archive.signature import Signature
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, SignatureError
+from mms.export.model_folder import (
+    SIGNATURE_NAME,
+    check_names,
+    collect,
+    engine_version,
+    expand,
+    find_model_files,
+    find_sample,
+    format_of,
+    read_signature,
+)
 from mms.export.onnx_file import read_graph
-from mms.export.service_file import has_imported_base, own_methods, service_classes
+from mms.export.service import add_service
+from mms.export.service_file import own_methods
 from mms.version import __version__
 
-SIGNATURE_NAME = "signature.json"
-DEFAULT_SERVICE_NAME = "default_service.py"
 _LABELS_NAME = "synset.txt"
-_ONNX_SUFFIX = ".onnx"
-_SAMPLE_STEM = "sample"
-_SAMPLE_TYPES = {
-    ".json": "application/json",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".png": "image/png",
-}
-#: Never packed: caches, archives, what version control and editors leave.
-_IGNORED = ("__pycache__", "*.pyc", "*.model", "*.mar", ".*", "*~", MANIFEST_NAME)
-_PARAMS = re.compile(r"(?P<prefix>.+)-(?P<epoch>\d+)\.params")
-#: Module and class of the default service, by whether the inputs are images.
-_DEFAULT_SERVICES = {
-    (ModelFormat.SYMBOLIC, False): ("mxnet_model_service", "MXNetBaseService"),
-    (ModelFormat.SYMBOLIC, True): ("mxnet_vision_service", "MXNetVisionService"),
-    (ModelFormat.ONNX, False): ("onnx_service", "OnnxBaseService"),
-    (ModelFormat.ONNX, True): ("onnx_service", "OnnxVisionService"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,28 +102,28 @@ def export_model(
             f"model name {model_name!r} cannot stand in a URL; use letters, digits, '.', '_' and "
             "'-', starting with a letter or digit"
         )
-    model_path = _expand(model_path)
+    model_path = expand(model_path)
     if not model_path.is_dir():
         raise ExportError(f"{model_path}: no such folder; give --model-path the model's folder")
-    files = dict(_collect(model_path))
-    _check_names(model_path, files)
-    symbol, parameters = _find_model_files(model_path, list(files))
+    files = dict(collect(model_path))
+    check_names(model_path, files)
+    symbol, parameters = find_model_files(model_path, list(files))
     contents: dict[str, Path | bytes] = dict(files)
-    if _format_of(symbol) is ModelFormat.ONNX:
+    if format_of(symbol) is ModelFormat.ONNX:
         # Whatever their names: without them the model does not load.
         contents |= external_members(model_path, symbol)
         graph = read_graph(model_path / symbol)
         signature = _add_onnx_signature(contents, model_path, symbol, graph)
-        service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
+        service = add_service(contents, model_path, service_file, symbol, parameters, signature)
         _check_onnx_signature(contents, model_path, signature, graph, service)
         engine = {"onnxruntime": graph.runtime}
     else:
-        signature = _read_signature(model_path)
-        service = _add_service(contents, model_path, service_file, symbol, parameters, signature)
-        engine = {"MXNet": _engine_version(files[symbol]) if symbol else "1.9.1"}
-    defaults = replace(parse_serving(serving or {}, "--serving"), sample=_find_sample(list(files)))
+        signature = read_signature(model_path)
+        service = add_service(contents, model_path, service_file, symbol, parameters, signature)
+        engine = {"MXNet": engine_version(files[symbol]) if symbol else "1.9.1"}
+    defaults = replace(parse_serving(serving or {}, "--serving"), sample=find_sample(list(files)))
     manifest = _make_manifest(model_name, symbol, parameters, service, engine, defaults)
-    target = _make_folder(_expand(export_path)) / f"{model_name}.model"
+    target = _make_folder(expand(export_path)) / f"{model_name}.model"
     manifest = write_archive(target, manifest, contents, overwrite=force)
     return Export(target, manifest, len(contents) + 1)
 
@@ -164,7 +150,7 @@ def export_quantized(
     old = archive.manifest
     left_out = {old.symbol, old.parameters, MANIFEST_NAME}
     contents: dict[str, Path | bytes] = {
-        name: path for name, path in _collect(archive.folder) if name not in left_out
+        name: path for name, path in collect(archive.folder) if name not in left_out
     }
     names = {kind: path.name for kind, path in files.items()}
     contents |= {path.name: path for path in files.values()}
@@ -188,7 +174,7 @@ def _make_manifest(
 ) -> Manifest:
     return Manifest(
         model_name=model_name,
-        model_format=_format_of(symbol),
+        model_format=format_of(symbol),
         service=service,
         signature=SIGNATURE_NAME,
         parameters=parameters,
@@ -212,134 +198,12 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _collect(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Return (member name, path) of each file worth packing, in a fixed order."""
-    seen = {os.path.realpath(folder)}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(name for name in folders if not _is_ignored(name)):
-            # A linked folder is packed like any other, but not one that leads round in a circle.
-            real = os.path.realpath(os.path.join(root, name))
-            if real not in seen:
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for name in sorted(names):
-            path = Path(root, name)
-            if not _is_ignored(name) and path.is_file():
-                yield path.relative_to(folder).as_posix(), path
-
-
-def _check_names(folder: Path, names: Iterable[str]) -> None:
-    """Refuse what could be packed but not be unpacked again."""
-    seen: dict[str, str] = {}
-    for name in names:
-        if not _is_text(name) or "\\" in name or name.split("/")[0].endswith(":"):
-            raise ExportError(
-                f"{folder}: the file name {name!r} cannot stand in an archive; rename the file"
-            )
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            raise ExportError(
-                f"{folder}: {other!r} and {name!r} are one file on systems that ignore case; "
-                "rename one"
-            )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _expand(path: Path) -> Path:
-    """Expand ``~``; unlike Path.expanduser, leave an unknown user's as it is."""
-    return Path(os.path.expanduser(path))
-
-
-def _is_ignored(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _IGNORED)
-
-
-def _find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
-    """Return the symbol's and the parameter file's names; "" for what a model lacks.
-
-    Of an ONNX model, whose one file holds both, the former is that file's name.
-    """
-    top = [name for name in names if "/" not in name]
-    symbol = _only(folder, top, "-symbol.json", "symbol")
-    parameters = _only(folder, top, ".params", "parameter")
-    onnx = _only(folder, top, _ONNX_SUFFIX, "ONNX")
-    if onnx and (symbol or parameters):
-        raise ExportError(
-            f"{folder}: an ONNX model ({onnx}) and an MXNet model ({symbol or parameters}) lie in "
-            "one folder; keep one model per folder"
-        )
-    if onnx:
-        return onnx, ""
-    if symbol and not parameters:
-        raise ExportError(
-            f"{folder}: the symbol {symbol} has no parameter file; add "
-            f"{symbol.removesuffix('-symbol.json')}-0000.params"
-        )
-    if parameters:
-        match = _PARAMS.fullmatch(parameters)
-        if match is None:
-            raise ExportError(
-                f"{folder}: the parameter file {parameters} has no epoch number; rename it to "
-                f"{parameters.removesuffix('.params')}-0000.params"
-            )
-        if symbol and symbol.removesuffix("-symbol.json") != match["prefix"]:
-            raise ExportError(
-                f"{folder}: {symbol} and {parameters} do not begin alike; name them "
-                f"{match['prefix']}-symbol.json and {parameters}"
-            )
-    return symbol, parameters
-
-
-def _format_of(symbol: str) -> ModelFormat:
-    if symbol.endswith(_ONNX_SUFFIX):
-        return ModelFormat.ONNX
-    return ModelFormat.SYMBOLIC if symbol else ModelFormat.GLUON
-
-
-def _only(folder: Path, names: list[str], suffix: str, what: str) -> str:
-    found = [name for name in names if name.endswith(suffix)]
-    if len(found) > 1:
-        raise ExportError(
-            f"{folder}: several {what} files ({', '.join(found)}); keep the one to export"
-        )
-    return found[0] if found else ""
-
-
-def _read_signature(folder: Path) -> Signature:
-    path = folder / SIGNATURE_NAME
-    if not path.is_file():
-        raise SignatureError(
-            f"{folder}: no {SIGNATURE_NAME}; write one, such as "
-            '{"inputs": [{"data_name": "data", "data_shape": [0, 3, 224, 224]}], '
-            '"input_type": "image/jpeg", '
-            '"outputs": [{"data_name": "softmax", "data_shape": [0, 10]}], '
-            '"output_type": "application/json"}'
-        )
-    try:
-        # The parser that the server reads it with, which takes no NaN, for one.
-        document = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except OSError as error:
-        raise SignatureError(f"{path}: cannot be read: {error.strerror}") from None
-    except orjson.JSONDecodeError as error:
-        raise SignatureError(f"{path}: not valid JSON: {error}") from None
-    return parse_signature(document, str(path))
-
-
 def _add_onnx_signature(
     contents: dict[str, Path | bytes], folder: Path, model: str, graph: Graph
 ) -> Signature:
     """Return the signature in the folder; if there is none, add one made from the graph."""
     if (folder / SIGNATURE_NAME).exists():
-        return _read_signature(folder)
+        return read_signature(folder)
     signature = make_signature(graph, _LABELS_NAME in contents, str(folder / model))
     document = orjson.dumps(signature.to_document(), option=orjson.OPT_INDENT_2)
     contents[SIGNATURE_NAME] = document + b"\n"
@@ -378,149 +242,3 @@ def _check_onnx_signature(
             "with a class per line, or name a service of your own with --service-file-path"
         )
     check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
-
-
-def _add_service(
-    contents: dict[str, Path | bytes],
-    folder: Path,
-    service_file: Path | None,
-    symbol: str,
-    parameters: str,
-    signature: Signature,
-) -> str:
-    """Put the service into the contents if it is not there; return its member name."""
-    if service_file is None:
-        found = [
-            name
-            for name, path in contents.items()
-            if name.endswith(".py") and "/" not in name and isinstance(path, Path)
-            if service_classes(path)
-        ]
-        if len(found) > 1:
-            raise ExportError(
-                f"{folder}: several files define services ({', '.join(found)}); name one with "
-                "--service-file-path"
-            )
-        if found:
-            service_file = folder / found[0]
-    if service_file is None:
-        return _add_default_service(contents, folder, symbol, parameters, signature)
-    path = _locate(service_file, folder)
-    _check_service(path, symbol)
-    resolved, root = os.path.realpath(path), os.path.realpath(folder)
-    if Path(resolved).is_relative_to(root):
-        name = Path(resolved).relative_to(root).as_posix()
-        # Named by the user, it is packed even where its like is left out (a hidden file, say).
-        contents.setdefault(name, path)
-    else:
-        name = path.name
-        contents[name] = path
-    _check_names(folder, contents)
-    return name
-
-
-def _add_default_service(
-    contents: dict[str, Path | bytes],
-    folder: Path,
-    symbol: str,
-    parameters: str,
-    signature: Signature,
-) -> str:
-    if not symbol:
-        if parameters:
-            raise ExportError(
-                f"{folder}: only a parameter file ({parameters}) was found. A Gluon model needs "
-                "its service file: name it with --service-file-path. A symbolic model needs "
-                f"{parameters.rsplit('-', 1)[0]}-symbol.json beside it"
-            )
-        raise ExportError(
-            f"{folder}: no model found. A symbolic model is a NAME-symbol.json and a "
-            "NAME-0000.params file; a Gluon model is a service file and a NAME-0000.params file; "
-            "an ONNX model is a NAME.onnx file"
-        )
-    module, name = _DEFAULT_SERVICES[_format_of(symbol), signature.takes_images]
-    source = f'''\
-        """The default service for {signature.input_type} inputs."""
-
-        from mms.model_service.{module} import {name}
-
-
-        class DefaultService({name}):
-            """Override _preprocess, _inference or _postprocess to change what it does."""
-        '''
-    contents[DEFAULT_SERVICE_NAME] = textwrap.dedent(source).encode()
-    return DEFAULT_SERVICE_NAME
-
-
-def _locate(service_file: Path, folder: Path) -> Path:
-    """Find a service file given by its path, by its name in the folder, or by its folder."""
-    service_file = _expand(service_file)
-    for path in (service_file, folder / service_file):
-        if path.is_file():
-            return path
-    if service_file.is_dir():
-        # The announcement's own command names the folder.
-        found = [path for path in sorted(service_file.glob("*.py")) if service_classes(path)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(path.name for path in found) or "none"
-        raise ExportError(
-            f"{service_file}: expected one service file in this folder, found {names}; name the "
-            "file itself"
-        )
-    raise ExportError(f"{service_file}: no such service file, neither here nor in {folder}")
-
-
-def _check_service(path: Path, symbol: str) -> None:
-    if path.suffix != ".py":
-        raise ExportError(f"{path}: a service file's name ends in .py; rename it")
-    classes = service_classes(path)
-    if not classes and has_imported_base(path):
-        return
-    if not classes:
-        raise ExportError(
-            f"{path}: defines no service class; derive one from GluonImperativeBaseService or "
-            "MXNetBaseService (mms.model_service.mxnet_model_service), or for an ONNX model from "
-            "OnnxBaseService (mms.model_service.onnx_service)"
-        )
-    if len(classes) > 1:
-        names = ", ".join(name for name, _ in classes)
-        raise ExportError(f"{path}: defines several service classes ({names}); keep one per file")
-    name, model_format = classes[0]
-    if symbol.endswith(_ONNX_SUFFIX) and model_format not in (None, ModelFormat.ONNX):
-        raise ExportError(
-            f"{path}: {name} serves an MXNet model, but the folder holds an ONNX model ({symbol}); "
-            "derive the service from OnnxBaseService (mms.model_service.onnx_service)"
-        )
-    if model_format is ModelFormat.ONNX and not symbol.endswith(_ONNX_SUFFIX):
-        raise ExportError(
-            f"{path}: {name} serves an ONNX model, but the folder holds none; add NAME.onnx, or "
-            "derive the service from GluonImperativeBaseService or MXNetBaseService"
-        )
-    if symbol and model_format is ModelFormat.GLUON:
-        raise ExportError(
-            f"{path}: {name} serves a Gluon network, but the folder holds a symbol ({symbol}); "
-            "remove the symbol, or derive the service from MXNetBaseService"
-        )
-    if not symbol and model_format is ModelFormat.SYMBOLIC:
-        raise ExportError(
-            f"{path}: {name} serves a symbol, but the folder holds none; add "
-            "NAME-symbol.json, or derive the service from GluonImperativeBaseService"
-        )
-
-
-def _find_sample(names: list[str]) -> Sample | None:
-    for suffix, content_type in _SAMPLE_TYPES.items():
-        if f"{_SAMPLE_STEM}{suffix}" in names:
-            return Sample(f"{_SAMPLE_STEM}{suffix}", content_type)
-    return None
-
-
-def _engine_version(symbol: Path) -> str:
-    """Return the MXNet version that wrote a symbol, as far as it says."""
-    try:
-        document = json.loads(symbol.read_text(encoding="utf-8"))
-        code = document["attrs"]["mxnet_version"][1]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return "1.9.1"
-    return f"{code // 10000}.{code // 100 % 100}.{code % 100}" if isinstance(code, int) else "1.9.1"

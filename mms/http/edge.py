@@ -20,6 +20,7 @@ from mms.http.errors import error_body, status_of
 from mms.http.limiter import LineLimiter
 from mms.http.response import ClosingResponse, closing_response
 from mms.serving.budget import Budget
+from mms.serving.dataplane import SLOW_READER_REASON
 from mms.serving.request_ids import RequestIds
 from mms.telemetry.counters import ServerMetrics
 
@@ -142,7 +143,7 @@ class Edge:
 
     def cut_off(self) -> None:
         """Count a connection whose client does not read its answers."""
-        self._metrics.rejected["slow_reader"] += 1
+        self._metrics.rejected[SLOW_READER_REASON] += 1
 
     def log(self, line: str) -> None:
         """Log what a client has done, unless that floods the log."""

@@ -15,6 +15,7 @@ from mms.serving.archives import Fetching, stamp
 from mms.serving.pool.placement import Placement
 from mms.serving.registration import Registration, Trust
 from mms.serving.servable import Servable
+from mms.telemetry.counters import ServableMetrics
 
 logger = logging.getLogger("mms.controlplane")
 
@@ -56,6 +57,7 @@ class Builder:
         version: str,
         settings: ServerSettings,
         fetched: Path | None = None,
+        metrics: ServableMetrics | None = None,
     ) -> Servable:
         """Return a servable that is not loaded yet.
 
@@ -64,6 +66,7 @@ class Builder:
             version: Its version.
             settings: The server's.
             fetched: What is at its path, if it has been fetched just now.
+            metrics: Where it goes on counting, if it takes another's place.
 
         Raises:
             MMSError: There is no valid archive. Nothing is left on disk then.
@@ -88,6 +91,7 @@ class Builder:
                 registration.size,
                 self._placement,
                 request_limits(settings),
+                metrics=metrics,
             )
         except BaseException:
             remove_unpacked(archive, self._workspace)

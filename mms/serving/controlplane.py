@@ -276,8 +276,9 @@ class ControlPlane:
     async def _swap(self, servable: Servable, registration: Registration) -> Servable:
         """Load a version as a registration says, and swap them; its name is locked."""
         key, builder = (servable.name, servable.version), self._builder
-        fresh = await builder.open(registration, servable.version, self.settings)
-        fresh.metrics = servable.metrics
+        fresh = await builder.open(
+            registration, servable.version, self.settings, metrics=servable.metrics
+        )
         try:
             # One that sleeps is not woken up by this.
             if servable.state is not ServableState.UNLOADED:

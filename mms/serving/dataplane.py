@@ -17,8 +17,11 @@ from mms.errors import (
     Draining,
     InferenceFailed,
     MMSError,
+    ProtocolError,
     RejectedByService,
+    StartupError,
     Unavailable,
+    subclasses,
 )
 from mms.serving.budget import Hold
 from mms.serving.registry import Model, Registry
@@ -36,6 +39,8 @@ access_logger = logging.getLogger("mms.access")
 CLIENT_LEFT = 499
 #: Reason under which such a request is counted.
 CLIENT_LEFT_REASON = "client_left"
+#: Reason under which a connection is counted that was closed because its client did not read.
+SLOW_READER_REASON = "slow_reader"
 #: Whichever is on its way when the server stops gets its answer; who comes later is told when.
 _RETRY_WHEN_DRAINING_S = 5.0
 #: What the service itself has answered. Its failures are counted by their status.
@@ -243,6 +248,21 @@ class DataPlane:
         traffic = model.traffic
         sticky = query.header(traffic.sticky_header) if traffic.sticky_header else None
         return model.choose(sticky), model.versions.get(traffic.shadow)
+
+
+def reasons() -> list[str]:
+    """Return every reason that a refusal may be counted under, those of connections included.
+
+    A code is not among them if only the service's own failures have it, if it ends a command, or
+    if it is the base of others.
+    """
+    codes = {
+        cls.code
+        for cls in subclasses()
+        if not issubclass(cls, (*_OF_THE_SERVICE, StartupError, ProtocolError))
+        and cls not in (MMSError, Unavailable)
+    }
+    return sorted(codes | {CLIENT_LEFT_REASON, SLOW_READER_REASON})
 
 
 def _log(error: MMSError, status: int) -> None:

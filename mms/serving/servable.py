@@ -59,6 +59,7 @@ class Servable:
         placement: What is booked of the GPUs, by all servables.
         limits: What one request may cost in a worker.
         is_strict: Whether slips of the service's author keep it from being served.
+        metrics: Where it goes on counting, if it takes another's place.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Servable:
         placement: Placement | None = None,
         limits: RequestLimits | None = None,
         is_strict: bool = False,
+        metrics: ServableMetrics | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -92,7 +94,7 @@ class Servable:
         self.stamp: Any = None
         #: Resident bytes of each worker, as they were read last; for the metrics.
         self.worker_memory: list[int] = []
-        self.metrics = ServableMetrics(name, version)
+        self.metrics = metrics or ServableMetrics(name, version)
         self._max_response_bytes = max_response_bytes
         self._request_limits = limits or RequestLimits()
         self._is_strict = is_strict

@@ -464,6 +464,8 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
             return RunningServer(running, session)
 
         yield start
+    # Whatever was killed at the very end is reaped by this loop, which stops with the test.
+    await until(lambda: not _unreaped(), what="all processes are reaped")
 
 
 @contextlib.asynccontextmanager
@@ -475,6 +477,17 @@ async def fresh_client(shared: RunningServer) -> AsyncIterator[RunningServer]:
     # Both ends of a connection are this process's, and the server closes its own a bit later.
     await until(lambda: not _connections({shared.port, shared.management_port}))
     await until(lambda: all(servable.is_complete for servable in shared.servables()))
+
+
+def _unreaped() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if _is_zombie(child)]
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _connections(ports: set[int]) -> list[Any]:

@@ -85,7 +85,8 @@ class TestWatch:
         assert await watched.ask("m", []) == (200, "second")
         assert watched.servable("m").digest != old.digest
         # The counts go on.
-        assert await watched.metric("mms_requests_total", model="m") > len(answers)
+        for counted in ("mms_requests_total", "mms_batch_size_sum"):
+            assert await watched.metric(counted, model="m") > len(answers)
         await until(lambda: is_unloaded(old))
 
     async def test_a_change_that_cannot_be_loaded_leaves_the_old_one_and_says_why(

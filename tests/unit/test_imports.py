@@ -122,6 +122,42 @@ def test_server_and_worker_do_not_import_each_other() -> None:
     assert not guilty
 
 
+TRANSPORTS = ("mms.http", "mms.grpc")
+#: What lies behind the two doors, `dataplane` and `controlplane`.
+BEHIND_THE_DOORS = tuple(
+    f"mms.serving.{name}"
+    for name in (
+        *("lane", "queue", "pool", "shadow", "upkeep", "provisioning"),
+        *("builder", "startup", "janitor", "archives", "state", "saved"),
+    )
+)
+#: Processes in general: clients for other languages are written by one.
+CHILD_PROCESSES = "mms.serving.pool.child"
+
+
+def test_transports_go_through_the_doors_of_serving() -> None:
+    guilty = {
+        (module, name)
+        for module in TREES
+        if is_below(module, *TRANSPORTS)
+        for name in ours(module)
+        if is_below(name, *BEHIND_THE_DOORS) and name != CHILD_PROCESSES
+    }
+    assert not guilty
+
+
+def test_transports_neither_choose_a_version_nor_run_it_nor_count() -> None:
+    decisions = {"infer", "choose", "submit", "duration", "rejected"}
+    guilty = {
+        (module, node.attr)
+        for module in TREES
+        if is_below(module, *TRANSPORTS) and module != "mms.http.edge"
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Attribute) and node.attr in decisions
+    }
+    assert not guilty
+
+
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [

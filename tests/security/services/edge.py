@@ -21,4 +21,8 @@ class Edge(SingleNodeService):
             return "x" * args[0]
         if command == "raise":
             raise ValueError("y" * args[0])
+        if command == "die":
+            os._exit(7)
+        if command == "exhaust":
+            raise MemoryError
         return len(value)
