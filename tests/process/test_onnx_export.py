@@ -183,10 +183,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "opset of the future": (written(lambda: of_opset(999)), "Opset 999 .*; export it for an older"),
     "dangling input": (written(loose_end), "'z' is not a graph input.*; export it again"),
-    "empty": (written(lambda: b""), "No graph was found.*; it is damaged, or no ONNX model"),
+    "empty": (written(lambda: b""), "No graph was found.*; it is damaged, or not an ONNX model"),
     "cut short": (
         written(lambda: linear().SerializeToString()[:-20]),
-        "Protobuf parsing failed; it is damaged, or no ONNX model: fetch or export it again",
+        "Protobuf parsing failed; it is damaged, or not an ONNX model: fetch or export it again",
     ),
     "something else": (written(lambda: b"<html>" * 9), "Protobuf parsing failed; it is damaged"),
     "weights missing": (missing_weights, "its weights lie in 'net.onnx.data', which is missing"),
