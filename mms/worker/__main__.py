@@ -131,20 +131,20 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
             if metrics := runner.take_metrics():
                 channel.send([encode_control(FrameType.METRICS, metrics)])
             channel.send(encode_result(frame.batch_id, result))
-            alone_reason = _tell_alone(channel, runner, alone_reason)
+            alone_reason = _report_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.FORK:
             channel = _fork(channel, spec, ready)
         elif frame.type is FrameType.CONFIGURE:
             runner.batch_size = decode_control(frame)
             runner.try_joining()
-            alone_reason = _tell_alone(channel, runner, alone_reason)
+            alone_reason = _report_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
             return
         else:
             raise ProtocolError(f"the server sent a {frame.type.name} frame")
 
 
-def _tell_alone(channel: Channel, runner: Runner, known: str) -> str:
+def _report_alone(channel: Channel, runner: Runner, known: str) -> str:
     """Send the server the reason why requests run one at a time, if it is new; return it."""
     if runner.alone_reason != known:
         channel.send([encode_control(FrameType.ALONE, runner.alone_reason)])

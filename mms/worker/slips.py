@@ -34,14 +34,14 @@ def refuse_slips(value: Any) -> None:
         raise InvalidServiceOutput(
             "the service returns null; does its last stage (_postprocess) return a value?"
         )
-    if where := _find_no_number(value, "the answer"):
+    if where := _find_non_finite(value, "the answer"):
         raise InvalidServiceOutput(
             f"{where} contains NaN or an infinity, which clients receive as null; does the "
             "parameter file match the network, and are the inputs scaled as in training?"
         )
 
 
-def _find_no_number(value: Any, where: str) -> str:
+def _find_non_finite(value: Any, where: str) -> str:
     """Return the path of a NaN or an infinity in a value; "" if there is none."""
     if hasattr(value, "asnumpy"):
         value = value.asnumpy()
@@ -56,7 +56,7 @@ def _find_no_number(value: Any, where: str) -> str:
         parts = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
     else:
         return ""
-    return next(filter(None, (_find_no_number(item, name) for name, item in parts)), "")
+    return next(filter(None, (_find_non_finite(item, name) for name, item in parts)), "")
 
 
 def refuse_uncalled_stages(service: Any, run: Callable[[], bool]) -> None:

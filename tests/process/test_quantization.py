@@ -134,7 +134,7 @@ def test_a_network_that_agrees_too_little_is_refused_with_the_figure(
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "no such file or folder with calibration data"),
-        ("a.txt", b"x", "calibration data is a .jsonl file"),
+        ("a.txt", b"x", "calibration data must be a .jsonl file"),
         ("a.jsonl", b"{", "not valid JSON"),
         ("a.json", b"{}", "expected a list of request bodies"),
         ("a.jsonl", b"[[1, 2]]\n", "input 'data' has shape"),
