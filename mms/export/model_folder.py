@@ -1,4 +1,4 @@
-"""A folder with a trained model: which files are packed, and which of them are what."""
+"""Inspect a folder with a trained model: the files to pack, and the role of each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SAMPLE_TYPES = {
     ".jpeg": "image/jpeg",
     ".png": "image/png",
 }
-#: Never packed: caches, archives, what version control and editors leave.
+#: Never packed: caches, archives, files of version control and editors.
 _IGNORED = ("__pycache__", "*.pyc", "*.model", "*.mar", ".*", "*~", MANIFEST_NAME)
 _PARAMS = re.compile(r"(?P<prefix>.+)-(?P<epoch>\d+)\.params")
 
 
 def expand(path: Path) -> Path:
-    """Expand ``~``; unlike Path.expanduser, leave an unknown user's as it is."""
+    """Expand ``~``; unlike Path.expanduser, leave an unknown user's home unexpanded."""
     return Path(os.path.expanduser(path))
 
 
@@ -40,7 +40,7 @@ def collect(folder: Path) -> Iterator[tuple[str, Path]]:
     for root, folders, names in os.walk(folder, followlinks=True):
         kept = []
         for name in sorted(name for name in folders if not _is_ignored(name)):
-            # A linked folder is packed like any other, but not one that leads round in a circle.
+            # A linked folder is packed like any other, unless the link forms a cycle.
             real = os.path.realpath(os.path.join(root, name))
             if real not in seen:
                 seen.add(real)
@@ -57,17 +57,17 @@ def _is_ignored(name: str) -> bool:
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
-    """Refuse what could be packed but not be unpacked again."""
+    """Refuse names that could be packed but not unpacked."""
     seen: dict[str, str] = {}
     for name in names:
         if not _is_text(name) or "\\" in name or name.split("/")[0].endswith(":"):
             raise ExportError(
-                f"{folder}: the file name {name!r} cannot stand in an archive; rename the file"
+                f"{folder}: the file name {name!r} is not allowed in an archive; rename the file"
             )
         other = seen.setdefault(name.lower(), name)
         if other != name:
             raise ExportError(
-                f"{folder}: {other!r} and {name!r} are one file on systems that ignore case; "
+                f"{folder}: {other!r} and {name!r} are the same file on systems that ignore case; "
                 "rename one"
             )
 
@@ -81,9 +81,9 @@ def _is_text(name: str) -> bool:
 
 
 def find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
-    """Return the symbol's and the parameter file's names; "" for what a model lacks.
+    """Return the names of the symbol and the parameter file; "" for a missing one.
 
-    Of an ONNX model, whose one file holds both, the former is that file's name.
+    For an ONNX model, whose single file holds both, the former is that file's name.
     """
     top = [name for name in names if "/" not in name]
     symbol = _only(folder, top, "-symbol.json", "symbol")
@@ -91,8 +91,8 @@ def find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
     onnx = _only(folder, top, ONNX_SUFFIX, "ONNX")
     if onnx and (symbol or parameters):
         raise ExportError(
-            f"{folder}: an ONNX model ({onnx}) and an MXNet model ({symbol or parameters}) lie in "
-            "one folder; keep one model per folder"
+            f"{folder}: the folder holds both an ONNX model ({onnx}) and an MXNet model "
+            f"({symbol or parameters}); keep one model per folder"
         )
     if onnx:
         return onnx, ""
@@ -110,7 +110,7 @@ def find_model_files(folder: Path, names: list[str]) -> tuple[str, str]:
             )
         if symbol and symbol.removesuffix("-symbol.json") != match["prefix"]:
             raise ExportError(
-                f"{folder}: {symbol} and {parameters} do not begin alike; name them "
+                f"{folder}: {symbol} and {parameters} have different prefixes; name them "
                 f"{match['prefix']}-symbol.json and {parameters}"
             )
     return symbol, parameters
@@ -126,17 +126,17 @@ def _only(folder: Path, names: list[str], suffix: str, what: str) -> str:
 
 
 def format_of(symbol: str) -> ModelFormat:
-    """Return the format of a model whose symbol or ONNX file has this name, "" if it has none."""
+    """Return the format of a model by the name of its symbol or ONNX file, "" if it has none."""
     if symbol.endswith(ONNX_SUFFIX):
         return ModelFormat.ONNX
     return ModelFormat.SYMBOLIC if symbol else ModelFormat.GLUON
 
 
 def read_signature(folder: Path) -> Signature:
-    """Return the signature that lies in a folder.
+    """Return the signature in a folder.
 
     Raises:
-        SignatureError: It is missing or wrong.
+        SignatureError: It is missing or not valid.
     """
     path = folder / SIGNATURE_NAME
     if not path.is_file():
@@ -148,7 +148,7 @@ def read_signature(folder: Path) -> Signature:
             '"output_type": "application/json"}'
         )
     try:
-        # The parser that the server reads it with, which takes no NaN, for one.
+        # The same parser as the server's, which refuses NaN, for one.
         document = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from None
@@ -166,7 +166,7 @@ def find_sample(names: list[str]) -> Sample | None:
 
 
 def engine_version(symbol: Path) -> str:
-    """Return the MXNet version that wrote a symbol, as far as it says."""
+    """Return the MXNet version that wrote a symbol; 1.9.1 if it states none."""
     try:
         document = json.loads(symbol.read_text(encoding="utf-8"))
         code = document["attrs"]["mxnet_version"][1]

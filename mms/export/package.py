@@ -1,7 +1,7 @@
-"""Make an archive out of a folder with a trained model: find its parts, check them, write.
+"""Package a folder with a trained model as an archive: find its parts, check and write them.
 
-Every mistake that v0.4's exporter checked for, and more, is an ExportError that says what to do.
-The source folder is never changed, and no user code is run here.
+Every mistake that v0.4's exporter checked for, and more, raises ExportError with advice. The source
+folder is never changed, and no user code is run here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _LABELS_NAME = "synset.txt"
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was made.
+    """The archive that was written.
 
     Attributes:
         path: The archive.
@@ -81,36 +81,35 @@ def export_model(
     """Write ``export_path/model_name.model``.
 
     Args:
-        model_name: Name for the manifest and the file.
+        model_name: Name of the model, for the manifest and the file.
         model_path: Folder with signature.json, the parameters and, for symbolic models, the
             symbol; or with an ONNX model, which needs no signature.json. Everything else in it is
             packed too, keeping its folders.
-        service_file: The service, in that folder or elsewhere. Without one, the only service in
-            the folder is taken, or for a symbolic or ONNX model the default one for its input
-            type.
-        export_path: Folder to write to; made if missing.
+        service_file: The service, in that folder or elsewhere. By default the only service in the
+            folder or, for a symbolic or ONNX model, the default service for its input type.
+        export_path: Folder to write to; created if missing.
         force: Replace an existing archive.
-        serving: Defaults for how to serve the model: workers, batch_size, max_batch_delay,
+        serving: Default settings for serving the model: workers, batch_size, max_batch_delay,
             response_timeout, device.
 
     Raises:
-        ExportError, SignatureError: What is missing or wrong, and how to mend it.
-        EngineMissing: It is an ONNX model, and there is no onnxruntime to read it.
+        ExportError, SignatureError: The message says what is missing or wrong, and how to fix it.
+        EngineMissing: It is an ONNX model, and onnxruntime is not installed.
     """
     if not is_model_name(model_name):
         raise ExportError(
-            f"model name {model_name!r} cannot stand in a URL; use letters, digits, '.', '_' and "
+            f"model name {model_name!r} is not valid in a URL; use letters, digits, '.', '_' and "
             "'-', starting with a letter or digit"
         )
     model_path = expand(model_path)
     if not model_path.is_dir():
-        raise ExportError(f"{model_path}: no such folder; give --model-path the model's folder")
+        raise ExportError(f"{model_path}: no such folder; set --model-path to the model's folder")
     files = dict(collect(model_path))
     check_names(model_path, files)
     symbol, parameters = find_model_files(model_path, list(files))
     contents: dict[str, Path | bytes] = dict(files)
     if format_of(symbol) is ModelFormat.ONNX:
-        # Whatever their names: without them the model does not load.
+        # Under any name: without them the model does not load.
         contents |= external_members(model_path, symbol)
         graph = read_graph(model_path / symbol)
         signature = _add_onnx_signature(contents, model_path, symbol, graph)
@@ -135,12 +134,12 @@ def export_quantized(
     target: Path,
     force: bool = False,
 ) -> Export:
-    """Write an archive again with a quantized network in place of the original.
+    """Write a copy of an archive with a quantized network in place of the original.
 
     Args:
         archive: The original, unpacked.
         files: The quantized ``symbol`` and ``parameters``.
-        quantization: How well they agree with the original.
+        quantization: Their agreement with the original.
         target: The file to write.
         force: Replace an existing one.
 
@@ -194,14 +193,14 @@ def _make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"{path}: cannot be made: {error.strerror}") from None
+        raise ExportError(f"{path}: cannot be created: {error.strerror}") from None
     return path
 
 
 def _add_onnx_signature(
     contents: dict[str, Path | bytes], folder: Path, model: str, graph: Graph
 ) -> Signature:
-    """Return the signature in the folder; if there is none, add one made from the graph."""
+    """Return the signature in the folder; if there is none, add one generated from the graph."""
     if (folder / SIGNATURE_NAME).exists():
         return read_signature(folder)
     signature = make_signature(graph, _LABELS_NAME in contents, str(folder / model))
@@ -217,16 +216,16 @@ def _check_onnx_signature(
     graph: Graph,
     service: str,
 ) -> None:
-    """Check the signature against the graph, as far as the service leaves that to its base.
+    """Check the signature against the graph, for the stages that the service does not override.
 
     Raises:
-        SignatureError: It does not fit.
+        SignatureError: It does not match.
     """
     source = str(folder / SIGNATURE_NAME)
     path = contents[service]
     own = set() if isinstance(path, bytes) else own_methods(path)
     if own is None:
-        # Only loading it tells; the service then checks it itself.
+        # Only loading it shows; the service then checks it itself.
         return
     if not own & {"_preprocess", "inference"}:
         check_inputs(signature, graph, source)
@@ -238,7 +237,7 @@ def _check_onnx_signature(
     labels = contents.get(_LABELS_NAME)
     if not isinstance(labels, Path):
         raise SignatureError(
-            f"{source}: images are answered by labels, but there is no {_LABELS_NAME}; add one "
-            "with a class per line, or name a service of your own with --service-file-path"
+            f"{source}: image models are answered with labels, but there is no {_LABELS_NAME}; add "
+            "one with one class per line, or set --service-file-path to a service of your own"
         )
     check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)

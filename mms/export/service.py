@@ -1,4 +1,4 @@
-"""The service of an archive: found, checked against the model, or written for it."""
+"""Find the service of an archive and check it against the model, or generate one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_service(
     parameters: str,
     signature: Signature,
 ) -> str:
-    """Put the service into the contents if it is not there; return its member name."""
+    """Add the service to the contents if it is missing; return its member name."""
     if service_file is None:
         found = [
             name
@@ -40,7 +40,7 @@ def add_service(
         ]
         if len(found) > 1:
             raise ExportError(
-                f"{folder}: several files define services ({', '.join(found)}); name one with "
+                f"{folder}: several files define services ({', '.join(found)}); choose one with "
                 "--service-file-path"
             )
         if found:
@@ -52,7 +52,7 @@ def add_service(
     resolved, root = os.path.realpath(path), os.path.realpath(folder)
     if Path(resolved).is_relative_to(root):
         name = Path(resolved).relative_to(root).as_posix()
-        # Named by the user, it is packed even where its like is left out (a hidden file, say).
+        # Named by the user, it is packed even if such files are normally left out (a hidden file).
         contents.setdefault(name, path)
     else:
         name = path.name
@@ -95,13 +95,13 @@ def _add_default_service(
 
 
 def _locate(service_file: Path, folder: Path) -> Path:
-    """Find a service file given by its path, by its name in the folder, or by its folder."""
+    """Find a service file by its path, by its name in the folder, or by its own folder."""
     service_file = expand(service_file)
     for path in (service_file, folder / service_file):
         if path.is_file():
             return path
     if service_file.is_dir():
-        # The announcement's own command names the folder.
+        # The command in v0.4's announcement names the folder.
         found = [path for path in sorted(service_file.glob("*.py")) if service_classes(path)]
         if len(found) == 1:
             return found[0]

@@ -85,7 +85,7 @@ _VERBS = ("Give up", "Give back")
 #: Phrases for which users have a word: an integer, a string, not a valid file of this kind.
 _NO_TERMS = re.compile(r"\bwhole numbers?\b|\ba text\b|\bnone of ours\b", re.IGNORECASE)
 
-_Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def sources() -> list[tuple[Path, ast.Module]]:
@@ -125,5 +125,5 @@ def docstrings(tree: ast.Module) -> set[int]:
     return {
         id(node.body[0].value)
         for node in ast.walk(tree)
-        if isinstance(node, _Documented) and node.body and isinstance(node.body[0], ast.Expr)
+        if isinstance(node, _DOCUMENTED) and node.body and isinstance(node.body[0], ast.Expr)
     }

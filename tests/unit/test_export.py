@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
     "prefixes differ": (
         without(SYMBOLIC, "net-symbol.json") | {"res-symbol.json": "{}"},
         None,
-        "res-symbol.json and net-0012.params do not begin alike; name them net-symbol.json",
+        "res-symbol.json and net-0012.params have different prefixes; name them net-symbol.json",
     ),
     "no epoch": (
         without(GLUON, "net-0000.params") | {"net.params": b""},
@@ -323,7 +323,7 @@ def test_a_name_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("path", ["nowhere", "~no-such-user/model"])
 def test_a_missing_model_folder_is_named(path: str) -> None:
-    with pytest.raises(ExportError, match=f"{path}: no such folder; give --model-path"):
+    with pytest.raises(ExportError, match=f"{path}: no such folder; set --model-path"):
         export_model("test", Path(path))
 
 
