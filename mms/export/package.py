@@ -98,7 +98,7 @@ def export_model(
     """
     if not is_model_name(model_name):
         raise ExportError(
-            f"model name {model_name!r} is not valid in a URL; use letters, digits, '.', '_' and "
+            f"model name {model_name!r} cannot be used in a URL; use letters, digits, '.', '_' and "
             "'-', starting with a letter or digit"
         )
     model_path = expand(model_path)

@@ -240,7 +240,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
     "several service files": (
         {**GLUON, "second.py": GLUON_SERVICE},
         None,
-        r"several files define services \(second.py, service.py\); name one with",
+        r"several files define services \(second.py, service.py\); choose one with",
     ),
     "syntax error": (
         {**GLUON, "service.py": "x = 1\nclass Service(\n"},
@@ -263,11 +263,11 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
         "Service serves a symbol, but the folder holds none; add NAME-symbol.json",
     ),
     "no such service": (GLUON, "nowhere.py", "nowhere.py: no such service file, neither here nor"),
-    "backslash in a name": ({**GLUON, "a\\b.txt": ""}, None, r"'a\\\\b.txt' cannot stand in"),
+    "backslash in a name": ({**GLUON, "a\\b.txt": ""}, None, r"'a\\\\b.txt' is not allowed in"),
     "names differ by case": (
         {**GLUON, "Words.txt": "", "words.txt": ""},
         None,
-        "'Words.txt' and 'words.txt' are one file on systems that ignore case; rename one",
+        "'Words.txt' and 'words.txt' are the same file on systems that ignore case; rename one",
     ),
 }
 
@@ -311,13 +311,13 @@ def test_a_file_name_that_is_no_text_is_explained(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", GLUON)
     with open(bytes(folder) + b"/\xff.txt", "wb"):
         pass
-    with pytest.raises(ExportError, match=r"'\\udcff.txt' cannot stand in an archive; rename"):
+    with pytest.raises(ExportError, match=r"'\\udcff.txt' is not allowed in an archive; rename"):
         export_model("test", folder, None, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", "-a"])
 def test_a_name_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ExportError, match="cannot stand in a URL; use letters"):
+    with pytest.raises(ExportError, match="cannot be used in a URL; use letters"):
         export_model(name, tmp_path)
 
 
@@ -329,7 +329,7 @@ def test_a_missing_model_folder_is_named(path: str) -> None:
 
 def test_an_export_path_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(ExportError, match="out: cannot be made: File exists"):
+    with pytest.raises(ExportError, match="out: cannot be created: File exists"):
         export(tmp_path, GLUON)
 
 
