@@ -182,7 +182,8 @@ class TestCsv:
         program = """
             import datetime, sys
             from pathlib import Path
-            from mms.telemetry.writer import CsvDestination, Reading
+            from mms.telemetry.destinations import CsvDestination
+            from mms.telemetry.readings import Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             for number in range(200):
@@ -200,7 +201,8 @@ class TestCsv:
         program = """
             import datetime, resource, sys
             from pathlib import Path
-            from mms.telemetry.writer import CsvDestination, Reading
+            from mms.telemetry.destinations import CsvDestination
+            from mms.telemetry.readings import Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             destination.write([Reading("A", "Count", 1, "fits")], now, 1)
