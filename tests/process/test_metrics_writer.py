@@ -223,7 +223,7 @@ class TestCsv:
     def test_a_folder_that_cannot_be_made_is_an_error_at_start(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         settings = ServerSettings(metrics_write_to="csv", metrics_dir=str(tmp_path / "file"))
-        with pytest.raises(ConfigError, match=r"metrics_dir .*file cannot be made"):
+        with pytest.raises(ConfigError, match=r"metrics_dir .*file cannot be created"):
             make_writer(settings, list, ServerMetrics())
 
 
