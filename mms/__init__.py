@@ -6,8 +6,8 @@ The package reads in the direction the data flows::
                                       |
               telemetry, config, fetch, archive
 
-Packing has a way of its own: ``cli -> export -> archive``. docs/architecture.md has the words and
-draws it all.
+Packing has a way of its own: ``cli -> export -> archive``. docs/architecture.md has a
+glossary and diagrams.
 
 ``mms.model_service``, ``mms.utils.mxnet``, ``mms.service``, ``mms.context`` and ``mms.metrics`` are
 public: they hold the names that services of MMS 0.4 and 1.x import. Only ``mms.worker``,
