@@ -173,6 +173,18 @@ def test_every_file_that_the_documentation_links_to_exists() -> None:
                 assert (document.parent / target).exists(), f"{document}: {target}"
 
 
+def test_every_heading_that_the_documentation_links_to_exists() -> None:
+    checked = 0
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]:
+        for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", document.read_text()):
+            page = document.parent / target if target else document
+            headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in anchors, f"{document}: {target}#{anchor}"
+            checked += 1
+    assert checked
+
+
 def test_every_make_target_that_the_documentation_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]:
