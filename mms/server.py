@@ -167,7 +167,7 @@ class Server:
             await self._listen_for_management(guard)
         await self.startup.start()
         self.janitor.start()
-        self.dataplane.state = ServerState.SERVING
+        self.dataplane.enter(ServerState.SERVING)
         if generator:
             await generator.generate(routes_of(app), models_of(self.registry), self.url)
 
@@ -175,11 +175,11 @@ class Server:
         """Become not ready, stop listening, finish accepted requests, stop the workers."""
         settings = self.config.server
         if self.dataplane.state is ServerState.SERVING:
-            self.dataplane.state = ServerState.STOPPING
+            self.dataplane.enter(ServerState.STOPPING)
             if settings.drain_delay:
                 # Until load balancers have noticed that the server is not ready.
                 await self._sleep_unless_forced(settings.drain_delay)
-        self.dataplane.state = ServerState.DRAINING
+        self.dataplane.enter(ServerState.DRAINING)
         if self._is_reloading and self._reloading:
             self._reloading.cancel()
             await asyncio.gather(self._reloading, return_exceptions=True)

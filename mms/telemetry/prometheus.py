@@ -147,7 +147,7 @@ class Exporter:
         )
         rejected = CounterMetricFamily(
             "mms_requests_rejected_total",
-            "Requests without a response from the model, by reason.",
+            "Requests refused, each counted once, by the code of the error.",
             labels=["model", "version", "reason"],
         )
         for (route, code), count in self._server.requests.items():
