@@ -49,7 +49,7 @@ _OF_THE_SERVICE = (InferenceFailed, RejectedByService)
 
 
 class ServerState(enum.Enum):
-    """What the server is doing; it only ever goes forward.
+    """State of the server, which only ever goes forward.
 
     Attributes:
         STARTING: Start-up models are being loaded.
