@@ -105,7 +105,7 @@ lint: setup ## Check style and formatting
 type: setup ## Check types
 	$(BIN)/mypy
 
-docs: setup ## Write docs/reference.md from the code
+docs: setup ## Write what the documentation says of the code from the code
 	$(BIN)/python docs/generate.py
 
 bench-peers: setup $(CREPE) ## Measure other model servers beside ours; installs them first (4 GB)

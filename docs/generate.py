@@ -1,13 +1,20 @@
-"""Write reference.md, metrics.md and mms.example.yaml from the code's declarations: `make docs`.
+"""Write what the documentation says of the code from the code itself: `make docs`.
 
-A test compares the files with what this gives, so that they cannot fall behind.
+All of reference.md, metrics.md and mms.example.yaml, and the marked blocks of architecture.md. A
+test compares the files with what this returns, so that they cannot fall behind.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import enum
 import json
+import re
+import sys
 import textwrap
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +31,18 @@ from mms.http.guard import Guard
 from mms.http.management import make_management_app
 from mms.serving.budget import Budget
 from mms.serving.controlplane import ControlPlane
-from mms.serving.dataplane import DataPlane
-from mms.serving.lifecycle import ServableState
-from mms.serving.pool.slot import WorkerState
+from mms.serving.dataplane import (
+    CLIENT_LEFT,
+    CLIENT_LEFT_REASON,
+    SERVER_MOVES,
+    SLOW_READER_REASON,
+    DataPlane,
+    ServerState,
+    reasons,
+)
+from mms.serving.lifecycle import SERVABLE_MOVES, ServableState
+from mms.serving.pool.machine import PHASE_MOVES, Phase
+from mms.serving.pool.slot import WORKER_MOVES, WorkerState
 from mms.serving.registry import Registry
 from mms.serving.shadow import Shadows
 from mms.telemetry.counters import ServableMetrics, ServerMetrics
@@ -34,6 +50,8 @@ from mms.telemetry.machine import Machine
 from mms.telemetry.prometheus import Exporter, ServableSnapshot
 from mms.telemetry.readings import Counts
 
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = Path(__file__).parent / "architecture.md"
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"
 METRICS = Path(__file__).parent / "metrics.md"
@@ -82,9 +100,81 @@ def reference() -> str:
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
+Graph = Mapping[str, AbstractSet[str]]
+_BLOCK = re.compile(r"(<!-- generated: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def architecture(text: str, imports: Graph, starts: Graph) -> str:
+    """Return the page on the architecture with its marked blocks as they must be.
+
+    Args:
+        text: The page as it is.
+        imports: What each package of `mms`, and each module right in it, needs of the others.
+        starts: Which of these it starts as processes instead of importing them.
+    """
+    blocks = {
+        "packages": _package_table(imports),
+        "package graph": _package_graph(imports, starts),
+        "servable states": _state_diagram(SERVABLE_MOVES, ServableState.UNLOADED),
+        "worker states": _state_diagram(WORKER_MOVES, WorkerState.STARTING),
+        "pool phases": _state_diagram(PHASE_MOVES, Phase.NEW),
+        "server states": _state_diagram(SERVER_MOVES, ServerState.STARTING),
+    }
+    missing = blocks.keys() - {name for _, name, _ in _BLOCK.findall(text)}
+    if missing:
+        raise ValueError(f"{ARCHITECTURE.name} has no block for {sorted(missing)}")
+    return _BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]}{match[3]}", text)
+
+
+def _package_table(imports: Graph) -> str:
+    rows = []
+    for name in sorted(imports.keys() - {"mms"}):
+        path = ROOT / name.replace(".", "/")
+        shown = f"{path.relative_to(ROOT)}/" if path.is_dir() else f"{path.relative_to(ROOT)}.py"
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        summary = " ".join(docstring.split("\n\n")[0].split())
+        needs = ", ".join(f"`{other[4:]}`" for other in sorted(imports[name]))
+        rows.append((f"`{shown}`", summary.replace("|", "\\|"), needs))
+    return _table(("package", "", "imports"), rows)
+
+
+def _package_graph(imports: Graph, starts: Graph) -> str:
+    """Draw the packages; an arrow is left out where a longer way says the same."""
+    lines = ["```mermaid", "flowchart TD"]
+    for name in sorted(imports.keys() - {"mms"}):
+        for other in sorted(imports[name]):
+            if other in starts.get(name, ()):
+                lines.append(f"    {name[4:]} -. starts .-> {other[4:]}")
+            elif not any(other in _below(third, imports) for third in imports[name] - {other}):
+                lines.append(f"    {name[4:]} --> {other[4:]}")
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+def _below(name: str, imports: Graph) -> set[str]:
+    direct = imports[name]
+    return set(direct).union(*(_below(other, imports) for other in direct))
+
+
+def _state_diagram(moves: Mapping[Any, Iterable[Any]], first: enum.Enum) -> str:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {first.name}"]
+    for current in type(first):
+        lines += [
+            f"    {current.name} --> {following.name}"
+            for following in type(first)
+            if following in moves[current] and following is not current
+        ]
+    return "\n".join([*lines, "```"]) + "\n"
+
+
 def metrics() -> str:
     """Return the page on metrics."""
     return _METRICS_PAGE.format(
+        codes=textwrap.fill(
+            ", ".join(f"`{code}`" for code in reasons() if code not in _NO_CODES), 100
+        ),
+        reasons=_table(("reason", ""), _REASONS).rstrip(),
+        states=", ".join(f"`{state.value}`" for state in WorkerState),
         metrics=_metrics().rstrip(),
         destinations=_table(("`--metrics-write-to`", ""), _DESTINATIONS).rstrip(),
         names=_v04_metrics().rstrip(),
@@ -109,6 +199,20 @@ _DESTINATIONS: list[tuple[str, ...]] = [
         "(`AWS_DEFAULT_REGION`) and credentials that allow `cloudwatch:PutMetricData`",
     ),
 ]
+#: Besides the codes of errors.
+_REASONS: list[tuple[str, ...]] = [
+    (
+        f"`{CLIENT_LEFT_REASON}`",
+        "the client closed its connection before it had its answer; `mms_requests_total` counts it "
+        f"under code {CLIENT_LEFT}",
+    ),
+    (
+        f"`{SLOW_READER_REASON}`",
+        "the connection was closed because the client did not read its answer (`write_timeout`); "
+        "counted without a model",
+    ),
+]
+_NO_CODES = (CLIENT_LEFT_REASON, SLOW_READER_REASON)
 _METRICS_PAGE = """\
 # Metrics
 
@@ -129,6 +233,23 @@ Units are seconds and bytes. Requests that belong to no model (pings, descriptio
 have empty model and version labels; a name that a client makes up never becomes a label.
 
 {metrics}
+
+`mms_requests_rejected_total` counts each refusal once, over HTTP and gRPC alike: before a version
+has been chosen (the server is draining, the body is too large) for the version named or the default
+one. Its `reason` is the [`error.code`](reference.md#errors) that the client got, one of
+{codes},
+or
+
+{reasons}
+
+What the service itself answers or raises (`inference_failed`, `invalid_service_output`,
+`rejected_by_service`) is no refusal, and neither is what does not get as far as a route (malformed
+requests, unknown paths): `mms_requests_total` has them by their code.
+
+`mms_workers` counts workers by `state`:
+{states}.
+`stopping` lasts until the process has ended, of a worker that was killed, too; `backoff` is one
+whose next start waits, since it died or failed to start several times.
 
 ## Under their names of 0.4
 
@@ -295,7 +416,18 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the files."""
+    # The graph that the tests of the imports check.
+    sys.path.insert(0, str(ROOT))
+    from tests.unit.test_imports import ROOMS, STARTED
+
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    ARCHITECTURE.write_text(architecture(text, ROOMS, STARTED), encoding="utf-8")
     REFERENCE.write_text(reference(), encoding="utf-8")
     METRICS.write_text(metrics(), encoding="utf-8")
     EXAMPLE.write_text(example(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

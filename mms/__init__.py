@@ -2,11 +2,17 @@
 
 The package reads in the direction the data flows::
 
-    cli -> config -> http -> serving -> wire <- worker -> model_service
+    cli -> server -> http, grpc -> serving -> wire <- worker -> model_service -> engines
+                                      |
+              telemetry, config, fetch, archive
 
-``mms.model_service``, ``mms.utils.mxnet``, ``mms.service`` and ``mms.context`` are public: they
-hold the names that services of MMS 0.4 and 1.x import. Only they and ``mms.worker`` may import
-mxnet; the server process never does.
+Packing has a way of its own: ``cli -> export -> archive``. docs/architecture.md has a
+glossary and diagrams.
+
+``mms.model_service``, ``mms.utils.mxnet``, ``mms.service``, ``mms.context`` and ``mms.metrics`` are
+public: they hold the names that services of MMS 0.4 and 1.x import. Only ``mms.worker``,
+``mms.engines``, ``mms.model_service``, ``mms.utils`` and the process that ``mms.export`` starts to
+quantize may import mxnet; the server process never does.
 """
 
 from mms.version import __version__

@@ -1,6 +1,6 @@
 """The server process: start, run, stop; read top to bottom.
 
-Never imports mxnet, numpy or user code, so that it starts fast and survives both.
+Never imports mxnet, numpy or user code, so that it starts fast and survives their crashes.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mms.server")
 
 _BACKLOG = 1024
-#: What answers that are ready at the end get to be sent.
+#: Time to send the responses that are ready at the end, seconds.
 _LAST_ANSWERS_S = 1.0
 _PR_SET_DUMPABLE = 4
-#: New objects after which the garbage collector runs: a few MB at most.
+#: Threshold of the garbage collector, in new objects: a few MB at most.
 _COLLECT_AFTER_OBJECTS = 20_000
-#: glibc's mallopt parameters. By default a body of 1 MB is mapped and unmapped for each request;
-#: kept on the heap, reading one takes 40 % less CPU.
+#: glibc's mallopt parameters. By default, a body of 1 MB is mapped and unmapped for each request;
+#: on the heap, reading one takes 40 % less CPU.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_HEAP_BYTES = -1, -3, 32 << 20
 
 
@@ -70,12 +70,12 @@ class Server:
     """One server: its models and its listening socket.
 
     Args:
-        config: What to serve and how.
+        config: The configuration.
         announce: Called once everything is ready.
-        reread: Gives the configuration as it is now, for SIGHUP.
-        progress: Who is told how downloads go on.
-        metrics_age_s: How old an answer to /metrics may be, in seconds.
-        longest_delay_s: How long the answer to a wrong token is held back at most, in seconds.
+        reread: Returns the current configuration, for SIGHUP.
+        progress: Receives the progress of downloads.
+        metrics_age_s: Maximum age of a response of /metrics, in seconds.
+        longest_delay_s: Maximum delay of the response to a wrong token, in seconds.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Server:
         """Start, serve until a signal or `request_stop`, and stop.
 
         Raises:
-            MMSError: The server cannot start: port taken, model not loadable.
+            MMSError: The server cannot start: a port is taken or a model does not load.
         """
         with self._signals():
             try:
@@ -144,10 +144,10 @@ class Server:
                 await self.stop()
 
     async def start(self) -> None:
-        """Listen, then load the models; readiness turns true when all of them can serve.
+        """Listen, then load the models; the server is ready once all of them can serve.
 
         Raises:
-            MMSError: The port is taken or a model cannot be loaded.
+            MMSError: A port is taken or a model does not load.
         """
         _tune_allocator()
         _hide_memory()
@@ -167,19 +167,19 @@ class Server:
             await self._listen_for_management(guard)
         await self.startup.start()
         self.janitor.start()
-        self.dataplane.state = ServerState.SERVING
+        self.dataplane.enter(ServerState.SERVING)
         if generator:
             await generator.generate(routes_of(app), models_of(self.registry), self.url)
 
     async def stop(self) -> None:
-        """Turn not ready, stop listening, finish what was accepted, stop the workers."""
+        """Become not ready, stop listening, finish accepted requests, stop the workers."""
         settings = self.config.server
         if self.dataplane.state is ServerState.SERVING:
-            self.dataplane.state = ServerState.STOPPING
+            self.dataplane.enter(ServerState.STOPPING)
             if settings.drain_delay:
-                # Until load balancers have noticed that we are not ready.
+                # Until load balancers have noticed that the server is not ready.
                 await self._sleep_unless_forced(settings.drain_delay)
-        self.dataplane.state = ServerState.DRAINING
+        self.dataplane.enter(ServerState.DRAINING)
         if self._is_reloading and self._reloading:
             self._reloading.cancel()
             await asyncio.gather(self._reloading, return_exceptions=True)
@@ -187,7 +187,7 @@ class Server:
             site, self._site = self._site, None
             await site.stop()
         timeout_s = 0.0 if self._stop_now.is_set() else settings.shutdown_timeout
-        # Beside the queues, which it waits for; they fail what is left when its time is up.
+        # Concurrently with the queues, which it waits for; they fail what is left at the timeout.
         stopping = asyncio.create_task(self._stop_grpc(timeout_s))
         await self._shadows.stop()
         await self.janitor.stop()
@@ -198,22 +198,22 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where a client on this machine reaches the inference API."""
+        """URL of the inference API for clients on this machine."""
         return _url(self.config.server.host, self.port)
 
     @property
     def management_url(self) -> str:
-        """Where a client on this machine reaches the management API."""
+        """URL of the management API for clients on this machine."""
         return _url(self.config.server.management_host, self.management_port)
 
     def request_stop(self) -> None:
-        """Stop gracefully; asked a second time, at once."""
+        """Stop gracefully; on the second call, at once."""
         if self._stop_requested.is_set():
             self._stop_now.set()
         self._stop_requested.set()
 
     def request_reload(self) -> None:
-        """Read the configuration file again and bring the start-up models to what it says."""
+        """Reload the configuration file and apply its changes to the start-up models."""
         if self._reread and self._is_started and not self._is_reloading:
             self._reloading = asyncio.create_task(self._reload())
 
@@ -230,15 +230,15 @@ class Server:
             config = self._reread() if self._reread else self.config
             done = await self.startup.apply(config)
         except MMSError as error:
-            logger.error("the configuration is not applied: %s", error)
+            logger.error("the configuration was not applied: %s", error)
         except Exception:
-            # Whatever it is, serving goes on as it was.
-            logger.exception("the configuration is not applied")
+            # Whatever the error, the server continues with the old configuration.
+            logger.exception("the configuration was not applied")
         else:
-            logger.info("configuration read again: %s", "; ".join(done) or "nothing has changed")
+            logger.info("configuration reloaded: %s", "; ".join(done) or "no changes")
 
     async def _until_stopped(self, task: asyncio.Task[None]) -> None:
-        """Wait for a task, but no longer than until the server is to stop."""
+        """Wait for a task, or until a stop is requested, which cancels it."""
         stop = asyncio.create_task(self._stop_requested.wait())
         try:
             await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -267,7 +267,7 @@ class Server:
                 "pip install 'mxnet-model-server[grpc]'"
             ) from None
         if settings.grpc_port:
-            # gRPC's own error does not say why.
+            # gRPC's own error does not tell the reason.
             _bind(settings.host, settings.grpc_port, "grpc-port").close()
         service = InferenceService(
             self.dataplane,
@@ -308,7 +308,7 @@ class Server:
             self._edge,
             is_reserved=is_management,
             keepalive_timeout=self.config.server.keepalive_timeout,
-            # Requests still running at the end were given their time already.
+            # Requests still running at this point have had their time already.
             shutdown_timeout=_LAST_ANSWERS_S,
         )
         await runner.setup()
@@ -322,7 +322,7 @@ class Server:
         return ServerGauges(budget.held, budget.limit, edge.connections, edge.max_connections)
 
     def _make_metrics_writer(self) -> MetricsWriter | None:
-        """Return what writes metrics where the settings say; stopped after the last request."""
+        """Return the writer of metrics, if one is set; it is stopped after the last request."""
 
         def source() -> list[ServableMetrics]:
             return [servable.metrics for servable in self.registry.servables()]
@@ -338,13 +338,13 @@ class Server:
             return self._stack.enter_context(open_workspace(Path(folder) if folder else None))
         except OSError as error:
             raise ConfigError(
-                f"work_dir: no folder can be made in {folder or 'the temporary folder'}: "
+                f"work_dir: no folder can be created in {folder or 'the temporary folder'}: "
                 f"{error.strerror}"
             ) from None
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Have SIGTERM and Ctrl-C stop the server gracefully."""
+        """Install the signal handlers: SIGTERM and Ctrl-C stop gracefully, SIGHUP reloads."""
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
@@ -381,7 +381,7 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
         sock.close()
         raise AddressInUse(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; "
-            f"choose another with --{flag}, or --{flag} 0 for any free one"
+            f"choose another port with --{flag}, or --{flag} 0 for any free one"
         ) from None
     return sock
 
@@ -390,17 +390,17 @@ def _worker_environment(hidden: re.Pattern[str] | None, threads: int) -> Mapping
     return worker_environment(
         os.environ,
         threads,
-        # A service has no business with the models of others.
+        # A service must not manage models of others.
         lambda name: name == TOKEN_VARIABLE or bool(hidden and hidden.fullmatch(name)),
     )
 
 
 def _hide_memory() -> None:
-    """Keep other processes of this user, services above all, out of memory and environment.
+    """Protect memory and environment from other processes of this user, services above all.
 
-    Without root's rights, /proc/PID/environ and /proc/PID/mem of this process cannot be opened any
-    more, no debugger attaches and no core is dumped. Workers are not affected: running a new
-    program, as each of them does, ends it.
+    Afterwards, only root can open /proc/PID/environ and /proc/PID/mem of this process, no debugger
+    can attach and no core is dumped. Workers are not affected: executing a new program, as each of
+    them does, resets it.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -414,7 +414,7 @@ def _default_budget() -> int:
 
 
 def _tune_collector() -> None:
-    """Have the garbage collector look at what is new only, and less often.
+    """Freeze start-up objects and raise the garbage collector's threshold.
 
     Requests leave no cycles behind, so it finds next to nothing, and took a tenth of the time.
     """

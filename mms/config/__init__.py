@@ -1,1 +1,1 @@
-"""Settings, where their values come from, and what the machine offers."""
+"""Settings, their sources, and the resources of this machine."""

@@ -1,4 +1,4 @@
-"""The configuration of a server, from its command line, its environment and its file."""
+"""Build a server's configuration from its command line, environment and file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ModelConfig:
 
     Attributes:
         name: Name clients use.
-        path: Where its archive is.
-        settings: How to serve it, without the archive's defaults.
-        origins: Where each of these settings came from, by key.
+        path: Path or URL of its archive.
+        settings: Its settings, without the archive's defaults.
+        origins: Origin of each of these settings, by key.
     """
 
     name: str
@@ -38,13 +38,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the server is told at its start.
+    """The complete configuration at start-up.
 
     Attributes:
         server: Settings of the server.
-        models: The models to begin with.
-        origins: Where each of the server's settings came from, by key.
-        layers: What holds for every model, those registered later included.
+        models: The start-up models.
+        origins: Origin of each of the server's settings, by key.
+        layers: Settings that apply to every model, including those registered later.
     """
 
     server: ServerSettings
@@ -64,12 +64,12 @@ def build_config(
     Args:
         models: (name, path) pairs from the command line.
         flags: Values of flags by setting name; None means not given.
-        environment: Where ``MMS_*`` variables are looked up.
+        environment: Environment in which ``MMS_*`` variables are looked up.
         file: YAML file with server settings, model settings for all models, and ``models``, a
             mapping of names to a path or to a mapping with ``path`` and model settings.
 
     Raises:
-        ConfigError: Something unknown or impossible is set.
+        ConfigError: A key is unknown, or a value is invalid.
     """
     document = read_file(file) if file else {}
     origin = str(file) if file else "file"
@@ -101,19 +101,19 @@ def read_file(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read or is no mapping.
+        ConfigError: The file cannot be read, or is not a mapping.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: not UTF-8, or a date that there is not, such as 2020-13-45.
+        # ValueError: not UTF-8, or an impossible date such as 2020-13-45.
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
+        raise ConfigError(f"{path}: expected a mapping, got {type(document).__name__}")
     return document
 
 
@@ -136,6 +136,6 @@ def _file_models(value: Any, origin: str) -> dict[str, tuple[str, dict[str, Any]
 def _check_model_name(name: str) -> None:
     if not is_model_name(name):
         raise ConfigError(
-            f"model name {name!r} cannot stand in a URL; use letters, digits, '.', '_' and '-', "
+            f"model name {name!r} cannot be used in a URL; use letters, digits, '.', '_' and '-', "
             "starting with a letter or digit"
         )

@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, what it does, and which values it may have."""
+"""The declaration of a setting: its default, its help text and its allowed values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 COMMA = re.compile(",")
-#: Regular expressions of URLs are separated by a comma before a scheme: any other comma may belong
-#: to one of them, and one that is cut in two could permit what nobody meant.
+#: Regular expressions of URLs are separated by a comma before a scheme: any other comma may be
+#: part of an expression, and an expression cut in two could permit unintended URLs.
 COMMA_BEFORE_SCHEME = re.compile(r",\s*(?=\(?(?:\?:)?(?:https?|s3|file)\b)")
 
 
 class Unit(enum.Enum):
-    """What a number counts; its value says so in messages."""
+    """The unit of a number; the value is its name in messages."""
 
     BYTES = "bytes"
     SECONDS = "seconds"
@@ -25,16 +25,16 @@ class Unit(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a setting means and allows.
+    """The help text and constraints of a setting.
 
     Attributes:
-        help: What it does, for people.
-        minimum: Its least value.
-        maximum: Its greatest value.
-        choices: The only values it may have; any if empty.
-        unit: What it counts; None for what counts nothing in particular.
+        help: Description for users.
+        minimum: Lowest value.
+        maximum: Highest value.
+        choices: The allowed values; any if empty.
+        unit: Its unit; None for plain numbers.
         is_pattern: Whether it is a regular expression, or a list of them.
-        separator: What separates the items of a list that is written as one string.
+        separator: Separates the items of a list written as one string.
     """
 
     help: str

@@ -1,4 +1,4 @@
-"""What the environment sets: the server's own variables, and SageMaker's."""
+"""Settings from environment variables: the server's own, and SageMaker's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
     """Return the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
 
     Raises:
-        ConfigError: A variable with that prefix is no setting.
+        ConfigError: A variable with that prefix is not a setting.
     """
     values = {
         name[len(ENV_PREFIX) :].lower(): value
@@ -33,10 +33,10 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
 
 
 def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
-    """Return what SageMaker says in its own variables; weaker than everything but the defaults."""
+    """Return the settings in SageMaker's variables; they override the defaults only."""
     values: dict[str, Any] = {}
     if "SAGEMAKER_BIND_TO_PORT" in environment:
-        # SageMaker asks from outside the container, and for these routes only.
+        # SageMaker connects from outside the container, and uses these routes only.
         values = {"port": environment["SAGEMAKER_BIND_TO_PORT"], "host": "0.0.0.0"}
     if str(environment.get("SAGEMAKER_MULTI_MODEL", "")).lower() in TRUE:
         values |= {"multi_model": True, "host": "0.0.0.0"}
@@ -44,5 +44,5 @@ def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes set a variable, as it does in every pod beside a Service named ``mms``."""
+    """Return whether Kubernetes set a variable, as it does in pods beside a Service ``mms``."""
     return value.startswith("tcp://") or bool(_SERVICE_LINK.fullmatch(name))

@@ -1,6 +1,6 @@
-"""Which of several origins a setting's value comes from: the first that has one wins.
+"""Resolve settings from several origins: the first that has a value wins.
 
-The order is flag > ``MMS_*`` environment > YAML file > the archive's ``Serving`` > default, and an
+The order is flag > ``MMS_*`` environment > YAML file > the archive's ``Serving`` > default. An
 unknown key is an error that suggests the nearest known one.
 """
 
@@ -19,7 +19,7 @@ from mms.config.settings import ALIASES, ModelSettings
 from mms.config.values import convert
 from mms.errors import ConfigError
 
-#: The origin of a value that nobody has set.
+#: The origin of a value that is not set anywhere.
 DEFAULT = "default"
 
 T = TypeVar("T")
@@ -27,24 +27,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values from one origin, as texts or as YAML gave them."""
+    """Values from one origin, as strings or as parsed from YAML."""
 
     origin: str
     values: Mapping[str, Any]
 
 
 def resolve(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
-    """Return settings from layers, the first that has a value winning.
+    """Resolve settings from layers; the first layer that has a value wins.
 
     Args:
         cls: ModelSettings or ServerSettings.
-        layers: From the strongest to the weakest.
+        layers: In order of precedence, highest first.
 
     Returns:
         The settings, and the origin of each value by key.
 
     Raises:
-        ConfigError: A value has the wrong type or range; names the origin and the key.
+        ConfigError: A value has the wrong type or is out of range; names the origin and the key.
     """
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -64,10 +64,10 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
 
 
 def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
-    """Refuse keys that do not exist.
+    """Refuse unknown keys.
 
     Raises:
-        ConfigError: Naming the key and the nearest known one.
+        ConfigError: A key is unknown; names it and the nearest known one.
     """
     for key in values:
         if key not in known:
@@ -77,7 +77,7 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> 
 
 
 def keys(cls: type[Any]) -> list[str]:
-    """Return the names by which a settings class's fields can be set."""
+    """Return the names, aliases included, of a settings class's fields."""
     names = [f.name for f in dataclasses.fields(cls)]
     return names + [alias for name, alias in ALIASES.items() if name in names]
 
@@ -85,15 +85,15 @@ def keys(cls: type[Any]) -> list[str]:
 def with_archive_defaults(
     settings: ModelSettings, serving: ServingDefaults, origins: Mapping[str, str]
 ) -> ModelSettings:
-    """Fill in what the archive's ``Serving`` sets and nothing stronger does.
+    """Apply the archive's ``Serving`` to the settings that no layer has set.
 
     Args:
-        settings: As the layers say.
-        serving: The archive's.
-        origins: Where each of the settings came from, by key.
+        settings: As resolved from the layers.
+        serving: The archive's ``Serving``.
+        origins: Origin of each setting, by key.
 
     Raises:
-        ConfigError: The archive sets a value that the setting cannot have.
+        ConfigError: The archive sets an invalid value.
     """
     offered = {
         "workers": serving.workers,

@@ -1,6 +1,6 @@
-"""A configuration as YAML that can be given as ``--config`` again, each value with its origin.
+"""Print a configuration as YAML for ``--config``, each value with its origin.
 
-What nobody has set is commented out: it stays a default, which the archives of models may change.
+Defaults are commented out, so that they stay defaults, which archives may override.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ARCHIVE = "archive"
 
 
 def to_yaml(config: Config, with_archive: Callable[[ModelConfig], ModelSettings]) -> str:
-    """Return the document.
+    """Return a configuration as a YAML document.
 
     Args:
-        config: What to print.
+        config: The configuration.
         with_archive: Returns a model's settings with its archive's defaults.
     """
     shared, origins = resolve(ModelSettings, config.layers)
@@ -51,20 +51,20 @@ def _lines(settings: Any, origins: Mapping[str, str]) -> Iterator[str]:
 
 
 def _path(path: str) -> str:
-    """Return a location without its secrets, which are not for a terminal or a log."""
+    """Return a location without its secrets, which must not reach a terminal or a log."""
     public = shown(path)
-    hint = "" if public == path else "  # without its password and query, which are to be added"
+    hint = "" if public == path else "  # password and query removed; add them again"
     return f"{_scalar(public)}{hint}"
 
 
 def _scalar(value: Any) -> str:
     """Return a value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
-    # As an item of a list: at the top of a document it would get an end mark, and may be broken.
+    # As a list item: at the top of a document it would get an end marker, and might be wrapped.
     text: str = yaml.safe_dump([plain], default_flow_style=True, width=float("inf"))
     return text.strip()[1:-1]
 
 
 def _one_line(origin: str) -> str:
-    """Return an origin for a comment: the name of a file may hold anything."""
+    """Return an origin on one line for a comment: file names may contain anything."""
     return origin.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""What this machine offers, a container's limits included."""
+"""The resources of this machine, within the limits of a container."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Return the CPU cores this process may use, a container's quota included."""
+    """Return how many CPU cores this process may use, within a container's quota."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,4 +1,4 @@
-"""From what a flag, a variable, a file or a call says to the type that a setting has.
+"""Convert the values of flags, variables, files and API calls to the types of settings.
 
 Numbers, lists and units are parsed here and nowhere else. A size is a number of bytes or, say,
 ``512MiB``; a time is a number in the setting's own unit or, say, ``30s``.
@@ -16,7 +16,7 @@ from mms.errors import ConfigError
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 _MAX_QUOTED_CHARS = 200
-#: Numbers of GPUs: three digits each, as no machine has a thousand.
+#: GPU numbers: at most three digits each, as no machine has a thousand GPUs.
 _GPUS = re.compile(r"\s*\d{1,3}\s*(,\s*\d{1,3}\s*){0,1023}", re.ASCII)
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]{1,5})", re.ASCII | re.IGNORECASE)
 _SIZES = {"b": 1} | {
@@ -26,23 +26,23 @@ _SIZES = {"b": 1} | {
 }
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 _EXAMPLES = {
-    Unit.BYTES: "an integer of bytes or a size such as 512MiB or 2GB",
+    Unit.BYTES: "an integer number of bytes or a size such as 512MiB or 2GB",
     Unit.SECONDS: "a number of seconds or a time such as 30s, 500ms or 2m",
     Unit.MILLISECONDS: "a number of milliseconds or a time such as 5ms or 0.5s",
 }
 
 
 def convert(value: Any, kind: Any, rules: Rules, where: str) -> Any:
-    """Return a value as the type of its setting.
+    """Convert a value to the type of its setting.
 
     Args:
-        value: As a flag, a variable, a file or a call gave it.
+        value: As read from a flag, a variable, a file or an API call.
         kind: The setting's type.
-        rules: What the setting allows.
-        where: Its origin and its key, for the message.
+        rules: The setting's constraints.
+        where: Its origin and key, for the message.
 
     Raises:
-        ConfigError: It has another type or is out of range.
+        ConfigError: It has the wrong type or is out of range.
     """
     if isinstance(value, bool) and "on" in rules.choices:
         # YAML reads a bare on or off as a boolean.
@@ -83,17 +83,17 @@ def _check_patterns(texts: Iterable[str], where: str) -> None:
 
 
 def _quoted(value: Any) -> str:
-    """Return a value for a message: callers may send megabytes of it."""
+    """Return a value, truncated, for a message: callers may send megabytes."""
     try:
         text = repr(value)
     except ValueError:
-        # An integer of more digits than Python converts.
+        # An integer with more digits than Python converts.
         return "a number too long to show"
     return text if len(text) <= _MAX_QUOTED_CHARS else f"{text[:_MAX_QUOTED_CHARS]}..."
 
 
 def _without_unit(value: Any, unit: Unit | None) -> Any:
-    """Return a size or a time as a number in a setting's own unit; anything else as it is."""
+    """Return a size or a time as a number in the setting's unit; anything else unchanged."""
     if unit is None or not isinstance(value, str):
         return value
     match = _QUANTITY.fullmatch(value.strip())
@@ -167,6 +167,6 @@ _KINDS = {
     float: "a number",
     bool: "true or false",
     str: "a string",
-    tuple[int, ...]: "numbers of GPUs such as 0 or 0,1",
+    tuple[int, ...]: "GPU numbers such as 0 or 0,1",
     tuple[str, ...]: "a string or a list of strings",
 }

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol V2 over gRPC. Only imported where `grpc_port` asks for it."""
+"""The Open Inference Protocol V2 over gRPC. Only imported if `grpc_port` enables it."""

@@ -1,6 +1,6 @@
-"""Between gRPC's messages and the binary form of the REST protocol, the one that workers read.
+"""Convert between gRPC messages and the binary form of the REST protocol, which workers use.
 
-Pure; the elements of raw tensors are passed on as they are.
+Pure; the contents of raw tensors are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mms.quoting import quoted
 from mms.wire.frames import Buffer
 from mms.wire.messages import V2_HEADER_LENGTH, Answer
 
-#: Elements of BYTES in one tensor, and parameters of one message: each is an object of Python's,
-#: made on the server's side of the workers. Models take one element as a body.
+#: Maximum number of BYTES elements in one tensor, and of parameters in one message: each is a
+#: Python object, created in the server process. Models take one element as a body.
 MAX_TEXTS = 100_000
 MAX_PARAMETERS = 1000
 #: Datatype -> field of InferTensorContents, and the array type of its elements on the wire.
@@ -34,19 +34,20 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
 
     Args:
         request: The message.
-        max_bytes: The longest body allowed.
+        max_bytes: Maximum length of the body.
 
     Returns:
         The chunks and their total length.
 
     Raises:
-        InvalidRequest: Contents are not where or what they should be. What else may be wrong, the
-            worker finds.
+        InvalidRequest: Contents are misplaced or of the wrong type. The worker checks the rest.
         PayloadTooLarge: The body is longer.
     """
     for kind, tensors in (("inputs", request.inputs), ("outputs", request.outputs)):
         if len(tensors) > MAX_TENSORS:
-            raise InvalidRequest(f"the request has {len(tensors)} {kind}, at most {MAX_TENSORS}")
+            raise InvalidRequest(
+                f"the request has {len(tensors)} {kind}; the limit is {MAX_TENSORS}"
+            )
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
@@ -58,13 +59,13 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
     for index, tensor in enumerate(request.inputs):
         if raw and tensor.HasField("contents"):
             raise InvalidRequest(
-                f"input {_shown(tensor.name)} has contents, and raw_input_contents too; send "
-                "one of them"
+                f"input {_shown(tensor.name)} has contents as well as raw_input_contents; send "
+                "only one of them"
             )
         if len(tensor.shape) > MAX_DIMENSIONS:
             raise InvalidRequest(
-                f"input {_shown(tensor.name)}: shape has {len(tensor.shape)} dimensions, at most "
-                f"{MAX_DIMENSIONS} are possible"
+                f"input {_shown(tensor.name)}: shape has {len(tensor.shape)} dimensions; the limit "
+                f"is {MAX_DIMENSIONS}"
             )
         data = raw[index] if raw else _contents(tensor, left)
         left -= len(data)
@@ -85,10 +86,10 @@ def encode_request(request: Any, max_bytes: int) -> tuple[list[Buffer], int]:
 
 
 def decode_answer(answer: Answer) -> Any:
-    """Return a worker's answer as a ModelInferResponse.
+    """Convert a worker's answer to a ModelInferResponse.
 
     Raises:
-        ProtocolError: It is not the binary form that was asked for.
+        ProtocolError: It is not in the requested binary form.
     """
     body = memoryview(answer.body)
     try:
@@ -130,8 +131,7 @@ def _document(request: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
 def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if len(parameters) > MAX_PARAMETERS:
         raise InvalidRequest(
-            f"a part of the request has {len(parameters)} parameters, at most {MAX_PARAMETERS} are "
-            "possible"
+            f"a part of the request has {len(parameters)} parameters; the limit is {MAX_PARAMETERS}"
         )
     values = {}
     for key, parameter in parameters.items():
@@ -142,36 +142,35 @@ def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contents(tensor: Any, max_bytes: int) -> bytes:
-    """Return the elements of a tensor as the bytes that raw contents would be."""
+    """Return the elements of a tensor as the bytes of raw contents."""
     where = f"input {_shown(tensor.name)}"
     if tensor.datatype not in _CONTENTS:
         raise InvalidRequest(
-            f"{where}: {_shown(tensor.datatype)} has no contents of its type; "
-            f"those that have: {', '.join(_CONTENTS)}; send FP16 in raw_input_contents"
+            f"{where}: contents has no field for {_shown(tensor.datatype)}, only for "
+            f"{', '.join(_CONTENTS)}; send FP16 in raw_input_contents"
         )
     field, type_ = _CONTENTS[tensor.datatype]
     for found, _ in tensor.contents.ListFields():
         if found.name != field:
             raise InvalidRequest(
-                f"{where} is {tensor.datatype}, whose elements belong into {field}, "
-                f"not {found.name}"
+                f"{where} is {tensor.datatype}, whose elements belong in {field}, not {found.name}"
             )
     elements = getattr(tensor.contents, field)
     if not type_:
         if len(elements) > MAX_TEXTS:
             raise InvalidRequest(
-                f"{where} has {len(elements)} elements of BYTES, at most {MAX_TEXTS}; send them in "
-                "raw_input_contents"
+                f"{where} has {len(elements)} elements of BYTES; the limit is {MAX_TEXTS}; send "
+                "them in raw_input_contents"
             )
         return _joined(elements)
-    # Before they are made: a small number takes one byte in the message and up to eight here.
+    # Checked before conversion: a small number takes one byte in the message and up to eight here.
     if len(elements) * array(type_).itemsize > max_bytes:
         raise _too_large(max_bytes)
     try:
         values = array(type_, elements)
     except OverflowError as error:
         raise InvalidRequest(
-            f"{where} has an element that is no {tensor.datatype}: {error}"
+            f"{where} has an element that is not {tensor.datatype}: {error}"
         ) from None
     if sys.byteorder == "big":
         values.byteswap()

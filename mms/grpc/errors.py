@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC's status codes, and what a failed call is told."""
+"""The table from errors to gRPC status codes, and the details of a failed call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mms.errors import (
 
 Code = grpc.StatusCode
 
-#: The nearest class up an error's tree decides.
+#: The nearest base class of an error decides.
 CODES: dict[type[MMSError], grpc.StatusCode] = {
     InvalidRequest: Code.INVALID_ARGUMENT,
     Unauthorized: Code.UNAUTHENTICATED,
@@ -54,8 +54,8 @@ CODES: dict[type[MMSError], grpc.StatusCode] = {
     MMSError: Code.INTERNAL,
 }
 
-#: HTTP's status for each code, as google/rpc/code.proto has it: what the metrics count, so that
-#: one query finds the failures of both transports.
+#: HTTP status of each code, as in google/rpc/code.proto: used in metrics, so that one query finds
+#: the failures of both transports.
 HTTP_STATUSES: dict[grpc.StatusCode, int] = {
     Code.OK: 200,
     Code.INVALID_ARGUMENT: 400,
@@ -72,7 +72,7 @@ HTTP_STATUSES: dict[grpc.StatusCode, int] = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 
-#: For services that choose a status of HTTP themselves.
+#: For services that choose an HTTP status themselves.
 _CODES_BY_STATUS = {
     401: Code.UNAUTHENTICATED,
     403: Code.PERMISSION_DENIED,
@@ -85,7 +85,7 @@ _CODES_BY_STATUS = {
     504: Code.DEADLINE_EXCEEDED,
     507: Code.RESOURCE_EXHAUSTED,
 }
-#: Of what clients take as metadata, 8 KB by default; a character may become nine bytes of it.
+#: Clients accept 8 KB of metadata by default, and a character may take up to nine bytes of it.
 _MAX_TEXT_CHARS = 800
 
 
@@ -98,16 +98,16 @@ def code_of(error: MMSError) -> grpc.StatusCode:
 
 
 def status_of(error: MMSError) -> int:
-    """Return the HTTP status that an error is counted as."""
+    """Return the HTTP status as which an error is counted."""
     return error.status if isinstance(error, RejectedByService) else HTTP_STATUSES[code_of(error)]
 
 
 def text_of(error: MMSError, debug: bool) -> str:
-    """Return what a client is told.
+    """Return the message for the client.
 
     Args:
-        error: What went wrong.
-        debug: Whether that may be what the service raised, and where.
+        error: The error.
+        debug: Whether the message may show the service's exception and its line.
     """
     text = str(error)
     if debug and error.detail and isinstance(error, InferenceFailed):
@@ -118,7 +118,7 @@ def text_of(error: MMSError, debug: bool) -> str:
 
 
 def metadata_of(error: MMSError) -> list[tuple[str, str]]:
-    """Return the trailing metadata: when to try again, for people and for gRPC's own retries."""
+    """Return the trailing metadata: when to retry, for people and for gRPC's own retries."""
     if not isinstance(error, Unavailable):
         return []
     return [

@@ -1,6 +1,6 @@
-"""The gRPC service: its calls become calls of the data plane, as requests over HTTP do.
+"""The gRPC service, which passes its calls to the data plane, as HTTP requests are.
 
-Knows nothing of HTTP. All of it belongs to the server's event loop.
+Independent of HTTP. Runs on the server's event loop.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ logger = logging.getLogger("mms.grpc")
 _ID_KEY = "x-request-id"
 _PRIORITY_KEY = "x-request-priority"
 _INTERNAL_ERROR, _DEADLINE_EXCEEDED = 500, 504
-#: A client cancels its call when its deadline passes, and its clock has started before ours.
+#: A client cancels its call when its deadline passes, and its clock started before ours.
 _CLOCKS_APART_S = 0.1
-#: Larger requests are taken apart in a thread: 10 ms of conversion would hold up everybody else.
+#: Larger requests are decoded in a thread: 10 ms of conversion would block all other requests.
 _LARGE_BYTES = 1 << 20
 
 Work = Callable[[], Awaitable[Any]]
 
 
 class InferenceService:
-    """Answers the calls of GRPCInferenceService.
+    """Implements GRPCInferenceService.
 
     Args:
-        dataplane: Answers calls.
+        dataplane: Handles the calls.
         settings: The server's.
-        budget: Bytes of requests and answers that may be held.
-        is_ready: Whether every start-up model can serve now.
-        debug_errors: Whether clients may be told what a service raised.
+        budget: The budget of buffered bytes.
+        is_ready: Returns whether every start-up model can serve now.
+        debug_errors: Whether responses may show a service's exception.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class InferenceService:
         self._debug_errors = debug_errors
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
-        """Whether the server answers."""
+        """Report liveness of the server."""
 
         async def work() -> Any:
             return pb.ServerLiveResponse(live=True)
@@ -71,7 +71,7 @@ class InferenceService:
         return await self._answer("grpc_server_live", request, context, work)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        """Whether every start-up model can serve now."""
+        """Report readiness: whether every start-up model can serve now."""
 
         async def work() -> Any:
             return pb.ServerReadyResponse(ready=self._is_ready())
@@ -79,7 +79,7 @@ class InferenceService:
         return await self._answer("grpc_server_ready", request, context, work)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
-        """Name, version and extensions of the server."""
+        """Return name, version and extensions of the server."""
 
         async def work() -> Any:
             return pb.ServerMetadataResponse(**oip.server_metadata(self._settings))
@@ -87,7 +87,7 @@ class InferenceService:
         return await self._answer("grpc_server_metadata", request, context, work)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
-        """Whether a model can serve now."""
+        """Report whether a model can serve now."""
 
         async def work() -> Any:
             servable = self._dataplane.version(request.name, request.version or None)
@@ -96,7 +96,7 @@ class InferenceService:
         return await self._answer("grpc_model_ready", request, context, work)
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
-        """Inputs and outputs of a model."""
+        """Return inputs and outputs of a model."""
 
         async def work() -> Any:
             model = self._dataplane.find(request.name)
@@ -106,10 +106,10 @@ class InferenceService:
         return await self._answer("grpc_model_metadata", request, context, work)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        """Ask a model."""
+        """Run a model."""
         metadata = _metadata(context)
         call = self._begin("grpc_infer", request, metadata)
-        # Released when the answer has been sent, or will never be.
+        # Released once the response has been sent, or never will be.
         hold = Hold(self._budget)
         context.add_done_callback(lambda _: hold.release())
 
@@ -124,15 +124,15 @@ class InferenceService:
             raise
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        """Refused: models are managed over HTTP."""
+        """Refuse the call: models are managed over HTTP."""
         return await self._answer("grpc_repository", request, context, _refuse)
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-        """Refused: models are managed over HTTP."""
+        """Refuse the call: models are managed over HTTP."""
         return await self._answer("grpc_repository", request, context, _refuse)
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        """Refused: models are managed over HTTP."""
+        """Refuse the call: models are managed over HTTP."""
         return await self._answer("grpc_repository", request, context, _refuse)
 
     async def _answer(self, route: str, request: Any, context: Any, work: Work) -> Any:
@@ -143,7 +143,7 @@ class InferenceService:
         return self._dataplane.begin(route, metadata.get(_ID_KEY), getattr(request, "id", None))
 
     async def _run(self, call: Call, context: Any, work: Work) -> Any:
-        """Do a call's work; it is counted, and its errors become status codes."""
+        """Run a call's work, count the call, and map errors to status codes."""
         context.set_trailing_metadata(((_ID_KEY, call.id),))
         status = CLIENT_LEFT
         failure: MMSError | None = None
@@ -173,13 +173,13 @@ class InferenceService:
         if failure is not None:
             metadata = ((_ID_KEY, call.id), *metadata_of(failure))
             code, text = code_of(failure), text_of(failure, self._debug_errors)
-            # It refers to this frame, by its traceback: see `Servable.infer`.
+            # Its traceback refers to this frame: see `Servable.infer`.
             failure = None
             await context.abort(code, text, metadata)
 
 
 class _Query:
-    """dataplane.Query: a prediction asked for over gRPC."""
+    """A prediction requested over gRPC (`dataplane.Query`)."""
 
     def __init__(
         self, request: Any, context: Any, metadata: dict[str, str], hold: Hold, max_bytes: int
@@ -196,13 +196,13 @@ class _Query:
         self.timeout_s: float | None = None
 
     def header(self, name: str) -> str | None:
-        """Return what the metadata hold under a name."""
+        """Return the metadata value of a name."""
         return self._metadata.get(name.lower())
 
     async def read(self) -> tuple[list[Buffer], int]:
         """Return the message as workers get it."""
         request = self._request
-        # The message as gRPC has it, and as workers get it.
+        # Counted twice: as the message and as the body for the worker.
         self.hold.grow(2 * request.ByteSize())
         if request.ByteSize() > _LARGE_BYTES and not request.raw_input_contents:
             chunks, size = await asyncio.to_thread(encode_request, request, self._max_bytes)
@@ -213,39 +213,43 @@ class _Query:
         return chunks, size
 
     def meta(self, id_: str, wants_headers: bool) -> RequestMeta:
-        """Return what the worker must know of the request besides its body."""
+        """Return the metadata of the request for the worker."""
         headers = {V2_HEADER_LENGTH: str(self._json_length)}
         if wants_headers:
-            # Others do not pay for them.
+            # Only for services that use them.
             headers = {**self._metadata, **headers}
         return RequestMeta(id_, Dialect.OIP, "application/octet-stream", "", "", headers)
 
 
 class GrpcServer:
-    """The service on a port.
+    """Serves an `InferenceService` on a port.
 
     Args:
-        service: What answers.
-        max_request_bytes: The longest message to take.
+        service: The service.
+        max_request_bytes: Maximum length of a message.
     """
 
     def __init__(self, service: InferenceService, max_request_bytes: int) -> None:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_request_bytes),
-                # What the model may answer is limited already.
+                # Models' results are limited already.
                 ("grpc.max_send_message_length", -1),
-                # By default, a second server takes half of the calls without a word.
+                # By default, a second server on the port silently takes half of the calls.
                 ("grpc.so_reuseport", 0),
             ]
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, self._server)
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; return the port, which matters for 0.
+        """Listen, and return the actual port.
+
+        Args:
+            host: Address to listen on.
+            port: Port to listen on; 0 picks a free one.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The address is not available.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -256,7 +260,7 @@ class GrpcServer:
         return int(bound)
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept no more calls, and return those accepted that long to finish."""
+        """Accept no more calls, and give those accepted `timeout_s` seconds to finish."""
         await self._server.stop(timeout_s)
 
 
@@ -268,6 +272,6 @@ async def _refuse() -> Any:
 
 
 def _metadata(context: Any) -> dict[str, str]:
-    """Return a call's metadata, without what is binary."""
+    """Return a call's metadata, without binary values."""
     sent = context.invocation_metadata() or ()
     return {key: value for key, value in sent if isinstance(value, str)}

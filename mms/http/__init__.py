@@ -1,1 +1,1 @@
-"""The aiohttp application: routes, middleware, the table of errors. The core knows none of it."""
+"""The aiohttp application: routes, middleware, the error table. The core does not depend on it."""

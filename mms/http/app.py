@@ -1,4 +1,4 @@
-"""Put the application together: every route, one middleware."""
+"""Build the inference application: all routes and the middleware."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     """Return the inference application.
 
     Args:
-        context: What handlers share.
-        guard: Keeps web pages out where only this machine is served, and whoever has no token from
-            the routes that manage models.
+        context: The objects shared by handlers.
+        guard: Refuses web pages where only this machine is served, and callers without the token
+            on the routes that manage models.
     """
     settings = context.settings
-    # A page in a browser on this machine could otherwise run models and read their answers. Where
-    # other machines are served, anybody may ask, and proxies know this server by other names.
+    # A page in a browser on this machine could otherwise run models and read their responses. Where
+    # other machines are served, anyone may send requests, and proxies use other host names.
     check = guard.check_page if is_loopback(settings.host) else None
     app = web.Application(
         middlewares=[make_middleware(context.dataplane, shows_errors(settings), check)],
-        # Bodies are read by us, with our own limit; this one only guards what reads otherwise.
+        # Handlers read bodies with their own limit; this one only covers aiohttp's own readers.
         client_max_size=settings.max_request_bytes,
     )
     app[CONTEXT] = context
@@ -47,14 +47,14 @@ def make_app(context: Context, guard: Guard) -> web.Application:
 
 
 def shows_errors(settings: ServerSettings) -> bool:
-    """Whether answers may show what a service raised: only to this machine, unless told so."""
+    """Return whether errors may show a service's exception: by default only on loopback."""
     if settings.debug_errors != "auto":
         return settings.debug_errors == "on"
     return is_loopback(settings.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
+    """Return whether a listen address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:

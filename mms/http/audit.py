@@ -1,4 +1,4 @@
-"""Failed attempts at the token: one line each in the audit log, and slower from try to try."""
+"""Failed authentication: a line each in the audit log, and a growing delay for guessers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 audit = logging.getLogger("mms.audit")
 
-#: Addresses remembered at once; the one whose last failure is the oldest is forgotten first.
+#: Addresses tracked at once; the one with the oldest last failure is evicted first.
 MOST_ADDRESSES = 1024
 LONGEST_DELAY_S = 1.0
 _FIRST_DELAY_S = 0.05
-#: Enough for any delay, and no huge number after a million failures.
+#: Enough for any delay, and no overflow after a million failures.
 _MOST_DOUBLINGS = 20
-#: A typing mistake is forgiven after so many seconds without another.
+#: Seconds without a failure after which earlier ones (typing mistakes, say) are forgotten.
 _FORGIVEN_AFTER_S = 60.0
-#: Least seconds between two lines about one address; a guesser must not fill the disk.
+#: Minimum seconds between two log lines about one address; a guesser must not fill the disk.
 _LINE_INTERVAL_S = 1.0
-#: Whoever has one IPv6 address usually has its whole /64 to send from.
+#: A host with one IPv6 address can usually send from its whole /64.
 _IPV6_PREFIX = 64
 
 
@@ -35,11 +35,11 @@ class _Record:
 
 
 class Failures:
-    """Remembers who failed how often.
+    """Counts authentication failures by address.
 
     Args:
-        longest_delay_s: The most that an answer is held back, in seconds; 0 turns that off.
-        clock: Monotonic seconds.
+        longest_delay_s: Maximum delay of a response, in seconds; 0 disables delays.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Failures:
         return len(self._records)
 
     async def record(self, address: str, what: str) -> None:
-        """Count and log a failure, and wait before it may be answered."""
+        """Count and log a failure, and wait for as long as its response is to be delayed."""
         delay_s = self.note(address, what)
         if delay_s:
             await asyncio.sleep(delay_s)
@@ -64,11 +64,11 @@ class Failures:
         """Count and log a failure.
 
         Args:
-            address: Where it came from.
-            what: What was tried, for the log.
+            address: The client's address.
+            what: The kind of failure, for the log.
 
         Returns:
-            Seconds to hold the answer back.
+            Seconds by which to delay the response.
         """
         now, key = self._clock(), _network(address)
         record = self._records.pop(key, None)
@@ -93,7 +93,7 @@ class Failures:
 
 
 def _network(address: str) -> str:
-    """Return what one sender controls: an IPv4 address, or an IPv6 network."""
+    """Return the network that a single sender controls: an IPv4 address or an IPv6 /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

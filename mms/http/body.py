@@ -1,4 +1,4 @@
-"""Read a request's body as the chunks it arrives in, within limits of size, time and budget."""
+"""Read a request's body as the chunks that arrive, within limits of size, time and budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mms.http.connection import hold_of
 from mms.serving.budget import CHUNK_OVERHEAD_BYTES, Hold
 from mms.wire.frames import Buffer
 
-#: Encodings that workers undo.
+#: Content encodings that workers decode.
 _ENCODINGS = ("gzip", "deflate", "identity")
 #: Shorter chunks are copied together, up to a length, so that a body sent byte by byte does not
 #: become an object per byte.
@@ -21,10 +21,10 @@ _MAX_QUOTED_CHARS = 50
 
 
 def content_encoding(request: web.Request) -> str:
-    """Return the Content-Encoding of a body that a worker is to unpack, "" if it has none.
+    """Return the Content-Encoding of a body that a worker is to decode, "" if it has none.
 
     Raises:
-        UnsupportedMedia: It is none that workers undo, or several.
+        UnsupportedMedia: It is not supported, or there are several.
     """
     sent = request.headers.get(hdrs.CONTENT_ENCODING)
     if sent is None:
@@ -32,8 +32,8 @@ def content_encoding(request: web.Request) -> str:
     encoding = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING)).strip().lower()
     if encoding not in _ENCODINGS:
         raise UnsupportedMedia(
-            f"the body's Content-Encoding is {encoding[:_MAX_QUOTED_CHARS]!r}; what can be undone "
-            "is one of gzip, deflate and identity"
+            f"unsupported Content-Encoding {encoding[:_MAX_QUOTED_CHARS]!r}; send the body with "
+            "one of gzip, deflate and identity"
         )
     return encoding
 
@@ -41,30 +41,30 @@ def content_encoding(request: web.Request) -> str:
 async def read_body(
     request: web.Request, max_bytes: int, timeout_s: float, is_packed: bool = False
 ) -> tuple[list[Buffer], int]:
-    """Return the body's chunks and their total length; they are never joined here.
+    """Return the body's chunks, never joined, and their total length.
 
-    They count in the request's hold of the budget, which its connection releases.
+    They count towards the request's hold of the budget, which its connection releases.
 
     Args:
         request: The request.
-        max_bytes: The longest body to take.
-        timeout_s: What the client gets to send it.
-        is_packed: Whether it may have a Content-Encoding, checked before and undone elsewhere.
+        max_bytes: Maximum length of the body.
+        timeout_s: Time the client has to send it.
+        is_packed: Whether it may have a Content-Encoding, checked before and decoded elsewhere.
 
     Raises:
-        PayloadTooLarge: It is longer than `max_bytes`; found from the header where there is one.
+        PayloadTooLarge: It is longer than `max_bytes`; known from Content-Length if there is one.
         BufferFull: The server holds as many bytes as it may.
         SlowClient: The client took longer than `timeout_s` to send it.
-        UnsupportedMedia: It is encoded, and must not be.
-        InvalidRequest: Its transfer encoding is broken.
-        asyncio.CancelledError: The client left before all of it had come.
+        UnsupportedMedia: It has a Content-Encoding, and must not.
+        InvalidRequest: Its transfer encoding is malformed.
+        asyncio.CancelledError: The client disconnected before the whole body had arrived.
     """
     content = request.content
     hold = hold_of(request)
     try:
         _check_encodings(request, is_packed)
         if content.is_eof():
-            # All of it came with the head, as small bodies do; no timer needed.
+            # The whole body came with the head, as small bodies do; no timer is needed.
             data = content.read_nowait()
             if len(data) > max_bytes:
                 raise _too_large(max_bytes)
@@ -82,7 +82,7 @@ async def read_body(
     except asyncio.TimeoutError:
         raise SlowClient(f"the body did not arrive within body_timeout ({timeout_s:g} s)") from None
     except ConnectionResetError:
-        # Comes where aiohttp notices before it cancels us, which means the same.
+        # aiohttp noticed the disconnect before it cancelled the handler; it means the same.
         raise asyncio.CancelledError from None
     except (HttpProcessingError, web.RequestPayloadError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0][:_MAX_QUOTED_CHARS]
@@ -113,8 +113,8 @@ async def _read_chunks(
                 chunks.append(joined)
             joined += chunk
     except BaseException:
-        # aiohttp keeps the error, which keeps this frame: what has come must not wait for the
-        # garbage collector.
+        # aiohttp keeps the error, which keeps this frame: the chunks must not wait for the garbage
+        # collector.
         chunks.clear()
         chunk, joined = b"", bytearray()
         raise
@@ -124,17 +124,17 @@ async def _read_chunks(
 def _check_encodings(request: web.Request, is_packed: bool) -> None:
     headers = request.headers
     if not is_packed and headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise UnsupportedMedia("this route takes no Content-Encoding")
+        raise UnsupportedMedia("this route accepts no Content-Encoding")
     if headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
-        # aiohttp undoes the last one only.
-        raise InvalidRequest("the only Transfer-Encoding taken is chunked")
+        # aiohttp decodes the last one only.
+        raise InvalidRequest("the only supported Transfer-Encoding is chunked")
 
 
 async def _send_continue(request: web.Request) -> None:
-    """Tell a client that asked first that its body is wanted."""
+    """Send "100 Continue" to a client that waits for it."""
     if request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # As aiohttp does: the answer has not been begun.
+        # As aiohttp does: the response has not been started.
         request.writer.output_size = 0
 
 

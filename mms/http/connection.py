@@ -1,9 +1,9 @@
-"""One client's connection: what it may cost before, between and after its requests.
+"""A client's connection, and its limits before, between and after requests.
 
-The only module that relies on what aiohttp does not document: `Connection` derives from its
-protocol. The handler of a request sees none of it but `hold_of`. Tests pin what is relied on.
+The only module that relies on undocumented parts of aiohttp: `Connection` derives from its
+protocol. Request handlers use `hold_of` only. Tests pin the internals relied on.
 
-What is slow is noticed by the one timer of `mms.http.edge`, which looks at all connections.
+Slow clients are detected by the single timer of `mms.http.edge`, which checks all connections.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from mms.serving.budget import Hold
 
 logger = logging.getLogger("mms.http")
 
-#: Longest request line, and longest header; a little apart, since the parser's error for both is
-#: the same and only its limit says which of them was too long.
+#: Maximum length of the request line and of a header; slightly different, since the parser's error
+#: is the same for both and only the limit in it tells which of them was too long.
 MAX_LINE_BYTES, MAX_FIELD_BYTES = 16 << 10, (16 << 10) + 64
-#: What one that is turned away gets to read why. Closed at once, its request, still unread, would
-#: make the kernel reset the connection, and with it our answer.
+#: Time a refused connection has to read the reason. If it were closed at once, its unread request
+#: would make the kernel reset the connection and discard the response.
 _TURNED_AWAY_S = 1.0
-#: Rest of a body that is read and dropped after an answer that did not need it, so that the client
-#: gets to read that answer.
+#: Time to read and drop the rest of a body after a response that did not need it, so that the
+#: client can read that response, seconds.
 _LINGER_S = 10.0
-#: Of what costs much to parse, so much is parsed in one turn of the loop: 3,000 chunks of a byte
-#: take 5 ms, what uvloop reads at once (256 KiB) would take 100. It is such if it has a line's end
-#: in so many bytes.
-_PIECE_BYTES, _BYTES_PER_CRUMB = 16 << 10, 64
+#: Data that is costly to parse is parsed in pieces of this size, one per iteration of the loop:
+#: 3,000 chunks of a byte take 5 ms, all that uvloop reads at once (256 KiB) would take 100. Data
+#: is costly if it has at least one line end per so many bytes.
+_PIECE_BYTES, _BYTES_PER_LINE = 16 << 10, 64
 _MAX_REASON_CHARS = 100
-#: What makes an answer close its connection at once: a client that sends too much sends on.
+#: The status after which the connection is closed at once: the client would keep sending.
 _TOO_LARGE = 413
 
-#: What a client causes by sending rubbish or by leaving.
+#: Errors caused by clients that send garbage or disconnect.
 _CLIENT_ERRORS = (HttpProcessingError, web.RequestPayloadError, OSError)
 
-#: Several calls per request go by these; a `super()` each would cost more than they do.
+#: Called several times per request; `super()` would cost more than the calls themselves.
 _data_received = web.RequestHandler.data_received
 _resume_transport_reading = web.RequestHandler._resume_transport_reading
 
@@ -60,8 +60,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def hold_of(request: web.BaseRequest) -> Hold:
-    """Return what a request holds of the budget; its connection releases it at the end."""
-    # The protocol of every request of ours is a Connection; asked several times a request.
+    """Return a request's hold of the budget; its connection releases it at the end."""
+    # The protocol of every request is a Connection; called several times per request.
     hold: Hold = request.protocol.hold  # type: ignore[attr-defined]
     return hold
 
@@ -70,7 +70,7 @@ class Connection(web.RequestHandler):
     """aiohttp's protocol, with limits.
 
     Attributes:
-        hold: What the request at hand holds of the budget.
+        hold: The current request's hold of the budget.
     """
 
     __slots__ = (
@@ -83,9 +83,9 @@ class Connection(web.RequestHandler):
         self.hold = Hold(edge.budget)
         self._edge = edge
         self._is_reserved = is_reserved
-        # Kept to the very end, unlike `transport`: what is closed may still have to be sent.
+        # Kept to the very end, unlike `transport`: data may still be sent after closing.
         self._wire: asyncio.Transport | None = None
-        # Read but not parsed yet; while there is any, no more is read.
+        # Read but not parsed yet; reading is paused until it is empty.
         self._backlog: deque[bytes] = deque()
         self._accepted_at = self._head_began_at = self._turned_away_at = 0.0
         self._heads_seen = self._resumes = 0
@@ -116,11 +116,11 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """asyncio: bytes have come; or none, and the parser is to go on with what it has."""
+        """asyncio: data has arrived; if empty, the parser continues with what it has."""
         if data and self._backlog:
             self._backlog.append(data)
             return
-        if len(data) > _PIECE_BYTES and self._is_crumbly(data):
+        if len(data) > _PIECE_BYTES and self._is_fragmented(data):
             pieces = range(0, len(data), _PIECE_BYTES)
             self._backlog.extend(data[at : at + _PIECE_BYTES] for at in pieces)
             self._pause_transport_reading()
@@ -128,15 +128,15 @@ class Connection(web.RequestHandler):
             return
         self._parse(data)
 
-    def _is_crumbly(self, data: bytes) -> bool:
-        """Whether data may be many tiny chunks, or requests: costly to parse for its length."""
+    def _is_fragmented(self, data: bytes) -> bool:
+        """Return whether data may hold many tiny chunks or requests, costly to parse per byte."""
         request = self._current_request
         if request is not None and request.content_length is not None:
             return False
-        return data.count(b"\r\n") > len(data) // _BYTES_PER_CRUMB
+        return data.count(b"\r\n") > len(data) // _BYTES_PER_LINE
 
     def _parse_next(self) -> None:
-        """Parse one piece, and let others have their turn before the next."""
+        """Parse one piece, and yield to the event loop before the next."""
         if not self._backlog or self._force_close:
             self._backlog.clear()
             return
@@ -147,7 +147,7 @@ class Connection(web.RequestHandler):
             self._resume_transport_reading()
 
     def _resume_transport_reading(self) -> None:
-        """aiohttp: read on; not before what has been read is parsed."""
+        """aiohttp: resume reading, but not before the backlog is parsed."""
         if not self._backlog:
             _resume_transport_reading(self)
 
@@ -161,14 +161,15 @@ class Connection(web.RequestHandler):
             self._heads_seen = self._request_count
             self._head_began_at = 0.0
             if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-                self._break_body(self._messages[-1][0].message)
+                self._fail_body(self._messages[-1][0].message)
         elif self._head_began_at == 0.0 and self._waiter is not None:
             self._head_began_at = time.monotonic()
 
-    def _break_body(self, why: str) -> None:
-        """Tell the handler that waits for more of a body that what came is none.
+    def _fail_body(self, why: str) -> None:
+        """Fail the handler that waits for more of a body, since what came is not part of one.
 
-        aiohttp only queues an error behind it, so that it would wait until its timeout.
+        aiohttp only queues an error behind the request, so the handler would wait until its
+        timeout.
         """
         request = self._current_request
         if request is not None and not request.content.is_eof():
@@ -194,7 +195,7 @@ class Connection(web.RequestHandler):
             self._check_head(wire, now)
 
     def _check_reader(self, wire: asyncio.Transport, now: float) -> None:
-        """Cut off a client that has not taken a byte of what is waiting for it."""
+        """Disconnect a client that has made no progress in reading its response."""
         unsent = wire.get_write_buffer_size()
         mark = (unsent, _unacknowledged(wire), self._resumes, self._request_count)
         if mark != self._mark:
@@ -204,7 +205,7 @@ class Connection(web.RequestHandler):
             wire.abort()
 
     def _check_head(self, wire: asyncio.Transport, now: float) -> None:
-        """Close a connection on which the head of a request does not come to its end."""
+        """Close a connection on which a request's head is not completed in time."""
         if self._waiter is None or self._waiter.done() or self._force_close:
             return
         began_at = self._head_began_at or (0.0 if self._request_count else self._accepted_at)
@@ -217,7 +218,7 @@ class Connection(web.RequestHandler):
         self.force_close()
 
     async def start(self) -> None:
-        """aiohttp: answer this connection's requests, one after the other."""
+        """aiohttp: handle this connection's requests, one after the other."""
         try:
             await super().start()
         except MemoryError:
@@ -226,7 +227,7 @@ class Connection(web.RequestHandler):
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Handler
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer one request; when this ends, its answer has been written or nobody wants it."""
+        """Handle one request; on return, its response has been written or the client has left."""
         try:
             if not self._keepalive_timeout:
                 request_handler = _closing(request_handler)
@@ -241,21 +242,21 @@ class Connection(web.RequestHandler):
             self.hold.release()
 
     def _heed_expectation(self, handler: Handler) -> Handler:
-        """Have an expectation that we do not know answered as every other error is."""
+        """Report an unknown expectation in the format of all other errors."""
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             try:
                 return await handler(request)
             except web.HTTPExpectationFailed:
-                return self._edge.malformed(request, 417, "the only Expect is 100-continue")
+                return self._edge.malformed(request, 417, "only Expect: 100-continue is supported")
 
         return handle
 
     async def _drop_rest(self, request: web.BaseRequest, answer: web.StreamResponse) -> None:
-        """Read what is left of a body that nobody needs, up to the length of one that is taken.
+        """Read and discard the rest of an unused body, up to the maximum length of a body.
 
-        Otherwise the client, still sending, would find its connection reset before it has read the
-        answer. Only the client that sends too much gets just that.
+        Otherwise the connection would be reset while the client is still sending, before it has
+        read the response. Only clients that send too much are reset.
         """
         content = request.content
         if answer.status == _TOO_LARGE or content.exception() or hdrs.EXPECT in request.headers:
@@ -277,9 +278,9 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """aiohttp: return the answer to a request that could not be read, or not be handled."""
+        """aiohttp: return the response to a request that could not be parsed or handled."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has been begun already")
+            raise ConnectionError("the response has been started already")
         if isinstance(exc, MemoryError):
             self._edge.log("out of memory while a request was handled")
             error = OutOfMemory("the server is out of memory; try again later")
@@ -287,10 +288,10 @@ class Connection(web.RequestHandler):
         if not isinstance(exc, HttpProcessingError):
             logger.error("a bug: a request was not handled", exc_info=exc)
             return self._edge.malformed(request, 500, "an internal error; see the server's log")
-        return self._edge.malformed(request, *_judge(exc))
+        return self._edge.malformed(request, *_status_and_reason(exc))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """aiohttp: log an error that ended the connection; what a client causes takes one line."""
+        """aiohttp: log an error that ended the connection; in one line if the client caused it."""
         error = kw.get("exc_info")
         if isinstance(error, MemoryError):
             self._edge.log("out of memory on a connection, which was closed")
@@ -306,7 +307,7 @@ class Connection(web.RequestHandler):
 
 
 class _Server(web.Server):
-    """aiohttp's factory of protocols, for ours."""
+    """aiohttp's protocol factory, creating our connections."""
 
     def __init__(self, base: web.Server, edge: Edge, is_reserved: bool) -> None:
         super().__init__(
@@ -324,11 +325,11 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs an application on connections of ours.
+    """Runs an application on `Connection` objects.
 
     Args:
         app: The application.
-        edge: What all connections share.
+        edge: State shared by all connections.
         is_reserved: Whether this is the management port.
         options: aiohttp's own.
     """
@@ -336,7 +337,7 @@ class Runner(web.AppRunner):
     __slots__ = ("_edge", "_is_reserved")
 
     def __init__(self, app: web.Application, edge: Edge, is_reserved: bool, **options: Any) -> None:
-        # Nothing is said before a handler asks for the body, see `mms.http.body`.
+        # "100 Continue" is only sent once a handler reads the body, see `mms.http.body`.
         for route in app.router.routes():
             route._expect_handler = _await_reading
         app.on_response_prepare.append(_drop_server_header)
@@ -344,11 +345,11 @@ class Runner(web.AppRunner):
             app,
             access_log=None,
             handler_cancellation=True,
-            # Bodies travel packed; the worker unpacks them, within limits.
+            # Bodies stay compressed; the worker decodes them, within limits.
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,
-            # Done by ours, with a limit on bytes.
+            # Done by `Connection`, with a limit on bytes.
             lingering_time=0.0,
             **options,
         )
@@ -360,7 +361,7 @@ class Runner(web.AppRunner):
 
 
 def _closing(handler: Handler) -> Handler:
-    """Have the connection closed after the answer, and the client told so."""
+    """Wrap a handler so that the connection is closed after its response, with the header."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         answer = await handler(request)
@@ -371,39 +372,39 @@ def _closing(handler: Handler) -> Handler:
 
 
 async def _await_reading(request: web.Request) -> None:
-    """aiohttp: heed an Expect header; "100 Continue" is sent once the body is to be read."""
+    """aiohttp: handle an Expect header; "100 Continue" is sent once the body is read."""
     if request.version >= (1, 1) and request.headers[hdrs.EXPECT].lower() != "100-continue":
         raise web.HTTPExpectationFailed
 
 
 async def _drop_server_header(_: web.Request, answer: web.StreamResponse) -> None:
-    """aiohttp: send no Server header, which names versions to whoever looks for weak ones."""
+    """aiohttp: drop the Server header, which discloses versions."""
     if answer.headers.get(hdrs.SERVER) == SERVER_SOFTWARE:
         del answer.headers[hdrs.SERVER]
 
 
-def _judge(error: HttpProcessingError) -> tuple[int, str]:
-    """Return the status for a request that cannot be parsed, and why, as a client may be told."""
+def _status_and_reason(error: HttpProcessingError) -> tuple[int, str]:
+    """Return the status for a request that cannot be parsed, and the reason for the client."""
     if isinstance(error, LineTooLong):
         if error.args[1] == MAX_LINE_BYTES:
-            return 414, f"its first line is longer than {MAX_LINE_BYTES} bytes"
-        return 431, f"one of its headers is longer than {MAX_FIELD_BYTES} bytes"
+            return 414, f"the request line is longer than {MAX_LINE_BYTES} bytes"
+        return 431, f"a header is longer than {MAX_FIELD_BYTES} bytes"
     reason = _printable(error.message)
     if reason.startswith("Too many headers"):
-        return 431, "it has too many headers"
+        return 431, "too many headers"
     return 400, reason
 
 
 def _printable(text: str) -> str:
-    """Return the first line of a text: what an error is; the lines below it quote the client."""
+    """Return the first line of an error message; the lines below it quote the client."""
     line = text.strip().split("\n", 1)[0].rstrip(": ")[:_MAX_REASON_CHARS]
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in line)
 
 
 def _unacknowledged(wire: asyncio.Transport) -> int:
-    """Return the bytes in the kernel that the client has not taken yet.
+    """Return the bytes in the kernel that the client has not acknowledged yet.
 
-    A slow reader's progress shows there long before the kernel wants more from us.
+    A slow reader's progress shows there long before the kernel accepts more data.
     """
     sock = wire.get_extra_info("socket")
     try:

@@ -1,4 +1,4 @@
-"""What handlers share: given to them through the application, made once at start."""
+"""The objects that handlers share, created once at start-up and stored in the application."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Context:
         registry: The models.
         settings: The server's settings.
         exporter: Renders all metrics.
-        dataplane: Answers calls.
-        controlplane: Changes which models there are.
+        dataplane: Handles inference calls.
+        controlplane: Registers, changes and unregisters models.
     """
 
     registry: Registry
@@ -35,7 +35,7 @@ class Context:
     def is_ready(self) -> bool:
         """Whether every start-up model can serve now, and the server is not stopping.
 
-        Where models were configured and none is left, nothing can be served.
+        If models are configured and none is left, the server is not ready.
         """
         return (
             self.dataplane.state is ServerState.SERVING

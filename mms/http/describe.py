@@ -21,7 +21,7 @@ def add_routes(app: web.Application) -> None:
 
 
 async def root(request: web.Request) -> web.Response:
-    """Say what is served where; ``health`` and ``status`` are what v0.4 and 1.x answered here."""
+    """List the routes and models; ``health`` and ``status`` are as in v0.4 and 1.x."""
     context = request.app[CONTEXT]
     is_ready = context.is_ready
     document = {
@@ -36,7 +36,7 @@ async def root(request: web.Request) -> web.Response:
 
 
 async def api_description(request: web.Request) -> web.Response:
-    """Describe each model's v0.4 endpoint as v0.4 did, in Swagger 2."""
+    """Describe each model's v0.4 endpoint in Swagger 2, as v0.4 did."""
     context = request.app[CONTEXT]
     paths: dict[str, Any] = {}
     for model in context.registry.models():
@@ -59,7 +59,7 @@ async def api_description(request: web.Request) -> web.Response:
 def predict_operation(name: str, signature: Signature | None) -> dict[str, Any]:
     """Return the Swagger 2 operation of a model's ``/{model}/predict``."""
     if signature is None:
-        # A 1.x handler, which takes whatever comes.
+        # A 1.x handler, which accepts any body.
         return {
             "operationId": f"{name}_predict",
             "consumes": ["*/*"],
@@ -84,6 +84,7 @@ def _parameter(spec: TensorSpec, is_image: bool) -> dict[str, Any]:
     if is_image:
         description = f"{spec.name} should be image which will be resized to: {shape}"
     else:
+        # v0.4's own typo ("should tensor"), kept so that the description is the same.
         description = f"{spec.name} should tensor with shape: {shape}"
     return {
         "in": "formData",

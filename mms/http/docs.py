@@ -1,4 +1,4 @@
-"""Routes that describe the API: OpenAPI documents, and a page to read them and try the models."""
+"""Routes that describe the API: OpenAPI documents, and a page to browse them and try the models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGE = "static/docs.html"
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
-    _page()  # read at the start, not while a client waits
+    _page()  # read at start-up, not while a client waits
     app.router.add_get("/openapi.json", openapi, name="openapi")
     app.router.add_get("/docs", docs, name="docs")
     app.router.add_options("/", options, name="options")
@@ -30,14 +30,14 @@ def add_routes(app: web.Application) -> None:
 
 
 async def openapi(request: web.Request) -> web.Response:
-    """Describe the API as it is now in OpenAPI 3, each model with the inputs of its signature."""
+    """Describe the current API in OpenAPI 3, each model with the inputs of its signature."""
     routes, models = routes_of(request.app), models_of(request.app[CONTEXT].registry)
-    # In a thread, as it reads the models' sample requests.
+    # In a thread: it reads the models' sample requests from disk.
     return _json(await asyncio.to_thread(api_document, routes, models))
 
 
 async def options(request: web.Request) -> web.Response:
-    """Describe the API in OpenAPI 3 as MMS 1.x did: by its routes."""
+    """Describe the API's routes in OpenAPI 3, as MMS 1.x did."""
     return _json(routes_document(routes_of(request.app)))
 
 
@@ -53,7 +53,7 @@ async def model_api(request: web.Request) -> web.Response:
 
 
 async def docs(_: web.Request) -> web.Response:
-    """A page that shows the API and tries the models; it works offline."""
+    """Return a page that shows the API and tries the models; it works offline."""
     page, policy = _page()
     headers = {
         "Content-Security-Policy": policy,
@@ -65,7 +65,7 @@ async def docs(_: web.Request) -> web.Response:
 
 @cache
 def _page() -> tuple[bytes, str]:
-    """Return the page and the policy under which nothing but its own script and style runs."""
+    """Return the page, and a content security policy that permits its own script and style only."""
     page = resources.files(__package__).joinpath(_PAGE).read_bytes()
     sources = {
         tag: " ".join(

@@ -1,7 +1,7 @@
-"""What the connections of all ports share: limits, counters, and the one timer that watches them.
+"""State shared by the connections of all ports: limits, counters, and the timer that checks them.
 
-One timer for all, so that a request pays nothing for being watched: for heads that do not come to
-their end, and for answers that nobody reads.
+A single timer detects incomplete request heads and unread responses, so that requests need no
+timers of their own.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mms.telemetry.counters import ServerMetrics
 
 logger = logging.getLogger("mms.http")
 
-#: Descriptors that connections leave to workers (three each), models' files and gRPC.
+#: File descriptors reserved for workers (three each), models' files and gRPC.
 _SPARE_FILES = 128
-#: Connections of the management port beyond the limit, so that an operator still gets in.
+#: Connections of the management port beyond the limit, so that an operator can still connect.
 _RESERVED_CONNECTIONS = 8
-#: Connections beyond the limit that are told so at once; any further ones are just closed.
+#: Connections beyond the limit that get an error response at a time; others are just closed.
 _MAX_TURNED_AWAY = 64
-#: Between two looks at all connections: at most, and as a part of the shortest timeout.
+#: Interval between checks of all connections: maximum, seconds, and checks per shortest timeout.
 _SWEEP_S, _SWEEPS_PER_TIMEOUT = 1.0, 4
-#: Name of the route in metrics, for what is no request to any.
+#: Name of the route in metrics for requests that cannot be parsed.
 _ROUTE = "malformed"
-#: Type and code of such an error, by its status.
+#: Type and code of such errors, by status.
 _KINDS = {
     400: ("InvalidRequest", "malformed_request"),
     414: ("InvalidRequest", "request_line_too_long"),
@@ -47,14 +47,14 @@ _KINDS = {
 
 
 class Watched(Protocol):
-    """A connection, as far as the timer is concerned."""
+    """The interface of a connection to the timer."""
 
     def check(self, now: float) -> None:
         """Close it if it has been slow for too long."""
 
 
 def default_max_connections() -> int:
-    """Return how many connections the limit of open files allows beside everything else."""
+    """Return how many connections fit into the limit of open files, less the reserved ones."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = 1 << 20
@@ -62,11 +62,11 @@ def default_max_connections() -> int:
 
 
 class Edge:
-    """What the connections of all ports share: limits, counters, and the timer that watches them.
+    """State shared by the connections of all ports: limits, counters, and the timer.
 
     Args:
         settings: The server's settings.
-        budget: Bytes that may be held.
+        budget: The budget of buffered bytes.
         metrics: Counters of requests that belong to no model.
     """
 
@@ -91,7 +91,7 @@ class Edge:
         return len(self._open)
 
     def enter(self, connection: Watched, is_reserved: bool) -> bool:
-        """Take a connection in, and return whether it is served.
+        """Register a connection, and return whether it is served.
 
         Args:
             connection: The connection.
@@ -105,7 +105,7 @@ class Edge:
         return is_served
 
     def leave(self, connection: Watched) -> None:
-        """Forget a connection that is closed."""
+        """Unregister a closed connection."""
         self._open.discard(connection)
         self._turned_away.discard(connection)
 
@@ -115,7 +115,7 @@ class Edge:
             self._timer.cancel()
 
     def turn_away(self) -> bytes:
-        """Return the answer to a connection beyond the limit; empty if it is to get none."""
+        """Return the response to a connection beyond the limit; empty if it is to get none."""
         self._metrics.rejected[TooManyConnections.code] += 1
         if len(self._turned_away) > _MAX_TURNED_AWAY:
             return b""
@@ -126,14 +126,14 @@ class Edge:
         return self.refusal(error, {"Retry-After": "1"})
 
     def refusal(self, error: MMSError, headers: dict[str, str] | None = None) -> bytes:
-        """Return the answer to something that is no request, and count it."""
+        """Count something that is not a request, and return the error response."""
         status, id_ = status_of(error), self._ids.of(None)
         self._metrics.requests[_ROUTE, status] += 1
         body = error_body(status, type(error).__name__, error.code, str(error), id_)
         return closing_response(status, body, {"X-Request-Id": id_, **(headers or {})})
 
     def malformed(self, request: web.BaseRequest, status: int, why: str) -> web.StreamResponse:
-        """Return the answer to a request that cannot be read, count it, and log it if few are."""
+        """Count a request that cannot be parsed, log it within limits, and return the response."""
         id_ = self._ids.of(None)
         self._metrics.requests[_ROUTE, status] += 1
         self.log(f"refused a malformed request from {request.remote}: {why}")
@@ -142,11 +142,11 @@ class Edge:
         return ClosingResponse(closing_response(status, body, {"X-Request-Id": id_}), status)
 
     def cut_off(self) -> None:
-        """Count a connection whose client does not read its answers."""
+        """Count a connection whose client does not read its responses."""
         self._metrics.rejected[SLOW_READER_REASON] += 1
 
     def log(self, line: str) -> None:
-        """Log what a client has done, unless that floods the log."""
+        """Log a line that a client has caused, at a limited rate."""
         now = time.monotonic()
         self._log_suppressed(now)
         if self._lines.admit(now):
@@ -155,7 +155,7 @@ class Edge:
     def _log_suppressed(self, now: float) -> None:
         count = self._lines.take_suppressed(now)
         if count:
-            logger.info("%d more malformed or failed requests, not logged", count)
+            logger.info("%d more malformed or failed requests were not logged", count)
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP statuses, and the body of an error answer."""
+"""The table from errors to HTTP statuses, and the body of error responses."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from mms.errors import (
     WorkerDied,
 )
 
-#: The nearest class up an error's tree decides. A start-up error only reaches a client when a
-#: model is loaded on request.
+#: The nearest base class of an error decides. A start-up error only reaches a client when a model
+#: is loaded on request.
 STATUSES: dict[type[MMSError], int] = {
     InvalidRequest: 400,
     Unauthorized: 401,
@@ -55,7 +55,7 @@ STATUSES: dict[type[MMSError], int] = {
     MMSError: 500,
 }
 
-#: What the answers of MMS 1.x called errors, by their status.
+#: The error types in responses of MMS 1.x, by status.
 _LEGACY_TYPES = {
     400: "BadRequestException",
     404: "ModelNotFoundException",
@@ -66,7 +66,7 @@ _LEGACY_TYPES = {
     507: "InsufficientStorageException",
 }
 
-#: What a service raises is quoted up to here; its log has more.
+#: Messages of a service's exceptions are truncated to this length; the log has more.
 _MAX_MESSAGE_CHARS = 2048
 
 
@@ -78,20 +78,20 @@ def status_of(error: MMSError) -> int:
 
 
 def is_v2(path: str) -> bool:
-    """Whether a path belongs to the Open Inference Protocol V2, whose errors look differently."""
+    """Return whether a path belongs to the Open Inference Protocol V2 (its errors differ)."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 def error_response(
     error: MMSError, request_id: str, debug: bool, in_v2: bool = False
 ) -> web.Response:
-    """Return the answer to a request that failed.
+    """Return the response to a failed request.
 
     Args:
-        error: What went wrong.
+        error: The error.
         request_id: The request's id.
-        debug: Whether the answer may say what the service raised, where, and in which stage.
-        in_v2: Whether it has the shape of the Open Inference Protocol V2.
+        debug: Whether the response may show the service's exception, its stage and its line.
+        in_v2: Whether it has the format of the Open Inference Protocol V2.
     """
     status = status_of(error)
     headers = {"X-Request-Id": request_id}
@@ -123,7 +123,7 @@ def response(
     details: dict[str, str] | None = None,
     in_v2: bool = False,
 ) -> web.Response:
-    """Return an error answer; at its top stands what clients of MMS 1.x look for."""
+    """Return an error response; its top level has the fields that clients of MMS 1.x read."""
     return web.Response(
         status=status,
         body=error_body(status, type_, code, message, request_id, details, in_v2),
@@ -141,7 +141,7 @@ def error_body(
     details: dict[str, str] | None = None,
     in_v2: bool = False,
 ) -> bytes:
-    """Return the JSON document of an error answer."""
+    """Return the JSON document of an error response."""
     if in_v2:
         where = (details or {}).get("where")
         text = f"{message} ({where})" if where else message

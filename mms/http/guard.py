@@ -1,9 +1,9 @@
-"""Who may send what: the checks before every request that changes or shows how models are managed.
+"""Access checks before every request that manages models or shows how they are managed.
 
-Two kinds of caller are kept out. Web pages: a browser on this machine reaches loopback ports, for
-whatever page it shows (DNS rebinding, cross-site requests). They are told apart by the headers that
-a browser sets and a page cannot. And whoever has no token, where a token is set. The same `Guard`
-serves both ports, so that a route means the same wherever it is.
+Two kinds of caller are refused. Web pages: a browser on this machine can reach loopback ports for
+any page that it shows (DNS rebinding, cross-site requests). They are recognized by headers that a
+browser sets and a page cannot. And callers without the token, where a token is set. The same
+`Guard` serves both ports, so that a route has the same checks on either.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, Draining, Forbidden, InvalidRequest, Unauthorized
 from mms.http.audit import Failures
 
-#: At 1,000 guesses a second, 16 random letters and digits outlast the machine.
+#: At 1,000 guesses per second, guessing 16 random letters and digits takes longer than the machine
+#: lasts.
 MIN_TOKEN_CHARS = 16
-#: What SageMaker calls its containers. Not a name that a page could rebind: .local is not in DNS.
+#: SageMaker's name for its containers. A page cannot rebind it: .local is not in DNS.
 _SAGEMAKER_HOST = "model.aws.local"
-#: RFC 9110, section 7.2: a name or an address, IPv6 in brackets, and perhaps a port.
+#: RFC 9110, section 7.2: a name or an address, IPv6 in brackets, and optionally a port.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _ORIGIN = re.compile(r"(https?)://(.+)", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _MAX_PORT = 65535
-#: Host headers found good, kept so that the next request with one costs a look-up. A client may
-#: send any port and any address, so their number is bounded.
+#: Maximum number of accepted Host headers that are cached, so that the next request with one costs
+#: a look-up only. Bounded, since a client may send any port and any address.
 _MOST_KNOWN_HOSTS = 64
 _FETCH_SITE = istr("Sec-Fetch-Site")
 
@@ -44,8 +45,8 @@ class Guard:
     """Checks requests before their handlers see them.
 
     Args:
-        settings: The server's; `allowed_hosts` adds names to those it is known by.
-        token: Asked for as ``Authorization: Bearer`` by `check_token`; nothing is asked if empty.
+        settings: The server's; `allowed_hosts` adds names to the default ones.
+        token: Required by `check_token` as ``Authorization: Bearer``; not required if empty.
         failures: Counts wrong tokens, writes them to the audit log, and slows guessing down.
 
     Raises:
@@ -58,7 +59,7 @@ class Guard:
         if token and len(token) < MIN_TOKEN_CHARS:
             raise ConfigError(
                 f"the token in {TOKEN_VARIABLE} is shorter than {MIN_TOKEN_CHARS} characters; "
-                "make one with: openssl rand -hex 16"
+                "generate one with: openssl rand -hex 16"
             )
         self._token = _bytes(token)
         self._failures = Failures() if failures is None else failures
@@ -77,11 +78,11 @@ class Guard:
         return bool(self._token)
 
     def check_page(self, request: web.Request) -> None:
-        """Refuse what only a web page of another site would send.
+        """Refuse requests that only a web page of another site would send.
 
         Raises:
-            Forbidden: Host is not a name of this server, or Origin or Sec-Fetch-Site name another.
-            InvalidRequest: There is no Host header where HTTP asks for one.
+            Forbidden: Host is not a name of this server, or Origin or Sec-Fetch-Site is another.
+            InvalidRequest: There is no Host header where HTTP requires one.
         """
         if self._takes_any:
             return
@@ -93,16 +94,16 @@ class Guard:
             self._check_origin(request, host or "")
 
     async def check_token(self, request: web.Request) -> None:
-        """Refuse a request that does not bring the token; one that guesses waits for its answer.
+        """Refuse a request without the token, after a delay that grows with each failure.
 
         Raises:
-            Unauthorized: It brings none, or a wrong one.
+            Unauthorized: It has no token, or a wrong one.
         """
         if not self._token:
             return
         scheme, _, sent = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
-        # Compared as bytes, since headers may hold what is not ASCII.
+        # Compared as bytes, since headers may contain non-ASCII characters.
         if is_bearer and hmac.compare_digest(_bytes(sent.strip()), self._token):
             return
         what = "wrong token" if is_bearer else "no token"
@@ -112,7 +113,7 @@ class Guard:
         raise Unauthorized(f"send Authorization: Bearer with the token in {TOKEN_VARIABLE}")
 
     def managed(self, handler: Route) -> Route:
-        """Return a handler behind the same checks as the management API has.
+        """Wrap a handler in the checks of the management API.
 
         For routes that change or list models on the inference port.
         """
@@ -127,7 +128,7 @@ class Guard:
 
     def _check_host(self, host: str | None, request: web.Request) -> None:
         if host is None:
-            # Health checks of load balancers speak HTTP/1.0 without one; no browser does.
+            # Health checks of load balancers use HTTP/1.0 without Host; no browser does.
             if request.version <= HttpVersion10:
                 return
             raise InvalidRequest("the request has no Host header")
@@ -147,7 +148,7 @@ class Guard:
         origin = headers.get(hdrs.ORIGIN)
         if origin is not None:
             if self._is_listed(origin):
-                # Whatever site that is to this one, the operator has named it.
+                # The operator has allowed this origin, whether same-site or not.
                 return
             if _normal_origin(origin) != _normal_origin(f"{request.scheme}://{host}"):
                 raise Forbidden(
@@ -163,11 +164,11 @@ class Guard:
 
 
 def make_guard_middleware(guard: Guard, is_draining: Callable[[], bool]) -> Any:
-    """Return a middleware that guards every route of an application, known or not.
+    """Return a middleware that guards every path of an application, even without a route.
 
     Args:
-        guard: What checks the requests.
-        is_draining: Whether changes are refused because the server is stopping.
+        guard: Checks the requests.
+        is_draining: Returns whether changes are refused because the server is stopping.
     """
 
     # aiohttp passes the next handler by keyword, so its name is part of the interface.
@@ -183,12 +184,12 @@ def make_guard_middleware(guard: Guard, is_draining: Callable[[], bool]) -> Any:
 
 
 def _bytes(text: str) -> bytes:
-    """Return what a header or a variable held, UTF-8 or not."""
+    """Return the original bytes of a header or a variable, UTF-8 or not."""
     return text.encode(errors="surrogateescape")
 
 
 def _name_of(host: str) -> str:
-    """Return the name or address of a whole Host header, in lower case; "" if it is malformed."""
+    """Return the name or address in a Host header, in lower case; "" if it is malformed."""
     found = _HOST.fullmatch(host)
     if found is None or int(found[2] or 0) > _MAX_PORT:
         return ""
@@ -196,7 +197,7 @@ def _name_of(host: str) -> str:
 
 
 def _normal_origin(origin: str) -> tuple[str, str, str] | None:
-    """Return scheme, name and port of an origin (RFC 6454); None if it is none of a web page."""
+    """Return scheme, name and port of an origin (RFC 6454); None if it is not a web page's."""
     found = _ORIGIN.fullmatch(origin)
     name = _name_of(found[2]) if found else ""
     if found is None or not name:

@@ -1,4 +1,4 @@
-"""Routes that ask a model: ``/predictions/{model}`` and v0.4's ``/{model}/predict``."""
+"""Routes that run a model: ``/predictions/{model}`` and v0.4's ``/{model}/predict``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mms.http.response import answer_response
 from mms.wire.frames import Buffer
 from mms.wire.messages import V2_HEADER_LENGTH, Dialect, RequestMeta
 
-# Looked up for every request; as `istr` they need not be made lower-case each time.
+# Looked up for every request; `istr` saves lower-casing them each time.
 TIMEOUT_HEADER = istr("X-Request-Timeout-Ms")
-#: "high" goes before everything else that waits for the model.
+#: "high" runs before all other queued requests for the model.
 PRIORITY_HEADER = istr("X-Request-Priority")
 
 
@@ -29,7 +29,7 @@ def add_routes(app: web.Application) -> None:
     ):
         resource = app.router.add_resource(path, name=name)
         resource.add_route("POST", predict)
-        # 1.x asks its handlers with GET, too.
+        # 1.x clients also use GET.
         resource.add_route("GET", predict)
         # What `curl -T` sends.
         resource.add_route("PUT", predict)
@@ -37,13 +37,13 @@ def add_routes(app: web.Application) -> None:
 
 
 async def predict(request: web.Request) -> web.StreamResponse:
-    """Answer with the model's bare result."""
+    """Run a model and return its bare result."""
     match = request.match_info
     return await answer(request, match["model"], match.get("version"))
 
 
 async def predict_as_v04(request: web.Request) -> web.StreamResponse:
-    """Answer with the model's result in ``{"prediction": ...}``, as 0.4 did."""
+    """Run a model and return its result in ``{"prediction": ...}``, as 0.4 did."""
     return await answer(request, request.match_info["model"], dialect=Dialect.V04)
 
 
@@ -53,16 +53,16 @@ async def answer(
     version: str | None = None,
     dialect: Dialect = Dialect.PLAIN,
 ) -> web.StreamResponse:
-    """Answer a request with a model.
+    """Run a model on a request and return the response.
 
     Args:
         request: The request.
         model: Name of the model.
-        version: The version asked for, if any.
-        dialect: How the body is written, and the answer is to be.
+        version: The requested version, if any.
+        dialect: Format of the request and response bodies.
 
     Raises:
-        MMSError: Whatever kept the model from answering.
+        MMSError: The request failed.
     """
     context, call = request.app[CONTEXT], request[CALL]
     query = _Query(request, context.settings, model, version, dialect)
@@ -70,7 +70,7 @@ async def answer(
 
 
 class _Query:
-    """dataplane.Query: a prediction asked for over HTTP."""
+    """A prediction requested over HTTP (`dataplane.Query`)."""
 
     __slots__ = (
         "_dialect", "_encoding", "_request", "_settings", "hold", "is_urgent", "model",
@@ -100,7 +100,7 @@ class _Query:
         return self._request.headers.get(name)
 
     async def read(self) -> tuple[list[Buffer], int]:
-        """Return the body, having read what the headers say of it."""
+        """Return the body, after checking the headers that describe it."""
         request, settings = self._request, self._settings
         self.timeout_s = _timeout_s(request)
         self.is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
@@ -110,7 +110,7 @@ class _Query:
         )
 
     def meta(self, id_: str, wants_headers: bool) -> RequestMeta:
-        """Return what the worker must know of the request besides its body."""
+        """Return the metadata of the request for the worker."""
         headers = self._request.headers
         meta = RequestMeta(
             id_,
@@ -120,7 +120,7 @@ class _Query:
             self._encoding,
         )
         if wants_headers:
-            # Others do not pay for them. The names are no plain strings, which encode fast.
+            # Only for services that use them. The names are `istr`; plain strings encode faster.
             meta.headers = {str(name): headers[name] for name in headers}
             meta.query = tuple(self._request.query.items())
         elif self._dialect is Dialect.OIP and V2_HEADER_LENGTH in headers:
@@ -132,9 +132,9 @@ def _timeout_s(request: web.Request) -> float | None:
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
-    # isdecimal alone also takes other scripts' digits; the length bounds the number.
+    # isdecimal alone also accepts other scripts' digits; the length bounds the number.
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) > 0):
         raise InvalidRequest(
-            f"{TIMEOUT_HEADER} must be a whole number of milliseconds above 0, got {text[:20]!r}"
+            f"{TIMEOUT_HEADER} must be a positive integer (milliseconds), got {text[:20]!r}"
         )
     return int(text) / 1000

@@ -1,4 +1,4 @@
-"""A limit on log lines that clients can cause. Pure: the clock is an argument."""
+"""A rate limit on log lines that clients can cause. Pure: the clock is an argument."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _LINES, _WINDOW_S = 5, 10.0
 
 
 class LineLimiter:
-    """Admits a few lines in each window of time and counts the others.
+    """Admits a few lines per time window and counts the others.
 
     Args:
         lines: Lines admitted per window.
@@ -20,9 +20,9 @@ class LineLimiter:
         self._seen = 0
 
     def admit(self, now: float) -> bool:
-        """Count a line, and return whether it is to be written.
+        """Count a line, and return whether to write it.
 
-        Take what an earlier window suppressed first, or its number is lost.
+        Call `take_suppressed` first, or the count of an earlier window is lost.
         """
         if now - self._began_at >= self._window_s:
             self._began_at, self._seen = now, 0
@@ -30,7 +30,7 @@ class LineLimiter:
         return self._seen <= self._lines
 
     def take_suppressed(self, now: float) -> int:
-        """Return how many lines a window that is over has suppressed, once."""
+        """Return, once, how many lines the last, finished window has suppressed."""
         if now - self._began_at < self._window_s:
             return 0
         suppressed, self._seen = max(self._seen - self._lines, 0), 0

@@ -1,6 +1,7 @@
 """The management API, on a port of its own: register, describe, scale, split and unregister models.
 
-Paths, parameters, statuses and messages are those of MMS 1.x where a client could depend on them.
+Paths, parameters, statuses and messages are those of MMS 1.x wherever a client could depend on
+them.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
     """Return the management application.
 
     Args:
-        context: What the inference application shares.
-        guard: Checks every request, whatever its route.
+        context: The objects shared with the inference application.
+        guard: Checks every request, whatever its path.
     """
     app = web.Application(
         middlewares=[
@@ -82,7 +83,7 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
 
 
 async def register(request: web.Request) -> web.Response:
-    """Register a model, or with `version` another version of one."""
+    """Register a model, or with `version` a further version of one."""
     parameters = await read_parameters(request)
     controlplane = request.app[CONTEXT].controlplane
     url = parameters.pop("url", None)
@@ -94,11 +95,11 @@ async def register(request: web.Request) -> web.Response:
     if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
         size = to_integer(parameters.pop("initial_workers", 0), "initial_workers", MAX_WORKERS)
     synchronous = to_bool(parameters.pop("synchronous", True), "synchronous")
-    # A version that cannot answer yet takes over only if it is told to.
+    # A version without workers becomes the default only on request.
     make_default = to_bool(parameters.pop("make_default", size != 0), "make_default")
-    # The manifest tells, and only Python is left.
+    # The manifest has it, and only Python is supported.
     parameters.pop("runtime", None)
-    # Before a download that may take long, and for nothing.
+    # Before a download, which may be long and in vain.
     asked = controlplane.admit(
         url,
         parameters,
@@ -111,7 +112,7 @@ async def register(request: web.Request) -> web.Response:
     registering = controlplane.register(registration, fetched, make_default)
     audit.info("register %s from %s", name, shown(registration.path))
     if size != 0 and not synchronous:
-        # Refused at once what can be refused at once; the load goes on by itself.
+        # Checked before the response; the load continues in the background.
         _run(request.app, registering, f"registering {name}")
         return _json(_PROCESSING, 202)
     await _finish(request.app, registering)
@@ -124,7 +125,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 
 async def describe(request: web.Request) -> web.Response:
-    """Describe a model: state, workers, queue, batches, archive and last error."""
+    """Describe a model: state, workers, queue, batching, archive and last error."""
     registry = request.app[CONTEXT].registry
     match = request.match_info
     model = registry.model(match["model"])
@@ -146,7 +147,7 @@ async def describe(request: web.Request) -> web.Response:
 
 
 async def change(request: web.Request) -> web.Response:
-    """Scale a model's workers, and change settings of its queue and batches."""
+    """Scale a model's workers, and change its queue and batch settings."""
     parameters = await read_parameters(request)
     context, match = request.app[CONTEXT], request.match_info
     controlplane = context.controlplane
@@ -177,7 +178,7 @@ async def change(request: web.Request) -> web.Response:
 
 
 async def split(request: web.Request) -> web.Response:
-    """Split a model's traffic over its versions: `weights`, `sticky_header`, `shadow`."""
+    """Split a model's traffic between its versions: `weights`, `sticky_header`, `shadow`."""
     parameters = await read_parameters(request)
     weights = parameters.pop("weights", {})
     sticky, shadow = parameters.pop("sticky_header", ""), parameters.pop("shadow", "")
@@ -192,7 +193,7 @@ async def split(request: web.Request) -> web.Response:
 
 
 async def set_default(request: web.Request) -> web.Response:
-    """Make a version the one that answers requests which name none."""
+    """Set the default version, which serves requests without a version."""
     name, version = request.match_info["model"], request.match_info["version"]
     request.app[CONTEXT].controlplane.set_default(name, version)
     audit.info("set default of %s to %s", name, version)
@@ -200,7 +201,7 @@ async def set_default(request: web.Request) -> web.Response:
 
 
 async def unregister(request: web.Request) -> web.Response:
-    """Unregister a model, or one version of it; what it has accepted is still answered."""
+    """Unregister a model, or one version of it, after its accepted requests have finished."""
     name, version = request.match_info["model"], request.match_info.get("version")
     await request.app[CONTEXT].controlplane.unregister(name, version)
     audit.info("unregister %s %s", name, version or "")
@@ -222,11 +223,11 @@ def _model_row(model: Model) -> dict[str, Any]:
 
 
 def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[str, Any]:
-    """Return what the management API shows of one version of a model.
+    """Return the management API's description of one version of a model.
 
     Args:
         servable: The version.
-        memory: What its processes hold, by their ids.
+        memory: Memory of its processes, by process id.
     """
     settings, limits = servable.settings, servable.lane.limits
     signature = servable.archive.signature
@@ -283,7 +284,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
 
 
 def _batching(servable: Servable) -> dict[str, Any]:
-    """Describe whether requests share forward passes, and if not, why."""
+    """Return whether requests are batched, and if not, why."""
     reason = servable.alone_reason
     if servable.lane.limits.batch_size == 1:
         reason = "batch_size is 1"
@@ -291,7 +292,7 @@ def _batching(servable: Servable) -> dict[str, Any]:
 
 
 def _run(app: web.Application, work: Coroutine[Any, Any, Any], what: str) -> None:
-    """Go on with something after it was answered; its failure is logged."""
+    """Run something in the background after the response; log its failure."""
 
     async def run() -> None:
         try:
@@ -303,7 +304,7 @@ def _run(app: web.Application, work: Coroutine[Any, Any, Any], what: str) -> Non
 
 
 async def _finish(app: web.Application, work: Coroutine[Any, Any, Any]) -> None:
-    """Do something to its end, even if the client leaves meanwhile."""
+    """Run something to completion, even if the client disconnects."""
     task = asyncio.ensure_future(work)
 
     async def end() -> None:

@@ -1,4 +1,4 @@
-"""What happens to every request: it becomes a call of the data plane, its errors become answers."""
+"""The middleware of every request: a call of the data plane, with errors mapped to responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("mms.http")
 
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
-#: Found in headers without being made lower-case first.
+#: `istr` saves lower-casing it for each look-up.
 _ID_HEADER = istr("X-Request-Id")
 
 CALL = web.RequestKey("call", Call)
@@ -33,13 +33,13 @@ def make_middleware(
     debug_errors: bool,
     check: Callable[[web.Request], None] | None = None,
 ) -> Any:
-    """Return the one middleware of the application.
+    """Return the application's only middleware.
 
     Args:
         dataplane: Counts and logs calls.
-        debug_errors: Whether answers may say what a service raised.
-        check: Raises for a request that no handler may see; here and not a middleware of its own,
-            which would cost every request a coroutine more.
+        debug_errors: Whether responses may show a service's exception.
+        check: Raises for a request that no handler may see; not a middleware of its own, which
+            would cost every request another coroutine.
     """
 
     # aiohttp passes the next handler by keyword, so its name is part of the interface.
@@ -78,7 +78,7 @@ def make_middleware(
             if dataplane.logs_access:
                 who, what = str(request.remote), f"{request.method} {request.path}"
                 dataplane.log_access(call, status, who, what)
-            # It refers to this frame, by its traceback: see `Servable.infer`.
+            # Its traceback refers to this frame: see `Servable.infer`.
             failure = None
         return answer
 
@@ -86,7 +86,7 @@ def make_middleware(
 
 
 def _refuse(request: web.Request, error: MMSError, debug: bool) -> web.StreamResponse:
-    """Return the answer to a request that failed, which holds no bytes any more."""
+    """Return the response to a failed request, whose buffered bytes are released."""
     hold_of(request).release()
     return error_response(error, request[CALL].id, debug, is_v2(request.path))
 
@@ -104,10 +104,10 @@ def _internal_error(request: web.Request, request_id: str) -> web.StreamResponse
 
 
 def _count_answer(request: web.Request, answer: web.Response) -> None:
-    """Count a large answer that no model gave: metrics, descriptions.
+    """Count a large response that is not a model's: metrics, descriptions.
 
     Raises:
-        BufferFull: It does not fit beside what is held.
+        BufferFull: It does not fit into the budget.
     """
     size = len(answer.body) if isinstance(answer.body, bytes) else 0
     if size > SMALL_BYTES:
@@ -117,7 +117,7 @@ def _count_answer(request: web.Request, answer: web.Response) -> None:
 def _http_error(
     error: web.HTTPException, request: web.Request, request_id: str
 ) -> web.StreamResponse:
-    """Put aiohttp's own errors into our shape; its redirects and such stay what they are."""
+    """Convert aiohttp's own errors to our format; return redirects and the like unchanged."""
     if error.status < 400:
         error.headers["X-Request-Id"] = request_id
         raise error

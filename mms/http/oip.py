@@ -1,6 +1,6 @@
 """Routes of the Open Inference Protocol V2 on the inference port: health, metadata, infer.
 
-Bodies of requests are read in the worker; the routes that load and unload models are in
+Request bodies are decoded in the worker. The routes that load and unload models are in
 `mms.http.oip_repository`, on the management port.
 """
 
@@ -43,7 +43,7 @@ async def live(_: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """V2: readiness of the server, as ``/health/ready`` has it."""
+    """V2: readiness of the server, as in ``/health/ready``."""
     is_ready = request.app[CONTEXT].is_ready
     return _json({"ready": is_ready}, 200 if is_ready else 503)
 
@@ -72,16 +72,16 @@ async def model_ready(request: web.Request) -> web.Response:
 
 
 async def infer(request: web.Request) -> web.StreamResponse:
-    """V2: ask a model with tensors; answers with tensors."""
+    """V2: run a model on tensors and return its output tensors."""
     match = request.match_info
     return await answer(request, match["model"], match.get("version"), Dialect.OIP)
 
 
 def _version(request: web.Request) -> Servable:
-    """Return the version asked for, or the default one.
+    """Return the requested version, or the default.
 
     Raises:
-        ModelNotFound: There is no such model or version.
+        ModelNotFound: The model or version does not exist.
         ModelNotReady: The server has not read all its archives yet.
     """
     match = request.match_info

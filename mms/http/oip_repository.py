@@ -1,7 +1,7 @@
 """The model repository extension of the Open Inference Protocol V2, on the management port.
 
-Loading is registering by the name of an archive in the model store, unloading is unregistering.
-What was unloaded here is loaded again as it was, wherever it came from.
+Loading registers an archive in the model store by its name; unloading unregisters it. A model that
+was unloaded here is loaded again as it was, whatever its origin.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def index(request: web.Request) -> web.Response:
 
 
 async def load(request: web.Request) -> web.Response:
-    """V2: load a model of the model store, or again one that is loaded, without a gap."""
+    """V2: load a model from the model store, or reload a loaded one without downtime."""
     name, context = request.match_info["model"], request.app[CONTEXT]
     controlplane, unloaded = context.controlplane, context.controlplane.unloaded
     parameters = _parameters(await read_object(request))
@@ -85,10 +85,10 @@ async def load(request: web.Request) -> web.Response:
 
 
 async def unload(request: web.Request) -> web.Response:
-    """V2: unload a model; what it has accepted is still answered."""
+    """V2: unload a model after its accepted requests have finished."""
     name = request.match_info["model"]
     parameters = _parameters(await read_object(request))
-    # Nothing depends on a model here, so there is nothing more to unload.
+    # Models have no dependents here, so there is nothing more to unload.
     parameters.pop("unload_dependents", None)
     refuse_unknown(parameters)
     controlplane = request.app[CONTEXT].controlplane
@@ -98,7 +98,7 @@ async def unload(request: web.Request) -> web.Response:
 
 
 async def _noting(unloaded: Unloaded, name: str, work: Coroutine[Any, Any, Any]) -> None:
-    """Load something; if it does not load, the index says why."""
+    """Load a model; record the reason for the index if it fails."""
     try:
         await work
     except MMSError as error:
@@ -109,7 +109,7 @@ async def _noting(unloaded: Unloaded, name: str, work: Coroutine[Any, Any, Any])
 def _entry(servable: Servable) -> dict[str, str]:
     state, reason = _STATES[servable.state], ""
     if servable.is_ready:
-        # One that sleeps is woken up by its next request.
+        # An idle-unloaded model is loaded again by its next request.
         state = "READY"
     elif servable.last_error is not None and servable.state is ServableState.FAILED:
         reason = str(servable.last_error)
@@ -117,7 +117,7 @@ def _entry(servable: Servable) -> dict[str, str]:
 
 
 async def _unloaded_entries(context: Context) -> list[dict[str, str]]:
-    """Return what was unloaded, and what lies in the model store, loaded or not."""
+    """Return the entries of unloaded models and of the model store's, loaded or not."""
     unloaded = context.controlplane.unloaded
     entries = [
         {"name": name, "version": r.version or "", "state": "UNAVAILABLE", "reason": "unloaded"}
@@ -144,7 +144,7 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     for key in parameters:
         if key.startswith("file:") or key in ("config", "service"):
             raise InvalidRequest(
-                f"the parameter {key[:100]!r} is not offered: a model's files come from its "
-                "archive; give settings such as batch_size by their names"
+                f"the parameter {key[:100]!r} is not supported: a model's files come from its "
+                "archive; pass settings such as batch_size by their names"
             )
     return dict(parameters)

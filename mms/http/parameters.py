@@ -1,4 +1,4 @@
-"""The parameters of calls that manage models: where they may stand, and what they may be."""
+"""Read and check the parameters of the model management routes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mms.serving.registry import Model
 MAX_BODY_BYTES = 1 << 20
 _BODY_TIMEOUT_S = 30.0
 _PAGE = 100
-#: Largest of the numbers that have no bound of their own: weights, and places in a list.
+#: Maximum of numbers without a limit of their own: weights and positions in a list.
 _MOST = 999_999_999
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 async def read_parameters(request: web.Request) -> dict[str, Any]:
-    """Return the parameters of a call: from the query, a form, or a JSON object."""
+    """Return the parameters of a request, from its query, form or JSON object."""
     parameters: dict[str, Any] = dict(request.query)
     chunks, size = await read_body(request, MAX_BODY_BYTES, _BODY_TIMEOUT_S)
     if not size:
@@ -35,7 +35,7 @@ async def read_parameters(request: web.Request) -> dict[str, Any]:
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """Return the JSON object of a body; without one, an empty object."""
+    """Return the JSON object in the body; an empty object if there is no body."""
     chunks, size = await read_body(request, MAX_BODY_BYTES, _BODY_TIMEOUT_S)
     return _to_object(b"".join(chunks)) if size else {}
 
@@ -51,10 +51,10 @@ def _to_object(body: bytes) -> dict[str, Any]:
 
 
 def refuse_unknown(parameters: Mapping[str, Any]) -> None:
-    """Refuse what is left when all that is known has been taken.
+    """Refuse the parameters left after all known ones have been removed.
 
     Raises:
-        InvalidRequest: Something is.
+        InvalidRequest: A parameter is left.
     """
     for key in parameters:
         raise InvalidRequest(f"unknown parameter {str(key)[:100]!r}")
@@ -64,11 +64,11 @@ def to_integer(value: Any, name: str, maximum: int = _MOST) -> int:
     """Return a parameter that is an integer >= 0.
 
     Raises:
-        InvalidRequest: It is something else, or above its maximum.
+        InvalidRequest: It is not one, or exceeds its maximum.
     """
     text = str(value)
     is_number = not isinstance(value, bool) and text.isascii() and text.isdecimal()
-    # The length first: Python refuses to convert very long numbers.
+    # The length first: Python raises for very long numbers.
     if not is_number or len(text) > len(str(_MOST)) or int(text) > maximum:
         raise InvalidRequest(
             f"Parameter {name} must be an integer from 0 to {maximum}, got {text[:50]!r}"
@@ -80,7 +80,7 @@ def to_bool(value: Any, name: str) -> bool:
     """Return a parameter that is true or false.
 
     Raises:
-        InvalidRequest: It is something else.
+        InvalidRequest: It is neither.
     """
     text = str(value).lower()
     if text not in _TRUE + _FALSE:
@@ -89,14 +89,14 @@ def to_bool(value: Any, name: str) -> bool:
 
 
 def page_of_models(request: web.Request, describe: Callable[[Model], Any]) -> dict[str, Any]:
-    """Return the page of the list of models that a request asks for.
+    """Return the requested page of the list of models.
 
     Args:
-        request: Its `limit` and `next_page_token` say how many, and from which on.
-        describe: Gives what the list says of a model.
+        request: Has the page size (`limit`) and the start (`next_page_token`).
+        describe: Returns a model's entry in the list.
 
     Raises:
-        InvalidRequest: One of these is not an integer.
+        InvalidRequest: `limit` or `next_page_token` is not an integer.
     """
     limit = to_integer(request.query.get("limit", _PAGE), "limit")
     start = to_integer(request.query.get("next_page_token", 0), "next_page_token")

@@ -1,9 +1,9 @@
-"""Answers of models, written to the connection in one call where aiohttp allows it.
+"""Models' responses, written to the connection in one call where aiohttp allows it.
 
 `web.Response` spends a third of a small request's time on headers that are always the same.
-`FastResponse` has them ready. aiohttp needs of a response only what is defined here; that is not
-documented, so tests pin it, and everything out of the ordinary (HTTP/1.0, large bodies, headers
-set by a service) goes through `web.Response`.
+`FastResponse` has them ready. aiohttp requires only what is defined here of a response. That is not
+documented, so tests pin it, and unusual cases (HTTP/1.0, large bodies, headers set by a service)
+use `web.Response`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from mms.serving.budget import SMALL_BYTES
 from mms.wire.frames import Buffer
 from mms.wire.messages import Answer
 
-#: Larger bodies are written in pieces, each once the client has taken most of the one before: what
-#: is given to uvloop at once, it buffers at once.
+#: Larger bodies are written in pieces, each once the client has read most of the previous one:
+#: uvloop buffers whatever it is given at once.
 _MAX_FAST_BYTES = SMALL_BYTES
-#: Large enough that the loop's work for it does not show, small beside what a client may hold.
+#: Large enough that the loop's overhead is negligible, small compared to what a client may hold.
 _PIECE_BYTES = 256 << 10
-#: Statuses whose answers have no body, whatever the service gave.
+#: Statuses whose responses have no body, whatever the service returned.
 _WITHOUT_BODY = (204, 304)
 
 
 class FastResponse(web.StreamResponse):
-    """A complete 200 application/json answer in one write."""
+    """A complete 200 application/json response in one write."""
 
     _fast_may_keep_alive = True
 
@@ -43,17 +43,17 @@ class FastResponse(web.StreamResponse):
 
     @property
     def status(self) -> int:
-        """Always 200."""
+        """Status of the response: always 200."""
         return 200
 
     @property
     def keep_alive(self) -> bool | None:
-        """Whether the connection goes on, as the request wants."""
+        """Whether the connection is kept open, as the request asks for."""
         return self._fast_keep_alive
 
     @property
     def body_length(self) -> int:
-        """Bytes of the body, for the access log."""
+        """Length of the body in bytes, for the access log."""
         return len(self._fast_body)
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -61,7 +61,7 @@ class FastResponse(web.StreamResponse):
         self._fast_keep_alive = request.keep_alive and self._fast_may_keep_alive
         transport = request.transport
         if transport is None:
-            # The client has left.
+            # The client has disconnected.
             return None
         connection = "" if self._fast_keep_alive else "Connection: close\r\n"
         head = (
@@ -73,20 +73,20 @@ class FastResponse(web.StreamResponse):
         )
         transport.write(head.encode("latin-1") + self._fast_body)
         if transport.get_write_buffer_size():
-            # A client that sends requests without reading answers must not fill our memory.
+            # A client that sends requests without reading responses must not fill the memory.
             await request.writer.drain()
         return None
 
     def force_close(self) -> None:
-        """Close the connection after this answer."""
+        """Close the connection after this response."""
         self._fast_may_keep_alive = False
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """aiohttp: nothing is left to write."""
+        """aiohttp: do nothing; everything is written."""
 
 
 class ClosingResponse(FastResponse):
-    """An answer made before, after which the connection is closed."""
+    """A pre-encoded response after which the connection is closed."""
 
     def __init__(self, data: bytes, status: int) -> None:
         super().__init__(data, "")
@@ -95,7 +95,7 @@ class ClosingResponse(FastResponse):
 
     @property
     def status(self) -> int:
-        """As given."""
+        """Status of the response."""
         return self._closing_status
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -106,7 +106,7 @@ class ClosingResponse(FastResponse):
 
 
 def closing_response(status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """Return the bytes of a JSON answer after which the connection is closed."""
+    """Return an encoded JSON response after which the connection is closed."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
@@ -118,7 +118,7 @@ def closing_response(status: int, body: bytes, headers: Mapping[str, str]) -> by
 
 
 class LargeResponse(web.StreamResponse):
-    """An answer that is written in pieces, as fast as the client reads, and never copied."""
+    """A response written in pieces, as fast as the client reads, and never copied."""
 
     def __init__(self, body: Buffer, status: int, reason: str, headers: Mapping[str, str]) -> None:
         super().__init__(status=status, reason=reason or None, headers=headers)
@@ -134,7 +134,7 @@ class LargeResponse(web.StreamResponse):
 
 
 def answer_response(request: web.Request, answer: Answer, request_id: str) -> web.StreamResponse:
-    """Return the response for a model's answer."""
+    """Convert a model's answer to a response."""
     is_small = len(answer.body) <= _MAX_FAST_BYTES
     if (
         is_small
@@ -154,8 +154,8 @@ def answer_response(request: web.Request, answer: Answer, request_id: str) -> we
 def own_body(body: Buffer) -> Buffer:
     """Return a body that keeps no more than about twice its length alive.
 
-    Answers are views of the frame that brought the whole batch. A small part of a large one is
-    copied; a large part stays a view.
+    Answers are views of the frame of the whole batch. A small part of a large frame is copied; a
+    large part stays a view.
     """
     if isinstance(body, memoryview) and 2 * len(body) < memoryview(body.obj).nbytes:
         return bytes(body)

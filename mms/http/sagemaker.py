@@ -1,8 +1,8 @@
 """SageMaker's routes: ``/invocations``, and those of a multi-model container.
 
 The contract: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. The routes
-that load, list and unload models are only there with ``multi_model``, since they are on the port
-that everybody may reach, and behind the guard of the management API.
+that load, list and unload models only exist with ``multi_model``, since they are on the port that
+any client may reach, and are guarded like the management API.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mms.wire.messages import Dialect
 _MAX_BODY_BYTES = 64 << 10
 
 
-#: Whether callers of the multi-model routes may see where archives lie on this machine.
+#: Whether callers of the multi-model routes may see the paths of archives on this machine.
 _SHOWS_PATHS = web.AppKey("shows_paths", bool)
 
 
@@ -39,7 +39,7 @@ def add_routes(app: web.Application, guard: Guard | None, shows_paths: bool = Tr
 
     Args:
         app: The inference application.
-        guard: Stands before the multi-model routes; None leaves these out.
+        guard: Checks the requests of the multi-model routes; None omits these.
         shows_paths: Whether their callers may see paths of this machine.
     """
     app.router.add_post("/invocations", invocations, name="invocations")
@@ -54,10 +54,10 @@ def add_routes(app: web.Application, guard: Guard | None, shows_paths: bool = Tr
 
 
 async def invocations(request: web.Request) -> web.StreamResponse:
-    """Ask the model that ``?model_name=`` names; without it, the only one there is.
+    """Run the model named by ``?model_name=``; without it, the only model.
 
     Raises:
-        InvalidRequest: There are several, and none is named.
+        InvalidRequest: There are several models, and none is named.
     """
     context = request.app[CONTEXT]
     name = request.query.get("model_name") or _only_model(context)
@@ -65,18 +65,18 @@ async def invocations(request: web.Request) -> web.StreamResponse:
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
-    """Ask a model by its name, as 1.x's multi-model mode had it."""
+    """Run a model by its name, as in 1.x's multi-model mode."""
     return await answer(request, request.match_info["model"], dialect=Dialect.V1)
 
 
 async def load(request: web.Request) -> web.Response:
-    """Load a model: ``{"model_name", "url"}``, the url being a path below the model store.
+    """Load a model: ``{"model_name", "url"}``, where url is a path below the model store.
 
     Any other location is refused unless `allowed_urls` permits it.
 
     Raises:
-        Conflict: It is loaded.
-        OutOfMemory: There is no room for it; SageMaker then unloads another and asks again.
+        Conflict: It is already loaded.
+        OutOfMemory: There is no memory for it; SageMaker then unloads another model and retries.
     """
     context = request.app[CONTEXT]
     chunks, _ = await read_body(request, _MAX_BODY_BYTES, context.settings.body_timeout)
@@ -102,19 +102,19 @@ async def load(request: web.Request) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """List the models that are loaded, a page at a time."""
+    """List the loaded models, a page at a time."""
     page = page_of_models(request, lambda model: _document(model, request))
     return json_response(orjson.dumps(page) + b"\n")
 
 
 async def describe(request: web.Request) -> web.Response:
-    """Describe a model that is loaded."""
+    """Describe a loaded model."""
     model = request.app[CONTEXT].registry.model(request.match_info["model"])
     return json_response(orjson.dumps(_document(model, request)) + b"\n")
 
 
 async def unload(request: web.Request) -> web.Response:
-    """Unload a model; what it has accepted is still answered."""
+    """Unload a model after its accepted requests have finished."""
     context = request.app[CONTEXT]
     name = request.match_info["model"]
     if context.dataplane.is_draining:
@@ -131,7 +131,7 @@ def _document(model: Model, request: web.Request) -> dict[str, str]:
 
 
 def _public_source(source: str, settings: ServerSettings) -> str:
-    """Return a location without what it tells of this machine: its place in the model store."""
+    """Return a location relative to the model store, without the paths of this machine."""
     if is_remote(source):
         return source
     found = _without_store(source, settings)
@@ -139,9 +139,9 @@ def _public_source(source: str, settings: ServerSettings) -> str:
 
 
 def _without_store(text: str, settings: ServerSettings) -> str:
-    """Return a text with the paths in it relative to the model store."""
+    """Return a string with the paths in it made relative to the model store."""
     if _is_known(f"{settings.model_store}/"):
-        # SageMaker's own folder, which the contract has in its answers.
+        # SageMaker's own folder, which the contract includes in responses.
         return text
     for store in (settings.model_store, os.path.realpath(settings.model_store)):
         text = text.replace(f"{store.rstrip('/')}/", "")
@@ -160,11 +160,11 @@ def _only_model(context: Context) -> str:
         return names[0]
     if context.dataplane.state is ServerState.STARTING:
         raise ModelNotReady("the server is starting", retry_after_s=1.0)
-    raise InvalidRequest(f"name the model with ?model_name=NAME; there are: {listed(names)}")
+    raise InvalidRequest(f"select a model with ?model_name=NAME; loaded models: {listed(names)}")
 
 
 def _archive_in(location: str) -> str:
-    """Return what to load of a location: in the folder that SageMaker unpacks into, the archive."""
+    """Return the location to load: for a folder that SageMaker unpacked, the archive in it."""
     given = parse_location(location)
     found = find_archives(given.path) if given.path and given.path.is_dir() else []
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Routes that tell how the server is: liveness, readiness, ping and metrics."""
+"""Routes for the server's health: liveness, readiness, ping and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_routes(app: web.Application) -> None:
 
 
 async def ping(request: web.Request) -> web.Response:
-    """Readiness in the words of v0.4 (``health``) and of 1.x (``status``)."""
+    """Readiness in the formats of v0.4 (``health``) and 1.x (``status``)."""
     if request.app[CONTEXT].is_ready:
         return json_response(b'{"health":"healthy!","status":"Healthy"}\n')
     return json_response(b'{"health":"unhealthy!","status":"Unhealthy"}\n', 503)
@@ -61,7 +61,7 @@ async def model_ready(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """All metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     context = request.app[CONTEXT]
     body = await context.exporter.fresh(context.registry.read_memory)
     return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})

@@ -24,6 +24,7 @@ from mms.errors import (
     subclasses,
 )
 from mms.serving.budget import Hold
+from mms.serving.lifecycle import IllegalMove
 from mms.serving.registry import Model, Registry
 from mms.serving.request_ids import RequestIds
 from mms.serving.servable import Servable
@@ -48,7 +49,7 @@ _OF_THE_SERVICE = (InferenceFailed, RejectedByService)
 
 
 class ServerState(enum.Enum):
-    """What the server is doing; it only ever goes forward.
+    """State of the server, which only ever goes forward.
 
     Attributes:
         STARTING: Start-up models are being loaded.
@@ -61,6 +62,17 @@ class ServerState(enum.Enum):
     SERVING = "serving"
     STOPPING = "stopping"
     DRAINING = "draining"
+
+
+#: Which states may follow each; docs/architecture.md draws it.
+SERVER_MOVES = {
+    # To DRAINING at once: stopped before its models had been loaded.
+    ServerState.STARTING: {ServerState.SERVING, ServerState.DRAINING},
+    ServerState.SERVING: {ServerState.STOPPING},
+    ServerState.STOPPING: {ServerState.DRAINING},
+    # Stopping a second time is no harm.
+    ServerState.DRAINING: {ServerState.DRAINING},
+}
 
 
 class Call:
@@ -146,6 +158,16 @@ class DataPlane:
     def is_draining(self) -> bool:
         """Whether no more calls are accepted."""
         return self.state is ServerState.DRAINING
+
+    def enter(self, state: ServerState) -> None:
+        """Go to another state.
+
+        Raises:
+            IllegalMove: It cannot follow the present one.
+        """
+        if state not in SERVER_MOVES[self.state]:
+            raise IllegalMove(f"a server cannot go from {self.state.name} to {state.name}")
+        self.state = state
 
     def begin(self, route: str, *sent_ids: str | None) -> Call:
         """Return a new call.

@@ -15,7 +15,8 @@ class ServableState(enum.Enum):
     FAILED = "failed"
 
 
-_SERVABLE_MOVES = {
+#: Which states may follow each; docs/architecture.md draws it.
+SERVABLE_MOVES = {
     ServableState.LOADING: {ServableState.READY, ServableState.FAILED, ServableState.DRAINING},
     # To UNLOADED at once: a model that nobody asks goes to sleep.
     ServableState.READY: {
@@ -40,6 +41,6 @@ def move_servable(current: ServableState, following: ServableState) -> ServableS
     Raises:
         IllegalMove: It may not.
     """
-    if following not in _SERVABLE_MOVES[current]:
+    if following not in SERVABLE_MOVES[current]:
         raise IllegalMove(f"a servable cannot go from {current.name} to {following.name}")
     return following

@@ -1,4 +1,4 @@
-"""What the server counts, and where it is shown or written.
+"""The server's metrics: counters, their exposition for Prometheus, and other destinations.
 
-What a 1.x handler imports to report metrics is public and lies in `mms.metrics`.
+The public API by which 1.x handlers report metrics is `mms.metrics`.
 """

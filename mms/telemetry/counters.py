@@ -1,8 +1,8 @@
 """Counters and histograms of the server.
 
 On the hot path a metric is a plain integer or list of integers in this process: about 2 µs per
-request against 6 to 12 for the client library's objects, which `mms.telemetry.prometheus` makes
-of them when somebody asks.
+request against 6 to 12 for the client library's objects, which `mms.telemetry.prometheus` creates
+from them at scrape time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from mms.telemetry.service_metrics import ReportedMetrics
 from mms.wire.messages import Stage
 
-#: From an answer without a model to a large network on a slow machine (seconds).
+#: From a response without a model to a large network on a slow machine (seconds).
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 )  # fmt: skip
@@ -25,12 +25,12 @@ STAGE_BUCKETS = (
     1.0, 2.5, 10.0,
 )  # fmt: skip
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: From an empty answer to a large tensor (bytes).
+#: From an empty response to a large tensor (bytes).
 SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 
 
 class Histogram:
-    """Counts of values by bucket, and their sum. A value on a bound belongs below it."""
+    """Counts of values by bucket, and their sum. Upper bounds are inclusive."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -52,7 +52,7 @@ class Histogram:
             self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Return (upper bound, values up to it) as Prometheus counts them."""
+        """Return (upper bound, count of values up to it) in Prometheus' cumulative form."""
         rows = []
         count = 0
         for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
@@ -62,7 +62,7 @@ class Histogram:
 
 
 class ServableMetrics:
-    """What is counted for one version of one model."""
+    """Counters of one version of one model."""
 
     def __init__(self, model: str, version: str) -> None:
         self.model = model
@@ -83,7 +83,7 @@ class ServableMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ServerGauges:
-    """What the server as a whole holds at this moment, and may hold."""
+    """Current usage and limits of the server as a whole."""
 
     buffered_bytes: int = 0
     max_buffered_bytes: int = 0
@@ -93,7 +93,7 @@ class ServerGauges:
 
 @dataclass
 class ServerMetrics:
-    """What is counted for requests that belong to no model, by (route, status)."""
+    """Counters of requests that belong to no model, by (route, status)."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Where readings are written: the log, CSV files, CloudWatch."""
+"""Destinations of readings: the log, CSV files, CloudWatch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mms.telemetry.readings import Reading
 logger = logging.getLogger("mms.metrics")
 
 _NAMESPACE = "MXNetModelServer"
-#: CloudWatch takes a thousand in one call.
+#: CloudWatch accepts a thousand per call.
 _DATA_PER_CALL = 500
-#: The last write is waited for when the server stops: two attempts must not take longer than that.
+#: The server waits for the last write when it stops, so these bound how long two attempts take.
 _CONNECT_S, _READ_S, _ATTEMPTS = 3, 5, 2
 
 
 class Destination(Protocol):
-    """Where readings go. Called in a thread of its own, one call at a time."""
+    """A destination of readings. Called in a thread of its own, one call at a time."""
 
     def write(self, readings: Sequence[Reading], moment: datetime.datetime, seconds: float) -> None:
         """Write the readings of an interval.
@@ -37,15 +37,15 @@ class Destination(Protocol):
             seconds: Length of the interval.
 
         Raises:
-            Exception: Whatever the destination fails with.
+            Exception: Any failure of the destination.
         """
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
 
 
 class LogDestination:
-    """One line of the log for each reading, which carries the model like any other line."""
+    """Logs one line per reading, with the model as in any other line."""
 
     def write(self, readings: Sequence[Reading], moment: datetime.datetime, seconds: float) -> None:
         """Log the readings."""
@@ -64,10 +64,10 @@ class LogDestination:
 
 
 class CsvDestination:
-    """``mms_NAME.csv`` for each metric, as v0.4 named them, with the model as a third column.
+    """Writes ``mms_NAME.csv`` for each metric, as v0.4 did, with the model as a third column.
 
     Raises:
-        ConfigError: The folder cannot be made.
+        ConfigError: The folder cannot be created.
     """
 
     _HEADER = ("time", "value", "model")
@@ -77,7 +77,7 @@ class CsvDestination:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"metrics_dir {folder} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"metrics_dir {folder} cannot be created: {error.strerror}") from None
 
     def write(self, readings: Sequence[Reading], moment: datetime.datetime, seconds: float) -> None:
         """Append to the files."""
@@ -91,7 +91,7 @@ class CsvDestination:
 
     def _append(self, path: Path, rows: list[tuple[Any, ...]]) -> None:
         # Another server may write to the same file: the lock keeps the header first and the rows
-        # whole, and what is written is written in one call or not at all.
+        # whole, and a row is written in one call or not at all.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -117,10 +117,10 @@ def _csv(rows: Sequence[tuple[Any, ...]]) -> bytes:
 
 
 class CloudWatchDestination:
-    """AWS CloudWatch, with v0.4's namespace, names, units and dimensions.
+    """Sends to AWS CloudWatch, with v0.4's namespace, names, units and dimensions.
 
     Raises:
-        ConfigError: boto3 is not installed, or does not know which region to write to.
+        ConfigError: boto3 is not installed, or no region is configured.
     """
 
     def __init__(self) -> None:
@@ -141,10 +141,10 @@ class CloudWatchDestination:
         try:
             self._client = boto3.client("cloudwatch", config=limits)
         except (BotoCoreError, ValueError) as error:
-            # ValueError: AWS_ENDPOINT_URL is no URL.
+            # ValueError: AWS_ENDPOINT_URL is not a URL.
             raise ConfigError(
-                f"metrics_write_to cloudwatch: {error} (AWS_DEFAULT_REGION and `aws configure` "
-                "say where to write and as whom)"
+                f"metrics_write_to cloudwatch: {error} (set the region and credentials with "
+                "AWS_DEFAULT_REGION or `aws configure`)"
             ) from None
         self._host = {"Name": "host", "Value": socket.gethostname()}
 

@@ -1,4 +1,4 @@
-"""The host's processors, memory and disk, under v0.4's names."""
+"""Usage of the host's CPUs, memory and disk, under v0.4's names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _MB, _GB = 1 << 20, 1 << 30
 
 
 class Machine:
-    """The host's processors, memory and disk since the last time they were asked for."""
+    """Usage of the host's CPUs, memory and disk since the last `take`."""
 
     def __init__(self) -> None:
-        # The first call only sets the mark from which the next one measures.
+        # The first call only sets the starting point of the next one.
         psutil.cpu_percent()
         self._samples: dict[tuple[str, str], Samples] = {}
 
     def sample(self) -> None:
-        """Look at the machine now."""
+        """Record the current usage."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(_DISK)
         for name, unit, value in (
             ("CPUUtilization", "Percent", psutil.cpu_percent()),
@@ -33,7 +33,7 @@ class Machine:
             self._samples.setdefault((name, unit), Samples()).add(value)
 
     def take(self) -> list[Reading]:
-        """Return the means, and begin again."""
+        """Return the means since the last call, and reset."""
         samples, self._samples = self._samples, {}
         return [
             Reading(name, unit, found.total / found.count, samples=found)

@@ -1,4 +1,4 @@
-"""Renders the counters for Prometheus at scrape, as families of its client library."""
+"""Render the counters for Prometheus at scrape time, as its client library's metric families."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from mms.telemetry.counters import Histogram, ServableMetrics, ServerGauges, Ser
 from mms.telemetry.service_metrics import families
 from mms.version import __version__
 
-#: Rendering takes 4 ms of the event loop with 2 models and 0.6 s with 500, and anybody may ask.
-#: Prometheus asks every 15 s or more.
+#: Rendering takes 4 ms of the event loop with 2 models and 0.6 s with 500, and any client may
+#: request it. Prometheus scrapes every 15 s or more.
 METRICS_AGE_S = 1.0
-#: Times that rendering took for which its text is good: so it has a twentieth of the event loop.
+#: A rendered text is reused for this many times its rendering time, which limits rendering to a
+#: twentieth of the event loop.
 _AGE_PER_COST = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ServableSnapshot:
-    """The gauges of one servable at this moment.
+    """The current gauges of one servable.
 
     Attributes:
         metrics: Its counters.
         state: Name of its state.
-        states: Names of all states there are.
-        queue_depth: Requests waiting.
-        queue_limit: Most that may wait.
+        states: Names of all possible states.
+        queue_depth: Queued requests.
+        queue_limit: Maximum number of queued requests.
         in_flight: Requests in workers.
-        workers: Number of workers by name of their state.
+        workers: Number of workers by name of state.
         worker_memory: Resident bytes of each worker.
     """
 
@@ -55,21 +56,21 @@ class ServableSnapshot:
 
 
 class Source(Protocol):
-    """Where the exporter gets its numbers."""
+    """The source of the exporter's gauges."""
 
     def snapshots(self) -> Iterable[ServableSnapshot]:
         """Return the state of each servable."""
 
 
 class Exporter:
-    """Renders everything for one scrape.
+    """Renders all metrics for a scrape.
 
     Args:
-        source: Where the gauges are read.
-        server: What is counted for the whole server.
-        max_age_s: How long a text is given out again before a new one is made, in seconds; longer
-            where making one takes long. 0 makes one each time.
-        clock: Monotonic seconds.
+        source: Source of the gauges.
+        server: Counters of the whole server.
+        max_age_s: How long a rendered text is reused, in seconds; longer where rendering is slow.
+            0 renders it each time.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class Exporter:
     def render(self) -> bytes:
         """Return the text exposition format.
 
-        Rendering never yields to the event loop, so requests that come meanwhile find the new text.
+        Rendering never yields to the event loop, so requests that arrive meanwhile get the new
+        text.
         """
         started = self._clock()
         if self._good_until is None or started >= self._good_until:
@@ -104,14 +106,15 @@ class Exporter:
         return self._text
 
     async def fresh(self, prepare: Callable[[], Awaitable[None]]) -> bytes:
-        """Return the text, after what takes time to read has been read.
+        """Return the text, rendered again after `prepare` if it is too old.
 
         Args:
-            prepare: Reads it, without holding up the event loop; called only if a new text is due.
+            prepare: Reads values that are slow to obtain, without blocking the event loop; called
+                only before the text is rendered.
         """
         if not self._is_due():
             return self._text
-        # Whoever asks meanwhile waits for the same text.
+        # Concurrent callers wait for the same text.
         async with self._preparing:
             if self._is_due():
                 await prepare()
@@ -121,7 +124,7 @@ class Exporter:
         return self._good_until is None or self._clock() >= self._good_until
 
     def collect(self) -> Iterator[Metric]:
-        """prometheus_client: yield every metric family."""
+        """Yield every metric family (prometheus_client's collector interface)."""
         snapshots = list(self._source.snapshots())
         yield from self._request_metrics(snapshots)
         yield from _histograms(snapshots)
@@ -139,12 +142,12 @@ class Exporter:
     def _request_metrics(self, snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "mms_requests_total",
-            "Requests answered; those for no model have an empty model label.",
+            "Requests by status; the model label is empty for requests without a model.",
             labels=["model", "version", "route", "code"],
         )
         rejected = CounterMetricFamily(
             "mms_requests_rejected_total",
-            "Requests that got no answer from the model, by reason.",
+            "Requests refused, each counted once, by the code of the error.",
             labels=["model", "version", "reason"],
         )
         for (route, code), count in self._server.requests.items():
@@ -159,7 +162,7 @@ class Exporter:
                 rejected.add_metric([m.model, m.version, reason], count)
         shadows = CounterMetricFamily(
             "mms_shadow_requests_total",
-            "Copies of requests sent to a shadow version, by how its answer compared.",
+            "Requests copied to a shadow version, by how its response compared.",
             labels=["model", "version", "outcome"],
         )
         for (name, version, outcome), count in self._server.shadows.items():
@@ -170,14 +173,14 @@ class Exporter:
         yield _counters(
             snapshots,
             "mms_batch_release_total",
-            "Batches sent to workers, by why they were sent then.",
+            "Batches sent to workers, by what released them.",
             "reason",
             lambda m: m.releases,
         )
         yield _counters(
             snapshots,
             "mms_worker_restarts_total",
-            "Workers replaced, by what ended them.",
+            "Workers replaced, by reason.",
             "reason",
             lambda m: m.restarts,
         )
@@ -202,17 +205,17 @@ def _histograms(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
     described: list[tuple[str, str, Callable[[ServableMetrics], Histogram]]] = [
         (
             "mms_request_duration_seconds",
-            "From the request's head to its answer.",
+            "Time from a request's head to its response.",
             lambda m: m.duration,
         ),
         (
             "mms_queue_wait_seconds",
-            "From a request's arrival in the queue to its batch's departure.",
+            "Time from a request's arrival in the queue to the dispatch of its batch.",
             lambda m: m.queue_wait,
         ),
         ("mms_batch_size", "Requests per frame sent to a worker.", lambda m: m.batch_size),
-        ("mms_request_bytes", "Length of request bodies.", lambda m: m.request_bytes),
-        ("mms_response_bytes", "Length of answers.", lambda m: m.response_bytes),
+        ("mms_request_bytes", "Size of request bodies.", lambda m: m.request_bytes),
+        ("mms_response_bytes", "Size of response bodies.", lambda m: m.response_bytes),
     ]
     for name, help_, get in described:
         family = HistogramMetricFamily(name, help_, labels=["model", "version"])
@@ -238,24 +241,24 @@ def _server_gauges(gauges: ServerGauges) -> Iterator[Metric]:
     for name, help_, value in (
         (
             "mms_buffered_bytes",
-            "Bytes of request bodies and answers held by the server.",
+            "Bytes of request and response bodies held by the server.",
             gauges.buffered_bytes,
         ),
-        ("mms_buffered_bytes_limit", "Most bytes that may be held.", gauges.max_buffered_bytes),
-        ("mms_connections", "HTTP connections that are open.", gauges.connections),
-        ("mms_connections_limit", "Most connections that may be.", gauges.max_connections),
+        ("mms_buffered_bytes_limit", "Limit of mms_buffered_bytes.", gauges.max_buffered_bytes),
+        ("mms_connections", "Open HTTP connections.", gauges.connections),
+        ("mms_connections_limit", "Limit of mms_connections.", gauges.max_connections),
     ):
         yield GaugeMetricFamily(name, help_, value=value)
 
 
 def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
     described: list[tuple[str, str, Callable[[ServableSnapshot], float]]] = [
-        ("mms_queue_depth", "Requests waiting.", lambda s: s.queue_depth),
-        ("mms_queue_limit", "Most requests that may wait.", lambda s: s.queue_limit),
+        ("mms_queue_depth", "Queued requests.", lambda s: s.queue_depth),
+        ("mms_queue_limit", "Limit of mms_queue_depth.", lambda s: s.queue_limit),
         ("mms_in_flight", "Requests in workers.", lambda s: s.in_flight),
         (
             "mms_model_load_seconds",
-            "What loading the model took.",
+            "Time that loading the model took.",
             lambda s: s.metrics.load_seconds,
         ),
     ]
@@ -265,7 +268,7 @@ def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
             family.add_metric([snapshot.metrics.model, snapshot.metrics.version], get(snapshot))
         yield family
     state = GaugeMetricFamily(
-        "mms_model_state", "1 for the state the model is in.", labels=["model", "version", "state"]
+        "mms_model_state", "1 for the model's current state.", labels=["model", "version", "state"]
     )
     workers = GaugeMetricFamily(
         "mms_workers", "Workers by state.", labels=["model", "version", "state"]
@@ -281,7 +284,7 @@ def _gauges(snapshots: Sequence[ServableSnapshot]) -> Iterator[Metric]:
             state.add_metric([*labels, name], float(name == snapshot.state))
         for name, count in snapshot.workers.items():
             workers.add_metric([*labels, name], count)
-        # Numbered from 0: a pid is nobody's business, and would make a new series of each restart.
+        # Numbered from 0: a pid is private, and would start a new series on each restart.
         for number, resident in enumerate(snapshot.worker_memory):
             memory.add_metric([*labels, str(number)], resident)
     yield state

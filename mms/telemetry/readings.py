@@ -1,6 +1,6 @@
-"""Metrics under v0.4's names: what an interval has added to the counters that Prometheus scrapes.
+"""Metrics under v0.4's names: the increments, per interval, of the counters for Prometheus.
 
-Sums for counts, means for times. As in v0.4, a metric that nothing happened to is left out.
+Counts are summed, times averaged. As in v0.4, a metric without samples is omitted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Source = Callable[[], Iterable[ServableMetrics]]
 
 @dataclass(slots=True)
 class Samples:
-    """What a quantity was found to be during an interval."""
+    """The samples of a quantity during an interval."""
 
     count: int = 0
     total: float = 0.0
@@ -24,7 +24,7 @@ class Samples:
     maximum: float = float("-inf")
 
     def add(self, value: float) -> None:
-        """Note a value."""
+        """Record a value."""
         self.count += 1
         self.total += value
         self.minimum = min(self.minimum, value)
@@ -37,10 +37,10 @@ class Reading:
 
     Attributes:
         name: v0.4's name.
-        unit: CloudWatch's word for the unit.
+        unit: CloudWatch's name of the unit.
         value: Sum or mean over the interval.
-        model: Name of the model, "" for what belongs to none.
-        samples: What the mean was made of, where single values are known.
+        model: Name of the model, "" if it belongs to none.
+        samples: The samples behind the mean, where single values are known.
     """
 
     name: str
@@ -103,10 +103,10 @@ def _count_and_sum(histogram: Histogram) -> tuple[int, float]:
 
 
 class Counts:
-    """What was added to the counters since the last time.
+    """Increments of the counters since the last `take`.
 
-    Keeps the counters that it has seen: of a model unregistered meanwhile, the last requests
-    count too.
+    Keeps the counters that it has seen, so that the last requests of a model that has been
+    unregistered meanwhile count too.
     """
 
     def __init__(self, source: Source, server: ServerMetrics) -> None:
@@ -117,12 +117,12 @@ class Counts:
         self.look()
 
     def look(self) -> None:
-        """Note which models there are."""
+        """Record which models exist."""
         for metrics in self._source():
             self._seen.setdefault(metrics, _Totals())
 
     def take(self) -> list[Reading]:
-        """Return what was added, by model, and begin again."""
+        """Return the increments by model since the last call."""
         self.look()
         known = set(self._source())
         models: dict[str, _Totals] = {}
@@ -132,7 +132,7 @@ class Counts:
             models[metrics.model] = models.get(metrics.model, _Totals()).plus(added)
             self._seen[metrics] = now
             if metrics not in known and not added.all:
-                # Unregistered, and drained since.
+                # Unregistered, and drained by now.
                 del self._seen[metrics]
         readings = [r for model, added in sorted(models.items()) for r in _readings(model, added)]
         routes, self._routes = self._routes, self._route_totals()

@@ -1,7 +1,7 @@
-"""What services report themselves (``context.metrics``), kept in the server and rendered.
+"""Metrics reported by services (``context.metrics``), kept in the server and rendered there.
 
-A report is what a worker sends: name, value, unit and dimensions of each metric. Values are turned
-into base units, as Prometheus wants them.
+A worker's report has the name, value, unit and dimensions of each metric. Values are converted to
+base units, as Prometheus recommends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
-#: Series that one version of a model may make; a dimension with a value per request would
+#: Maximum number of series per version of a model; a dimension with a value per request would
 #: otherwise fill the server's memory.
 MAX_SERIES = 200
 _MAX_DIMENSIONS = 10
 _MAX_TEXT = 100
-#: Dimensions that 1.x added to every metric; the model and version labels say it already.
+#: Dimensions that 1.x added to every metric; redundant with the model and version labels.
 _REDUNDANT = {"ModelName", "Level"}
 #: Suffix and factor to the base unit.
 _UNITS = {
@@ -32,7 +32,7 @@ _Series = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 class ReportedMetrics:
-    """The series that one version of a model has reported."""
+    """The series reported by one version of a model."""
 
     def __init__(self) -> None:
         self._values: dict[_Series, float] = {}
@@ -40,7 +40,7 @@ class ReportedMetrics:
         self.dropped = 0
 
     def take(self, report: Any) -> None:
-        """Take in what a worker sent; whatever is no metric is counted in `dropped`.
+        """Record a worker's report; malformed entries are counted in `dropped`.
 
         Args:
             report: ``[[name, value, unit, is counter, [[dimension, value], ...]], ...]``.
@@ -50,7 +50,7 @@ class ReportedMetrics:
             if series is None or (series not in self._values and len(self._values) >= MAX_SERIES):
                 self.dropped += 1
                 continue
-            # Times add up, so that a mean can be drawn; of sizes and shares the last one counts.
+            # Times are summed, so that a mean can be computed; of sizes and ratios the last counts.
             adds_up = series[0] in ("counter", "summary")
             self._values[series] = value + (self._values.get(series, 0.0) if adds_up else 0.0)
             self._counts[series] = self._counts.get(series, 0) + 1
@@ -63,7 +63,7 @@ class ReportedMetrics:
 
 
 def families(reported: Iterable[tuple[str, str, ReportedMetrics]]) -> Iterator[Metric]:
-    """Return a family for each name that any (model, version) has reported."""
+    """Yield a family for each name that any (model, version) has reported."""
     found: dict[tuple[str, str], Metric] = {}
     for model, version, metrics in reported:
         for type_, name, dimensions, value, count in metrics.samples():
@@ -105,6 +105,6 @@ def _read(entry: Any) -> tuple[_Series | None, float]:
 
 
 def _name(text: str) -> str:
-    """Return a name as Prometheus writes it: ``TokensPerRequest`` is ``tokens_per_request``."""
+    """Return a name in Prometheus' style: ``TokensPerRequest`` is ``tokens_per_request``."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text[:_MAX_TEXT])
     return re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_").lower() or "metric"

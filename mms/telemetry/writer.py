@@ -1,4 +1,4 @@
-"""Writes metrics under v0.4's names at intervals: to the log, to CSV files or to CloudWatch."""
+"""Write metrics under v0.4's names at intervals: to the log, to CSV files or to CloudWatch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mms.metrics")
 
-#: How often the machine is looked at (v0.4's figure), seconds.
+#: Interval at which the machine is sampled (v0.4's figure), seconds.
 SAMPLE_S = 5.0
 
 
 class MetricsWriter:
-    """Writes what the counters gained, interval by interval, until it is stopped.
+    """Writes the counters' increments, interval by interval, until it is stopped.
 
     Args:
-        destination: Where to; belongs to the writer, which closes it.
+        destination: The destination; owned by the writer, which closes it.
         counts: The counters.
         machine: The host.
         interval_s: Seconds between writes.
@@ -59,11 +59,11 @@ class MetricsWriter:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin the first interval."""
+        """Start the first interval."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Write what the interval has brought so far, and end."""
+        """Write the current, incomplete interval, and stop."""
         self._stopping.set()
         if self._task:
             await self._task
@@ -81,13 +81,13 @@ class MetricsWriter:
                 self._counts.look()
                 if is_due:
                     await self._write(now - began)
-            except Exception as error:  # noqa: BLE001 - nothing that fails here may hurt serving
+            except Exception as error:  # noqa: BLE001 - no failure here may affect serving
                 self._report(error)
             if is_due:
                 began = now
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait so long, and say whether the writer is to end."""
+        """Wait, and return whether the writer has been asked to stop."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), max(seconds, 0.0))
         return self._stopping.is_set()
@@ -101,7 +101,7 @@ class MetricsWriter:
             logger.info("metrics are written again")
 
     def _report(self, error: Exception) -> None:
-        """Log a failure, but not again at each interval for as long as it lasts."""
+        """Log a failure once, not at every interval while it lasts."""
         kind = _kind(error)
         if kind not in self._failures:
             self._failures.add(kind)
@@ -109,7 +109,7 @@ class MetricsWriter:
 
 
 def _kind(error: Exception) -> str:
-    # All that AWS refuses comes as one class, with the reason inside.
+    # Every refusal of AWS has the same class, with the reason inside.
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
     return f"{type(error).__name__} {code}".strip()
@@ -118,11 +118,11 @@ def _kind(error: Exception) -> str:
 def make_writer(
     settings: ServerSettings, source: Source, server: ServerMetrics
 ) -> MetricsWriter | None:
-    """Return the writer that the settings ask for, if they do.
+    """Return the writer that the settings ask for, or None.
 
     Args:
         settings: The server's.
-        source: Gives the counters of each servable there is now.
+        source: Returns the counters of each current servable.
         server: Counters of requests that belong to no model.
 
     Raises:
@@ -137,7 +137,7 @@ def make_writer(
         destination = CloudWatchDestination()
     else:
         return None
-    # psutil, which it imports, costs each start some milliseconds.
+    # Imported here: it imports psutil, which would add some milliseconds to every start.
     from mms.telemetry.machine import Machine
 
     return MetricsWriter(destination, Counts(source, server), Machine(), settings.metrics_interval)

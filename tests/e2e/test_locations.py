@@ -163,9 +163,7 @@ def test_printing_the_configuration_downloads_nothing_and_shows_no_secret(
     url = f"{files.url}/echo.model?sig=hunter"
     printed = run("serve", "--models", f"m={url}", "--print-config", **environment)
     assert printed.returncode == 0
-    path = (
-        f"path: '{files.url}/echo.model'  # without its password and query, which are to be added"
-    )
+    path = f"path: '{files.url}/echo.model'  # password and query removed; add them again"
     assert path in printed.stdout
     assert "hunter" not in printed.stdout
     assert files.connections == 0

@@ -188,7 +188,7 @@ class TestOtherLanguages:
         self, bin_: Path, tmp_path: Path, language: str
     ) -> None:
         install(bin_, "openapi-generator", GENERATOR)
-        with pytest.raises(ConfigError, match="is not the name of a language"):
+        with pytest.raises(ConfigError, match="is not a language name"):
             find_generator(settings(tmp_path, language))
 
     def test_python_needs_none_and_nothing_asks_for_none(self, bin_: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ class TestOtherLanguages:
 
     def test_a_folder_that_cannot_be_made_is_an_error_at_start(self, tmp_path: Path) -> None:
         (tmp_path / "deep").touch()
-        with pytest.raises(ConfigError, match=r"gen_api_dir .* cannot be made"):
+        with pytest.raises(ConfigError, match=r"gen_api_dir .* cannot be created"):
             find_generator(settings(tmp_path, "python"))
 
     async def test_a_generator_that_is_no_program_is_logged(
@@ -217,7 +217,7 @@ class TestOtherLanguages:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         await ClientGenerator("python", tmp_path / "gone").generate(ROUTES, [], URL)
-        assert "no client is generated" in caplog.text
+        assert "no client was generated" in caplog.text
 
     async def test_stopping_ends_the_generator_and_what_it_has_started(
         self, bin_: Path, tmp_path: Path
@@ -260,7 +260,7 @@ class TestServer:
         server = await start_server(gen_api)
         assert (await server.get("/ping"))[0] == 200
         (line,) = [r.getMessage() for r in caplog.records if r.name == "mms.generate"]
-        assert line.startswith("no cobol client: ")
+        assert line.startswith("no cobol client was generated: ")
         assert line.endswith("exited with code 3: no such language")
         document = json.loads((tmp_path / "build" / "openapi.json").read_text())
         assert document["servers"] == [{"url": server.url}]

@@ -182,7 +182,8 @@ class TestCsv:
         program = """
             import datetime, sys
             from pathlib import Path
-            from mms.telemetry.writer import CsvDestination, Reading
+            from mms.telemetry.destinations import CsvDestination
+            from mms.telemetry.readings import Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             for number in range(200):
@@ -200,7 +201,8 @@ class TestCsv:
         program = """
             import datetime, resource, sys
             from pathlib import Path
-            from mms.telemetry.writer import CsvDestination, Reading
+            from mms.telemetry.destinations import CsvDestination
+            from mms.telemetry.readings import Reading
             destination = CsvDestination(Path(sys.argv[1]))
             now = datetime.datetime(2026, 1, 1)
             destination.write([Reading("A", "Count", 1, "fits")], now, 1)
@@ -221,7 +223,7 @@ class TestCsv:
     def test_a_folder_that_cannot_be_made_is_an_error_at_start(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         settings = ServerSettings(metrics_write_to="csv", metrics_dir=str(tmp_path / "file"))
-        with pytest.raises(ConfigError, match=r"metrics_dir .*file cannot be made"):
+        with pytest.raises(ConfigError, match=r"metrics_dir .*file cannot be created"):
             make_writer(settings, list, ServerMetrics())
 
 

@@ -78,7 +78,7 @@ async def test_v16_an_archive_s_own_defaults_keep_the_bounds(key: str) -> None:
 
 async def test_v16_an_archive_s_device_has_few_digits() -> None:
     serving = ServingDefaults(device="gpu:" + "9" * 5_000)
-    with pytest.raises(ConfigError, match="gpu: expected numbers of GPUs"):
+    with pytest.raises(ConfigError, match="gpu: expected GPU numbers"):
         with_archive_defaults(ModelSettings(), serving, {})
 
 

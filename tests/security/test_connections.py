@@ -114,7 +114,7 @@ class TestV02V23PackedBodies:
             await client.send(request.replace(b"Host: localhost\r\n", b""))
             status, _, body = await client.answer()
         assert status == 415
-        assert b"takes no Content-Encoding" in body
+        assert b"accepts no Content-Encoding" in body
 
     @pytest.mark.parametrize("coding", ["gzip, chunked", "deflate, chunked", "identity, chunked"])
     async def test_a_transfer_encoding_that_is_not_undone_never_reaches_the_model(

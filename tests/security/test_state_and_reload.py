@@ -191,6 +191,6 @@ class TestV19:
         server, file = await self.serve(start_server, tmp_path)
         assert (await server.get("/ping"))[0] == 200
         file.write_text("")
-        assert "nothing has changed" in await self.reload(server, caplog)
+        assert "no changes" in await self.reload(server, caplog)
         await asyncio.sleep(0)
         assert (await server.get("/ping"))[0] == 200

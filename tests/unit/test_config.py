@@ -126,8 +126,8 @@ UNKNOWN = [
     ("models: [a]", "models must map names to paths or settings"),
     ("models:\n  a: {workers: 2}", "models.a needs a path"),
     ("models:\n  a: 5", "models.a needs a path"),
-    ("models:\n  a/b: x", "model name 'a/b' cannot stand in a URL; use letters"),
-    ("- a", "expected keys and values, got list"),
+    ("models:\n  a/b: x", "model name 'a/b' cannot be used in a URL; use letters"),
+    ("- a", "expected a mapping, got list"),
     ("a: [", "not valid YAML"),
     ("port: 2020-13-45", "not valid YAML"),
     ("!!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -228,7 +228,7 @@ def test_gpu_numbers_are_read(text: str, gpus: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["a", "0,", ",0", "0 1", "-1", "0.5"])
 def test_what_is_no_gpu_number_is_refused(text: str) -> None:
-    message = f"flag: gpu: expected numbers of GPUs such as 0 or 0,1, got '{text}'"
+    message = f"flag: gpu: expected GPU numbers such as 0 or 0,1, got '{text}'"
     with pytest.raises(ConfigError, match=message):
         build_config(CREPE, {"gpu": text}, {})
 
@@ -284,11 +284,15 @@ def test_a_time_is_a_number_of_its_own_unit_or_has_one(value: Any, milliseconds:
 
 
 QUANTITIES = [
-    ("memory_budget", "2 pounds", "expected an integer of bytes or a size such as 512MiB or 2GB"),
-    ("memory_budget", "0.3b", "expected an integer of bytes"),
-    ("memory_budget", "-1GB", "expected an integer of bytes"),
+    (
+        "memory_budget",
+        "2 pounds",
+        "expected an integer number of bytes or a size such as 512MiB or 2GB",
+    ),
+    ("memory_budget", "0.3b", "expected an integer number of bytes"),
+    ("memory_budget", "-1GB", "expected an integer number of bytes"),
     ("memory_budget", "9999TiB", "must be at most"),
-    ("memory_budget", "30s", "expected an integer of bytes"),
+    ("memory_budget", "30s", "expected an integer number of bytes"),
     ("max_batch_delay", "2GB", "expected a number of milliseconds or a time such as 5ms"),
     ("max_batch_delay", "1h", "must be at most 900000, got '1h'"),
     ("idle_timeout", "s", "expected a number of seconds"),

@@ -70,6 +70,12 @@ for _module, _names in MODULES.items():
     ROOMS.setdefault(room(_module), set()).update(
         room(name) for name in _names if room(name) != room(_module) and name != "mms"
     )
+#: Which of these are started as processes only.
+STARTED: dict[str, set[str]] = {}
+for _module in TREES:
+    STARTED.setdefault(room(_module), set()).update(map(room, started(_module)))
+for _module in TREES:
+    STARTED[room(_module)] -= {room(name) for name in ours(_module)}
 
 
 def test_the_rooms_of_the_house_form_no_circle() -> None:

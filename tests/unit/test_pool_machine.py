@@ -529,6 +529,16 @@ def test_a_stopped_pool_starts_nothing() -> None:
     assert world.machine.phase is Phase.STOPPED
 
 
+def test_a_pool_is_started_once() -> None:
+    world = running(1)
+    with pytest.raises(IllegalMove, match="RUNNING to LOADING"):
+        world.machine.start()
+    world.machine.stop()
+    world.machine.stop()
+    with pytest.raises(IllegalMove, match="STOPPED to LOADING"):
+        world.machine.start()
+
+
 WORKER_MOVES = {
     (W.STARTING, W.READY),
     (W.STARTING, W.STOPPING),

@@ -278,7 +278,7 @@ class TestErrors:
             (
                 asking("types", ("data", "INT8", [1], [300])),
                 Code.INVALID_ARGUMENT,
-                "an element that is no INT8",
+                "an element that is not INT8",
             ),
             (
                 pb.ModelInferRequest(
@@ -286,7 +286,7 @@ class TestErrors:
                     inputs=[{"name": "data", "datatype": "FP16", "shape": [1]}],
                 ),
                 Code.INVALID_ARGUMENT,
-                "'FP16' has no contents of its type",
+                "contents has no field for 'FP16'",
             ),
             (
                 pb.ModelInferRequest(
@@ -301,7 +301,7 @@ class TestErrors:
                     ],
                 ),
                 Code.INVALID_ARGUMENT,
-                "belong into fp32_contents, not fp64_contents",
+                "belong in fp32_contents, not fp64_contents",
             ),
             (
                 pb.ModelInferRequest(
@@ -317,7 +317,7 @@ class TestErrors:
                     raw_input_contents=[bytes(4)],
                 ),
                 Code.INVALID_ARGUMENT,
-                "has contents, and raw_input_contents too",
+                "has contents as well as raw_input_contents",
             ),
             (
                 asking("linear", ("data", "FP32", [1, 3], bytes(12)), raw_input_contents=[b""]),

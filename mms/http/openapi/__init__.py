@@ -1,1 +1,1 @@
-"""OpenAPI documents of the models, and Python clients written from them."""
+"""OpenAPI documents of the models, and Python clients generated from them."""

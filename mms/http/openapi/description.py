@@ -1,6 +1,6 @@
-"""What the descriptions say of a model: schemas of its inputs, bodies that it takes, an example.
+"""The OpenAPI 3.0 description of a model: schemas of its inputs, its request bodies, an example.
 
-In the words of OpenAPI 3.0, from the signature and the sample request in the archive.
+Derived from the signature and the sample request in the archive.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mms.serving.registry import Registry
 _FORM, _URL_FORM = "multipart/form-data", "application/x-www-form-urlencoded"
 BYTES_TYPE = "application/octet-stream"
 _MAX_SAMPLE_BYTES = 64 << 10
-#: JSON encoders stop at some 250 levels, of which a document has its own.
+#: JSON encoders fail at about 250 levels, some of which the document itself needs.
 _MAX_SAMPLE_DEPTH = 64
-#: Deeper ones are described as anything: no tensor has so many axes, but a file may say so.
+#: Shapes with more axes are described as any value: no tensor has so many, but a file may say so.
 _MAX_AXES = 16
 _MAX_DEPTH, _MAX_PROPERTIES = 8, 50
 ANY: dict[str, Any] = {}
@@ -32,15 +32,15 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What a description says of one version of a model.
+    """The data that describes one version of a model.
 
     Attributes:
         name: Name clients use.
         version: Its version.
         is_default: Whether it answers requests that name no version.
-        signature: Inputs and outputs; None where the archive has none (MMS 1.x).
+        signature: Inputs and outputs; None if the archive has none (MMS 1.x).
         folder: The unpacked archive.
-        sample: The request that the archive brings along, if any.
+        sample: The sample request in the archive, if any.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ModelDescription:
     sample: Sample | None = None
 
     def sample_value(self) -> Any:
-        """Return the sample request if it is JSON and short, else None. Reads its file."""
+        """Return the sample request if it is short JSON, else None. Reads its file."""
         if self.sample is None or self.sample.content_type != JSON_TYPE:
             return None
         path = self.folder / self.sample.file
@@ -96,20 +96,20 @@ def models_of(registry: Registry) -> list[ModelDescription]:
 def input_schemas(signature: Signature, sample: Any) -> dict[str, Document]:
     """Return the JSON schema of each input of a model that takes JSON.
 
-    A service decides what it makes of its input, and the shape of the signature may be that of
-    the tensor that it makes. So where the archive's sample does not fit the shape, the schema is
-    the sample's.
+    A service may convert its input, and the shape in the signature may be that of the converted
+    tensor. So if the archive's sample does not match the shape, the schema is derived from the
+    sample.
 
     Args:
-        signature: Of a model that takes JSON.
-        sample: What `ModelDescription.sample_value` gave.
+        signature: The signature of a model that takes JSON.
+        sample: The result of `ModelDescription.sample_value`.
     """
     values = sample_inputs(signature.input_names, sample)
     return {spec.name: _input_schema(spec, values.get(spec.name)) for spec in signature.inputs}
 
 
 def sample_inputs(names: Sequence[str], sample: Any) -> dict[str, Any]:
-    """Return a sample's value for each input; none if it has not one for each."""
+    """Return a sample's value of each input; empty unless it has one for each."""
     if sample is None:
         return {}
     if isinstance(sample, dict) and any(name in sample for name in names):
@@ -129,9 +129,9 @@ def _input_schema(spec: TensorSpec, value: Any) -> Document:
 
 
 def _array_schema(shape: Sequence[int]) -> Document:
-    """Return nested arrays. The sizes of all axes but the batch are fixed, unless they are 0."""
+    """Return a schema of nested arrays, with all axes but the batch fixed, unless they are 0."""
     if len(shape) == 1 or len(shape) > _MAX_AXES:
-        # A list of whatever the service takes: with one axis there is nothing said about it.
+        # A list of any values that the service accepts: a single axis does not restrict them.
         return {"type": "array", "items": ANY}
     schema: Document = {"type": "number"}
     for size in reversed(shape[1:]):
@@ -142,7 +142,7 @@ def _array_schema(shape: Sequence[int]) -> Document:
 
 
 def _fits(value: Any, shape: Sequence[int]) -> bool:
-    """Whether a value is what `_array_schema` describes."""
+    """Return whether a value matches `_array_schema`."""
     if not isinstance(value, list):
         return False
     if len(shape) == 1 or len(shape) > _MAX_AXES:
@@ -161,7 +161,7 @@ def _fits_rest(value: Any, shape: Sequence[int]) -> bool:
 
 
 def _schema_like(value: Any, depth: int = 0) -> Document:
-    """Return a schema by an example: its types, and nothing that another value need not have."""
+    """Derive a schema from an example: its types, without anything specific to its values."""
     if isinstance(value, bool):
         return {"type": "boolean"}
     if isinstance(value, (int, float)):
@@ -182,11 +182,11 @@ def _schema_like(value: Any, depth: int = 0) -> Document:
 
 
 def request_body(model: ModelDescription) -> Document:
-    """Return the request body that a model takes, in every form of it. Reads the sample file."""
+    """Return the request body of a model, with all its content types. Reads the sample file."""
     signature = model.signature
     if signature is None:
         return {
-            "description": "The archive has no signature: the model's own code reads the body.",
+            "description": "The archive has no signature: the model's own code decodes the body.",
             "required": True,
             "content": free_content(),
         }
@@ -196,7 +196,7 @@ def request_body(model: ModelDescription) -> Document:
 
 
 def free_content() -> Document:
-    """Return the content of a body of which nothing is known."""
+    """Return the content of a body whose format is unknown."""
     return {
         JSON_TYPE: {"schema": ANY},
         _FORM: {"schema": {"type": "object", "additionalProperties": True}},
@@ -220,7 +220,7 @@ def _json_content(signature: Signature, sample: Any) -> Document:
 
 
 def _form_field(name: str, values: Mapping[str, Any]) -> Document:
-    field = {"type": "string", "description": "JSON, or a Python literal as clients of 0.4 send it"}
+    field = {"type": "string", "description": "JSON, or a Python literal as sent by 0.4 clients"}
     return {**field, "example": orjson.dumps(values[name]).decode()} if name in values else field
 
 
@@ -229,8 +229,8 @@ def _image_body(signature: Signature) -> Document:
     files = {"type": "object", "required": names, "properties": dict.fromkeys(names, BINARY)}
     content: Document = {_FORM: {"schema": files}}
     if len(names) == 1:
-        # The declared subtype is a hint only: any format that the decoder reads is taken.
+        # The declared subtype is only a hint: any format that the decoder supports is accepted.
         content = {signature.input_type: {"schema": BINARY}, **content}
-    # Not listed as a content type: given JSON to choose, generated clients upload no file.
-    also = "Images are also taken in base64, in a form or as JSON keyed by the inputs' names."
+    # Not listed as a content type: with JSON to choose, generated clients would not upload files.
+    also = "Images are also accepted in base64, in a form or as JSON keyed by the inputs' names."
     return {"description": also, "required": True, "content": content}

@@ -1,9 +1,9 @@
 """OpenAPI 3.0 documents, generated from the application's routes and the models' signatures.
 
-A route appears here because it is there: its name is the operation's, the first line of its
-handler's docstring the summary. A ``POST`` with a model in its path asks that model, so it is
-written out for each one, with the inputs of its signature; what the Open Inference Protocol
-(``/v2``) takes is its own business. Knows no request; `mms.http.docs` has the handlers.
+Every route is included: its name is the operation's id, the first line of its handler's docstring
+the summary. A ``POST`` with a model in its path runs that model, so it is expanded for each model,
+with the inputs of its signature; the Open Inference Protocol (``/v2``) defines its own bodies.
+Independent of requests; the handlers are in `mms.http.docs`.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from mms.http.openapi.description import (
 )
 from mms.version import __version__
 
-#: What MMS 1.x spoke, but for a patch release; client generators read it best.
+#: The version of MMS 1.x, except for the patch release; client generators support it best.
 OPENAPI = "3.0.3"
 #: Names of the variables in paths that stand for a model.
 _MODEL_VARIABLES = ("model", "model_name")
-#: Operation ids that clients generated from 1.x's description have as method names.
+#: Operation ids of 1.x's description, which clients generated from it have as method names.
 _V1_IDS = {
     "legacy_predict": "predict",
     "api_description": "apiDescription",
     "model_api": "predictionsApi",
 }
-#: Groups of operations besides the models, whose names have no spaces.
+#: Tags besides the models' names, which have no spaces.
 _SERVER_TAG, _PROTOCOL_TAG = "the server", "Open Inference Protocol"
-#: Routes that answer something else than JSON.
+#: Routes whose responses are not JSON.
 _MEDIA = {"metrics": "text/plain", "docs": "text/html"}
 #: Routes whose 503 has the same body as their 200.
 _READINESS = ("ping", "health_ready", "model_ready")
-#: What may keep a model from answering; the nearest class up the tree gives the status.
+#: Errors of inference; the nearest base class determines the status.
 _FAILURES: tuple[type[MMSError], ...] = (
     InvalidRequest,
     ModelNotFound,
@@ -78,7 +78,7 @@ class Route:
     Attributes:
         method: In upper case.
         path: With its variables in braces.
-        name: Its own, or method and path if it has none.
+        name: Its name, or method and path if it has none.
         summary: First line of the handler's docstring.
     """
 
@@ -89,22 +89,22 @@ class Route:
 
     @property
     def model_variable(self) -> str:
-        """The path's variable that stands for a model, or ""."""
+        """Name of the path variable for the model, or ""."""
         return next((name for name in _MODEL_VARIABLES if f"{{{name}}}" in self.path), "")
 
     @property
     def is_protocol(self) -> bool:
-        """Whether the Open Inference Protocol defines what goes in and out."""
+        """Whether the Open Inference Protocol defines its bodies."""
         return self.path.startswith("/v2")
 
     @property
     def asks_a_model(self) -> bool:
-        """Whether it answers with a prediction of the model in its path."""
+        """Whether it runs the model in its path."""
         return self.method == "POST" and bool(self.model_variable) and not self.is_protocol
 
     @property
     def wraps(self) -> bool:
-        """Whether it answers as v0.4 did."""
+        """Whether its responses have v0.4's format."""
         return self.name == "legacy_predict"
 
 
@@ -130,11 +130,11 @@ def first_line(documented: Any) -> str:
 def api_document(
     routes: Sequence[Route], models: Sequence[ModelDescription], server: str = "/"
 ) -> Document:
-    """Describe the whole API as it is served now, each model with its own inputs.
+    """Describe the whole API as currently served, each model with its own inputs.
 
     Args:
         routes: The application's.
-        models: What is served; their sample files are read.
+        models: The served models; their sample files are read.
         server: Base URL, or a path relative to the document's own.
     """
     document = _inference_document(server)
@@ -158,7 +158,7 @@ def api_document(
 
 
 def routes_document(routes: Sequence[Route]) -> Document:
-    """Describe the API without its models, as MMS 1.x did: each is a ``{model_name}``."""
+    """Describe the API without its models, as MMS 1.x did, with ``{model_name}`` in paths."""
     document = _inference_document("/")
     ids = Names()
     for route in routes:
@@ -170,7 +170,7 @@ def routes_document(routes: Sequence[Route]) -> Document:
 
 
 def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) -> Document:
-    """Describe the routes that ask one model.
+    """Describe the routes that run one model.
 
     Args:
         routes: The application's.
@@ -183,10 +183,10 @@ def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) 
 
 
 def management_document(routes: Sequence[Route]) -> Document:
-    """Describe the management API, whose calls take a JSON object, or nothing.
+    """Describe the management API, whose calls take a JSON object or no body.
 
     Args:
-        routes: Its application's.
+        routes: The management application's.
     """
     document = _document("mxnet-model-server management API", "/")
     ids = Names()
@@ -199,13 +199,13 @@ def management_document(routes: Sequence[Route]) -> Document:
 
 
 class Names:
-    """Maps texts to names that are identifiers, never the same one twice."""
+    """Derives unique identifiers from strings."""
 
     def __init__(self, taken: Sequence[str] = ()) -> None:
         self._taken = set(taken)
 
     def take(self, text: str) -> str:
-        """Return a name made of the text, with a number behind it if that one is taken."""
+        """Return an identifier derived from a string, with a number appended if it is taken."""
         base = re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
         base = f"_{base}" if base[0].isdecimal() else base
         name, number = base, 1
@@ -231,7 +231,7 @@ def _answer(route: Route, signature: Signature | None) -> Document:
         content: Document = {"*/*": {"schema": BINARY}}
     else:
         names = ", ".join(spec.name for spec in signature.outputs)
-        schema: Document = {"description": f"what the service answers; outputs: {names}"}
+        schema: Document = {"description": f"the service's result; outputs: {names}"}
         if route.wraps:
             schema = {
                 "type": "object",
@@ -242,7 +242,7 @@ def _answer(route: Route, signature: Signature | None) -> Document:
         if signature.gives_images:
             content[signature.output_type] = {"schema": BINARY}
     return {
-        "description": "The model's answer.",
+        "description": "The model's result.",
         "headers": {"X-Request-Id": _ref("headers", "request_id")},
         "content": content,
     }
@@ -263,7 +263,7 @@ def _plain_operation(route: Route, id_: str, model_name: str = "model") -> Docum
         "responses": _plain_responses(route),
     }
     if route.name == "invocations":
-        description = "The model to ask; required where there are several."
+        description = "The model to run; required if there are several."
         schema = {"type": "string"}
         operation["parameters"].append(
             {"in": "query", "name": "model_name", "description": description, "schema": schema}
@@ -286,7 +286,7 @@ def _plain_responses(route: Route) -> Document:
         responses["503"] = {"description": "Not ready.", "content": content}
     if route.is_protocol:
         schema = {"type": "object", "properties": {"error": {"type": "string"}}}
-        error = {"description": "What went wrong.", "content": {JSON_TYPE: {"schema": schema}}}
+        error = {"description": "The error.", "content": {JSON_TYPE: {"schema": schema}}}
         return {**responses, "default": error}
     return {**responses, "default": _ref("responses", "error")}
 
@@ -306,7 +306,7 @@ def _document(title: str, server: str) -> Document:
             "schemas": {"Error": _error_schema()},
             "headers": {
                 "request_id": {
-                    "description": "The id of the request, in every line of the log about it.",
+                    "description": "The request's id, as in the log lines about it.",
                     "schema": {"type": "string"},
                 },
             },
@@ -316,21 +316,21 @@ def _document(title: str, server: str) -> Document:
 
 
 def _inference_document(server: str) -> Document:
-    """Return a document that has, besides, what operations that ask a model refer to."""
+    """Return a document with the components that operations on models refer to."""
     document = _document("mxnet-model-server", server)
     components = document["components"]
     components["headers"]["retry_after"] = {
-        "description": "When to try again, seconds.",
+        "description": "Time after which to retry, in seconds.",
         "schema": {"type": "integer"},
     }
     components["parameters"] = {
-        "request_id": _header("X-Request-Id", "An id to know the request by.", "string"),
+        "request_id": _header("X-Request-Id", "An id to identify the request.", "string"),
         "timeout": _header(
-            TIMEOUT_HEADER, "Milliseconds after which the answer is of no use.", "integer"
+            TIMEOUT_HEADER, "Milliseconds after which the request fails with 504.", "integer"
         ),
         "priority": _header(
             PRIORITY_HEADER,
-            "`high` goes before others that wait, up to three in a row.",
+            "`high` runs before other queued requests, up to three in a row.",
             "string",
         ),
     }
@@ -350,7 +350,7 @@ def _error_schema() -> Document:
                 "required": list(texts),
                 "properties": {key: {"type": "string"} for key in texts},
             },
-            "code": {"type": "integer", "description": "the status again, as in 1.x"},
+            "code": {"type": "integer", "description": "the HTTP status, as in 1.x"},
             "type": {"type": "string"},
             "message": {"type": "string"},
         },
@@ -386,7 +386,7 @@ def _body_key(index: int, model: ModelDescription) -> str:
 
 
 def _path_of(route: Route, model: ModelDescription) -> str:
-    """Return the path with which a route asks a version, "" if it cannot."""
+    """Return the path of a route for one version of a model, "" if there is none."""
     path = route.path.replace(f"{{{route.model_variable}}}", model.name)
     if "{version}" in path:
         return path.replace("{version}", model.version)

@@ -1,7 +1,7 @@
-"""``--gen-api``: write ``openapi.json``, and a client for the models in some language.
+"""``--gen-api``: write ``openapi.json`` and a client for the models.
 
-The Python client is written here; for any other language an OpenAPI generator that is installed
-does the work. Whatever fails once the server runs is logged: serving goes on.
+The Python client is generated here; for other languages an installed OpenAPI generator is run.
+Failures after start-up are logged, and the server continues.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mms.version import __version__
 logger = logging.getLogger("mms.generate")
 
 DOCUMENT_NAME, CLIENT_NAME = "openapi.json", "mms_client.py"
-#: Commands that may be installed, and their flags for the language.
+#: Supported generator commands, and their flags for the language.
 _GENERATORS = (
     ("openapi-generator-cli", "-g"),
     ("openapi-generator", "-g"),
@@ -42,9 +42,9 @@ _GENERATORS = (
     ("swagger-codegen-cli", "-l"),
 )
 _LANGUAGE = re.compile(r"[A-Za-z0-9][\w.+#-]*", re.ASCII)
-#: They take seconds; this is for one that asks a question or has lost its network.
+#: They take seconds; this limit is for one that waits for input or for the network.
 _LIMIT_S = 600.0
-#: What is written holds no secret, and others are to use it.
+#: The files contain no secrets, and are meant for others.
 _FOR_ALL = 0o644
 _SHOWN_CHARS = 2000
 _TYPES = {"number": "float", "string": "str", "boolean": "bool", "object": "Mapping[str, Any]"}
@@ -52,11 +52,11 @@ _TYPES = {"number": "float", "string": "str", "boolean": "bool", "object": "Mapp
 
 @dataclass(frozen=True, slots=True)
 class ClientGenerator:
-    """Makes a client.
+    """Generates a client.
 
     Attributes:
-        language: What for.
-        folder: Where to; exists.
+        language: Language of the client.
+        folder: Output folder; exists.
         command: Generator to run on the document, and its flag for the language; empty for
             Python.
     """
@@ -72,13 +72,13 @@ class ClientGenerator:
 
         Args:
             routes: The application's.
-            models: What is served.
-            url: Where.
+            models: The served models.
+            url: The server's URL.
         """
         try:
             await asyncio.to_thread(self._write, routes, models, url)
         except OSError as error:
-            logger.error("no client is generated: %s", error)
+            logger.error("no client was generated: %s", error)
             return
         if not self.command:
             logger.info("the Python client is %s", self.folder / CLIENT_NAME)
@@ -90,7 +90,9 @@ class ClientGenerator:
         if status == ExitStatus(0, None):
             logger.info("the %s client is in %s", self.language, self.folder)
         else:
-            logger.error("no %s client: %s %s: %s", self.language, program, status, output)
+            logger.error(
+                "no %s client was generated: %s %s: %s", self.language, program, status, output
+            )
 
     def _write(self, routes: Sequence[Route], models: Sequence[ModelDescription], url: str) -> None:
         document = api_document(routes, models, url)
@@ -102,16 +104,16 @@ class ClientGenerator:
 
 
 def find_generator(settings: ServerSettings) -> ClientGenerator | None:
-    """Return what makes the client that the settings ask for, if they do.
+    """Return the generator of the client that the settings ask for, or None.
 
     Raises:
-        ConfigError: No generator for the language is installed, or the folder cannot be made.
+        ConfigError: No generator for the language is installed, or the folder cannot be created.
     """
     language = settings.gen_api.strip()
     if not language:
         return None
     if not _LANGUAGE.fullmatch(language):
-        raise ConfigError(f"gen_api: {language[:100]!r} is not the name of a language")
+        raise ConfigError(f"gen_api: {language[:100]!r} is not a language name")
     command: tuple[str, ...] = ()
     if language.lower() != "python":
         command = _installed(language)
@@ -119,7 +121,7 @@ def find_generator(settings: ServerSettings) -> ClientGenerator | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"gen_api_dir {folder} cannot be made: {error.strerror}") from None
+        raise ConfigError(f"gen_api_dir {folder} cannot be created: {error.strerror}") from None
     return ClientGenerator(language, folder, command)
 
 
@@ -129,16 +131,16 @@ def _installed(language: str) -> tuple[str, str]:
         if program:
             return os.path.abspath(program), flag
     raise ConfigError(
-        f"gen_api {language} needs an OpenAPI generator on the PATH, and none is there; "
+        f"gen_api {language} needs an OpenAPI generator on the PATH, and none was found; "
         "install one: npm install -g @openapitools/openapi-generator-cli (only python needs none)"
     )
 
 
 async def _run(command: list[str]) -> tuple[ExitStatus | str, str]:
-    """Run a command and return how it ended, and the end of what it has printed."""
+    """Run a command and return its exit status and the end of its output."""
     with tempfile.TemporaryFile() as output:
         try:
-            # Not as asyncio's own: those can lose their ends to who reaps the workers' orphans.
+            # Not asyncio's own subprocess: the reaper of the workers' orphans may collect it first.
             child = Child(_spawn(command, output.fileno()))
         except OSError as error:
             return "cannot be run", str(error)
@@ -166,7 +168,7 @@ def _spawn(command: list[str], output: int) -> int:
             (os.POSIX_SPAWN_DUP2, output, 2),
         ],
         setsigmask=(),
-        # What it starts (a Java machine, say) ends with it.
+        # Its own group, so that processes it starts (a JVM, say) can be killed with it.
         setpgroup=0,
     )
 
@@ -175,14 +177,14 @@ def python_client(models: Sequence[ModelDescription], url: str) -> str:
     """Return the source of a module with a class ``Client``: one method for each model.
 
     Args:
-        models: What is served; their default versions get the methods. Sample files are read.
-        url: The class's default for where the server is.
+        models: The served models; their default versions get the methods. Sample files are read.
+        url: Default URL of the server.
     """
     names = Names([*keyword.kwlist, *vars(BaseClient), "url", "timeout_s", "headers"])
     methods = [_method(names, model) for model in models if model.is_default]
     return (
         f'"""Client for the models of a server, generated by mxnet-model-server {__version__}.\n\n'
-        'Needs nothing but Python and its standard library.\n"""\n\n'
+        'Needs only Python and its standard library.\n"""\n\n'
         f"{_base_source()}\n\n"
         "class Client(BaseClient):\n"
         '    """One method for each model; all of them raise ServerError and OSError."""\n\n'
@@ -202,13 +204,13 @@ def _base_source() -> str:
 
 
 def _method(names: Names, model: ModelDescription) -> str:
-    """Return one method. What the archive says gets into the source as literals only."""
+    """Return the source of one method, with values from the archive as literals only."""
     name = names.take(f"model_{model.name}" if model.name[0].isdecimal() else model.name)
     signature = model.signature
     if signature is None:
         arguments = ["body: bytes", "content_type: str = 'application/octet-stream'"]
         call, returns = f"self._ask_body({model.name!r}, body, content_type, ", "Any"
-        told = "Ask the model; its own code reads the body."
+        told = "Run the model; its own code decodes the body."
     else:
         parameters = Names([*keyword.kwlist, "self", "version", "timeout_s"])
         given = {spec.name: parameters.take(spec.name) for spec in signature.inputs}
@@ -218,7 +220,7 @@ def _method(names: Names, model: ModelDescription) -> str:
         how = "images" if signature.takes_images else "json"
         call, returns = f"self._ask_{how}({model.name!r}, {{{values}}}, ", "Any"
         shapes = ", ".join(f"{given[s.name]} {s.shape}" for s in signature.inputs)
-        told = f"Ask the model; shapes in its signature: {shapes}."
+        told = f"Run the model; shapes in its signature: {shapes}."
     lines = "".join(f"        {argument},\n" for argument in arguments)
     return (
         f"\n    def {name}(\n        self,\n{lines}        *,\n"

@@ -1,7 +1,7 @@
-"""What every generated Python client begins with: this module, word for word.
+"""The base of every generated Python client, copied verbatim.
 
-``--gen-api python`` copies it in front of the methods that it writes for the models, so it stands
-alone: standard library only, nothing of this package.
+``--gen-api python`` copies this module in front of the methods that it generates for the models,
+so it is self-contained: standard library only, no imports from this package.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any, Union
 #: An encoded image (JPEG, PNG, ...), or the name of a file that holds one.
 Image = Union[bytes, str, "os.PathLike[str]"]
 
-#: What an answer may take beyond the time that the server was given, seconds.
+#: Extra time to wait for a response beyond the server's time limit, seconds.
 _GRACE_S = 5.0
 
 
 class ServerError(Exception):
-    """The server answered with an error.
+    """The server returned an error.
 
     Attributes:
         status: HTTP status.
         code: The error's stable name, such as ``invalid_request``.
-        message: What went wrong.
-        request_id: Finds the request in the server's log.
-        retry_after_s: When to try again, seconds; None if that would not help.
+        message: Description of the error.
+        request_id: The request's id in the server's log.
+        retry_after_s: Time after which to retry, in seconds; None if that would not help.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class ServerError(Exception):
 
 
 class BaseClient:
-    """What all models share.
+    """Base class of clients.
 
     Args:
-        url: Where the server is.
-        timeout_s: Longest wait for an answer where a call names none, seconds.
+        url: URL of the server.
+        timeout_s: Default time limit of a call, in seconds.
         headers: Sent with every request, such as ``Authorization``.
     """
 
@@ -63,7 +63,7 @@ class BaseClient:
         self.headers = dict(headers or {})
 
     def is_ready(self) -> bool:
-        """Whether every model that the server was started with can serve now."""
+        """Return whether every model that the server was started with can serve now."""
         try:
             self._send("GET", "/ping", None, {}, None)
         except ServerError as error:
@@ -119,11 +119,11 @@ class BaseClient:
         headers: Mapping[str, str],
         timeout_s: float | None,
     ) -> tuple[str, bytes]:
-        """Return an answer's content type and body.
+        """Send a request and return the response's content type and body.
 
         Raises:
-            ServerError: The server answered with an error.
-            OSError: There was no answer.
+            ServerError: The server returned an error.
+            OSError: There was no response.
         """
         request = urllib.request.Request(
             self.url + path, body, {**self.headers, **headers}, method=method
@@ -144,7 +144,7 @@ def _server_error(status: int, headers: email.message.Message, body: bytes) -> S
         if isinstance(document, dict) and isinstance(document.get("error"), dict):
             details = document["error"]
     except ValueError:
-        # Not the server's own answer, but that of a proxy in front of it.
+        # Not the server's own response, but that of a proxy in front of it.
         pass
     retry_after = headers.get("Retry-After", "")
     return ServerError(
@@ -157,7 +157,7 @@ def _server_error(status: int, headers: email.message.Message, body: bytes) -> S
 
 
 def _plain(value: Any) -> Any:
-    """Return the lists and numbers in an array of NumPy and its like."""
+    """Convert NumPy arrays and scalars, and similar objects, to lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 def _parts(images: Mapping[str, Image], boundary: str) -> Iterator[bytes]:
     """Return the pieces of a multipart form with one file per input."""
     for name, image in images.items():
-        # As browsers quote it (WHATWG): these three cannot stand in a header as they are.
+        # As browsers quote it (WHATWG): these three must be escaped in a header.
         shown = name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
         yield (
             f"--{boundary}\r\n"

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mms.errors import MMSError, WorkerDied
+from mms.serving.lifecycle import IllegalMove
 from mms.serving.pool.restarts import RestartPolicy
 from mms.serving.pool.slot import Slot, WorkerState
 
@@ -29,6 +30,15 @@ class Phase(enum.Enum):
     STOPPED = "stopped"
 
 
+#: Which states may follow each; docs/architecture.md draws it.
+PHASE_MOVES = {
+    Phase.NEW: {Phase.LOADING, Phase.STOPPED},
+    Phase.LOADING: {Phase.RUNNING, Phase.FAILED, Phase.STOPPED},
+    Phase.RUNNING: {Phase.FAILED, Phase.STOPPED},
+    Phase.FAILED: {Phase.STOPPED},
+    # Whoever loads it stops it when that fails, and so does whoever unloads it.
+    Phase.STOPPED: {Phase.STOPPED},
+}
 _SERVING = (WorkerState.READY, WorkerState.BUSY)
 #: Which slots go first when there are too many: those that serve nobody yet, then the idle.
 _FIRST_TO_GO = {
@@ -152,7 +162,7 @@ class Machine:
 
     def start(self) -> list[Instruction]:
         """Start all workers: the first alone, so that a broken model shows one traceback."""
-        self.phase = Phase.LOADING
+        self._enter(Phase.LOADING)
         return self._reconcile()
 
     def resize(self, target: int) -> list[Instruction]:
@@ -313,11 +323,16 @@ class Machine:
 
     def stop(self) -> None:
         """Forget everything: all processes are stopped, and their ends are nobody's business."""
-        self.phase = Phase.STOPPED
+        self._enter(Phase.STOPPED)
         self._slots.clear()
         self._leaving.clear()
         self._by_worker.clear()
         self._loader_due_at = math.inf
+
+    def _enter(self, phase: Phase) -> None:
+        if phase not in PHASE_MOVES[self.phase]:
+            raise IllegalMove(f"a pool cannot go from {self.phase.name} to {phase.name}")
+        self.phase = phase
 
     @property
     def _is_active(self) -> bool:
@@ -340,7 +355,7 @@ class Machine:
             instructions += self._drop(slot)
         instructions += self._fill()
         if self.phase is Phase.LOADING and all(slot.has_started for slot in self._slots):
-            self.phase = Phase.RUNNING
+            self._enter(Phase.RUNNING)
             instructions.append(Loaded())
         return instructions
 
@@ -417,7 +432,7 @@ class Machine:
 
     def _give_up(self, error: MMSError) -> list[Instruction]:
         """Start nothing more; those that serve finish what waits."""
-        self.phase = Phase.FAILED
+        self._enter(Phase.FAILED)
         self._loader_due_at = math.inf
         for slot in [slot for slot in self._slots if slot.state not in _SERVING]:
             slot.relieves = None

@@ -22,7 +22,8 @@ class WorkerState(enum.Enum):
     BACKOFF = "backoff"
 
 
-_WORKER_MOVES = {
+#: Which states may follow each; docs/architecture.md draws it.
+WORKER_MOVES = {
     WorkerState.STARTING: {WorkerState.READY, WorkerState.STOPPING, WorkerState.BACKOFF},
     WorkerState.READY: {WorkerState.BUSY, WorkerState.STOPPING},
     WorkerState.BUSY: {WorkerState.READY, WorkerState.STOPPING},
@@ -65,6 +66,6 @@ class Slot:
         Raises:
             IllegalMove: It cannot follow the present one.
         """
-        if state not in _WORKER_MOVES[self.state]:
+        if state not in WORKER_MOVES[self.state]:
             raise IllegalMove(f"a worker cannot go from {self.state.name} to {state.name}")
         self.state = state
