@@ -93,7 +93,7 @@ async def test_what_is_admitted_has_the_caller_s_trust_and_each_value_its_origin
         ("../m.model", None, {}, Forbidden, "not in the model store"),
         ("http://h/m.model", None, {}, Forbidden, "only archives in the model store"),
         (None, "nobody", {}, ModelNotFound, "looked for nobody.model, nobody.mar, nobody"),
-        (None, "../store/m", {}, InvalidRequest, "cannot stand in a URL"),
+        (None, "../store/m", {}, InvalidRequest, "cannot be used in a URL"),
         (".", "m", {}, Forbidden, "not in the model store"),
         ("m", None, {"service": "/x.py"}, Forbidden, "service files outside archives"),
         ("m", None, {"bach_size": 2}, InvalidRequest, "unknown parameter 'bach_size'"),
