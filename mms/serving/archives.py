@@ -25,7 +25,7 @@ from mms.serving.stamp import file_stamp
 _MOST_DOWNLOADS = 8
 #: Of these from one host: a slow one must not hold up downloads from all others.
 _MOST_PER_HOST = 2
-#: What a download that the API requested may take, in seconds. What was received by then stays, and
+#: Time limit of a download that the API requested, in seconds. Data received by then is kept, and
 #: the next attempt resumes there.
 _DEADLINE_S = 3600.0
 _FOLDER = "mxnet-model-server"
@@ -77,7 +77,7 @@ class Fetching:
     Args:
         settings: The server's.
         progress: Receives the progress of downloads.
-        deadline_s: What a download that the operator did not request may take, in seconds.
+        deadline_s: Time limit, in seconds, of downloads that the operator did not request.
     """
 
     def __init__(

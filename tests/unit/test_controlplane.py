@@ -95,7 +95,7 @@ async def test_what_is_admitted_has_the_caller_s_trust_and_each_value_its_origin
         (None, "nobody", {}, ModelNotFound, "looked for nobody.model, nobody.mar, nobody"),
         (None, "../store/m", {}, InvalidRequest, "cannot be used in a URL"),
         (".", "m", {}, Forbidden, "not in the model store"),
-        ("m", None, {"service": "/x.py"}, Forbidden, "service files outside archives"),
+        ("m", None, {"service": "/x.py"}, Forbidden, "service file outside the archive"),
         ("m", None, {"bach_size": 2}, InvalidRequest, "unknown parameter 'bach_size'"),
         ("m", None, {"batch_size": "x"}, ConfigError, "^request: batch_size: expected an integer"),
     ],

@@ -28,7 +28,7 @@ _MAX_LINE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: its exit code, or the signal that killed it."""
+    """The end of a process: its exit code, or the signal that killed it."""
 
     code: int | None
     signal: int | None

@@ -171,10 +171,10 @@ class Pool:
             raise
 
     async def resize(self, size: int) -> None:
-        """Start or retire workers until there are so many, and wait for the new ones.
+        """Start or retire workers to reach a number, and wait until new ones are ready.
 
         Raises:
-            MMSError: A new one could not be started; it is tried again, and those that could stay.
+            MMSError: A new worker could not be started; it is retried, and the others stay.
         """
         instructions = self._machine.resize(size)
         self._carry_out(instructions)

@@ -26,15 +26,15 @@ class RestartPolicy:
     ==================================  ==============  ===============================
     before it was ready                 the model       after a back-off
     idle, never having served           the model       after a back-off but the first
-    idle, having served                 nobody          at once
+    idle, having served                 nothing         at once
     with a request in it: by a crash,   the request     at once
     its exit, a signal, a lack of
     memory, stray bytes on its socket
     with a request in it, past its      the request,    at once
     response_timeout                    this once
-    killed since all its clients left   nobody          at once
-    (the loader) at any time            nobody          at once
-    (the loader) before it was ready    nobody          after a back-off
+    killed since all its clients left   nothing         at once
+    (the loader) at any time            nothing         at once
+    (the loader) before it was ready    nothing         after a back-off
     ==================================  ==============  ===============================
 
     The servable is given up after five deaths in a row that count against the model, over all its

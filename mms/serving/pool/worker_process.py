@@ -130,12 +130,12 @@ class WorkerProcess(asyncio.Protocol):
         ours, theirs = socket_pair()
         try:
             if self._sock is None or self._transport is None:
-                raise WorkerDied("the loader is gone")
+                raise WorkerDied("the loader has ended")
             self._reply = asyncio.get_running_loop().create_future()
             try:
                 socket.send_fds(self._sock, [encode_control(FrameType.FORK)], [theirs.fileno()])
             except OSError as error:
-                raise WorkerDied(f"the loader is gone: {error.strerror}") from None
+                raise WorkerDied(f"the loader has ended: {error.strerror}") from None
             frame = await self._await_reply(FORK_TIMEOUT_S, "fork a worker")
             pid = decode_control(frame)
             if frame.type is not FrameType.FORKED or not isinstance(pid, int):

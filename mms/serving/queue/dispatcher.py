@@ -49,7 +49,7 @@ class Job(Protocol):
     is_urgent: bool
 
     def is_abandoned(self) -> bool:
-        """Return whether nobody waits for the answer any more."""
+        """Return whether no client waits for the answer any more."""
 
     def fail(self, error: MMSError) -> None:
         """Fail the request with an error, unless it is abandoned."""
