@@ -43,7 +43,7 @@ _TURNED_AWAY_S = 1.0
 _LINGER_S = 10.0
 #: Data that is costly to parse is parsed in pieces of this size, one per iteration of the loop:
 #: 3,000 chunks of a byte take 5 ms, all that uvloop reads at once (256 KiB) would take 100. Data
-#: is costly if it has at least one line end per so many bytes.
+#: is costly if it has at least one line end per `_BYTES_PER_LINE`.
 _PIECE_BYTES, _BYTES_PER_LINE = 16 << 10, 64
 _MAX_REASON_CHARS = 100
 #: The status after which the connection is closed at once: the client would keep sending.

@@ -31,7 +31,7 @@ def add_routes(app: web.Application) -> None:
         resource.add_route("POST", predict)
         # 1.x clients also use GET.
         resource.add_route("GET", predict)
-        # What `curl -T` sends.
+        # `curl -T` sends PUT.
         resource.add_route("PUT", predict)
     app.router.add_post("/{model}/predict", predict_as_v04, name="legacy_predict")
 

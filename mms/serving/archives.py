@@ -1,4 +1,4 @@
-"""Open a model's archive at any location, as the server's settings say, beside the event loop."""
+"""Fetch and open a model's archive according to the server's settings, off the event loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mms.serving.stamp import file_stamp
 _MOST_DOWNLOADS = 8
 #: Of these from one host: a slow one must not hold up downloads from all others.
 _MOST_PER_HOST = 2
-#: What a download that the API requested may take, in seconds. What was received by then stays, and
+#: Time limit of a download that the API requested, in seconds. Data received by then is kept, and
 #: the next attempt resumes there.
 _DEADLINE_S = 3600.0
 _FOLDER = "mxnet-model-server"
@@ -59,14 +59,14 @@ def _cache_folder(cache_dir: str, environment: Mapping[str, str]) -> Path:
     try:
         return Path.home() / ".cache" / _FOLDER
     except RuntimeError:
-        # A user that the system does not have, as in some containers.
+        # The user has no entry in the system's database, as in some containers.
         raise ConfigError(
             "the user has no home folder for downloaded archives; set cache_dir"
         ) from None
 
 
 def stamp(location: str) -> Any:
-    """Return what changes when a location's file or folder changes; None if it is not here."""
+    """Return a value that changes when a local file or folder changes; None if it is not local."""
     path = parse_location(location).path
     return file_stamp(str(path)) if path else None
 
@@ -77,7 +77,7 @@ class Fetching:
     Args:
         settings: The server's.
         progress: Receives the progress of downloads.
-        deadline_s: What a download that the operator did not request may take, in seconds.
+        deadline_s: Time limit, in seconds, of downloads that the operator did not request.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Fetching:
         self._progress = progress
         self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
-        # A host's is there as long as somebody downloads from it or waits to.
+        # A host's semaphore exists as long as a download uses it or waits for it.
         self._hosts: weakref.WeakValueDictionary[str, asyncio.Semaphore] = (
             weakref.WeakValueDictionary()
         )
@@ -101,8 +101,8 @@ class Fetching:
 
         Args:
             location: Path or URL.
-            is_trusted: Whether the operator named it. What others name must be permitted by the
-                policy if it is remote; if it is not, callers have checked it.
+            is_trusted: Whether the operator named it. Otherwise, a remote location must be
+                permitted by the policy; a local one has been checked by the caller.
 
         Raises:
             ArchiveError: It is not valid, or cannot be fetched.
@@ -113,7 +113,7 @@ class Fetching:
             return await asyncio.to_thread(local_file, parsed)
         options = fetch_options(self._settings, self._progress)
         policy = None if is_trusted else self.policy
-        # The host's first, so that nobody holds a slot of all while waiting for a host.
+        # The host's slot first, so that no shared slot is held while waiting for a host.
         async with self._host_slots(parsed.url), self._slots:
             fetching = fetch_in_thread(location, options, policy)
             try:

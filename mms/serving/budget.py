@@ -1,7 +1,7 @@
-"""The bytes of requests and answers that the server holds, all clients and models together.
+"""The budget of request and response bytes that the server holds, over all clients and models.
 
-Pure: imports nothing of ours but errors. Each request in flight has one `Hold`, whose owner
-releases it however the request ends; everything else only grows it or replaces what it counts.
+Pure: imports only errors. Each request in flight has one `Hold`, whose owner releases it however
+the request ends; all other code only grows it or replaces its size.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from types import TracebackType
 
 from mms.errors import BufferFull, InvalidServiceOutput, PayloadTooLarge
 
-#: A request or an answer up to this size is small. Refusing a small answer would write an error of
-#: about the same size instead, so small answers are sent even when the budget is spent.
+#: A request or response up to this size is small. Refusing a small response would write an error of
+#: about the same size instead, so small responses are sent even when the budget is exhausted.
 SMALL_BYTES = 64 << 10
-#: One part in so many of the budget is kept for small bodies: clients that fill the rest with
-#: large ones do not shut out those that ask for a usual prediction.
+#: This fraction (1/8) of the budget is reserved for small bodies, so that clients that fill the
+#: rest with large ones do not block usual predictions.
 _PARTS_OF_SMALL = 8
-#: What one part of a body costs beside its bytes: an object's head and its place in a list.
+#: Overhead of one chunk of a body: an object's header and its place in a list.
 CHUNK_OVERHEAD_BYTES = 64
-#: 0 in the settings: this part of the memory that the process may use.
+#: Default (0 in the settings): this fraction (1/4) of the memory that the process may use.
 _PART_OF_MEMORY = 4
 _RETRY_AFTER_S = 1.0
-#: Where no limit can be read.
+#: Assumed if no limit can be read.
 _UNKNOWN_MEMORY_BYTES = 4 << 30
 
 
 class Budget:
-    """Bytes held now, and the most that may be.
+    """The bytes currently held, and their limit.
 
     Attributes:
-        limit: The most bytes that may be held.
+        limit: Maximum number of bytes held.
         held: Bytes held now.
     """
 
@@ -42,11 +42,11 @@ class Budget:
         self._large_limit = limit - limit // _PARTS_OF_SMALL
 
     def check(self, size: int) -> None:
-        """Refuse a body of a known length that cannot be held now, before any of it is read.
+        """Refuse a body of known length that does not fit, before any of it is read.
 
         Raises:
             PayloadTooLarge: It is longer than the whole budget.
-            BufferFull: It does not fit beside what is held.
+            BufferFull: It does not fit into the rest of the budget.
         """
         limit = self._large_limit if size > SMALL_BYTES else self.limit
         if self.held + size > limit:
@@ -55,19 +55,20 @@ class Budget:
     def _refuse(self, size: int, limit: int) -> None:
         if size > limit:
             raise PayloadTooLarge(
-                f"the body is longer than the server may hold of large ones ({limit} bytes of "
-                f"max_buffered_bytes, {self.limit}); start it with --max-buffered-bytes to allow "
-                "more"
+                f"the body is larger than the server can buffer ({limit} of the {self.limit} bytes "
+                "of max_buffered_bytes are for large bodies); start the server with a larger "
+                "--max-buffered-bytes"
             )
         raise BufferFull(
-            f"the server holds as many bytes of requests and answers as max_buffered_bytes allows "
-            f"({self.limit}); try again later, or start it with --max-buffered-bytes to allow more",
+            "the server buffers as many bytes of requests and responses as max_buffered_bytes "
+            f"allows ({self.limit}); try again later, or start it with a larger "
+            "--max-buffered-bytes",
             _RETRY_AFTER_S,
         )
 
 
 class Hold:
-    """What one request in flight holds of a budget; a context manager that gives it back.
+    """The share of the budget held by one request in flight; a context manager that releases it.
 
     Attributes:
         size: Bytes held now.
@@ -80,11 +81,11 @@ class Hold:
         self.size = 0
 
     def check(self, size: int) -> None:
-        """Refuse a body of `size` bytes in all that cannot be held now.
+        """Refuse a body of `size` bytes in total that does not fit.
 
         Raises:
             PayloadTooLarge: It is longer than the whole budget.
-            BufferFull: It does not fit beside what is held.
+            BufferFull: It does not fit into the rest of the budget.
         """
         self._budget.check(size)
 
@@ -93,7 +94,7 @@ class Hold:
 
         Raises:
             PayloadTooLarge: The body is longer than the whole budget.
-            BufferFull: They do not fit beside what is held; nothing is counted.
+            BufferFull: They do not fit into the rest of the budget; nothing is counted.
         """
         budget = self._budget
         total = self.size + size
@@ -104,11 +105,11 @@ class Hold:
         budget.held += size
 
     def replace(self, size: int) -> None:
-        """Count an answer of `size` bytes instead of the body, which is gone.
+        """Count a response of `size` bytes instead of the body, which has been freed.
 
         Raises:
-            InvalidServiceOutput: The answer is longer than the whole budget.
-            BufferFull: It does not fit beside what is held; nothing is held any more.
+            InvalidServiceOutput: The response is longer than the whole budget.
+            BufferFull: It does not fit into the rest of the budget; the hold is then empty.
         """
         budget = self._budget
         others = budget.held - self.size
@@ -116,15 +117,15 @@ class Hold:
             self.release()
             if size > budget.limit:
                 raise InvalidServiceOutput(
-                    f"the model's answer is longer than max_buffered_bytes ({budget.limit} "
-                    "bytes); start the server with --max-buffered-bytes to allow more"
+                    f"the model's response is longer than max_buffered_bytes ({budget.limit} "
+                    "bytes); start the server with a larger --max-buffered-bytes"
                 )
             budget._refuse(size, budget.limit)
         budget.held = others + size
         self.size = size
 
     def release(self) -> None:
-        """Release everything; a second time does nothing."""
+        """Release everything; further calls do nothing."""
         self._budget.held -= self.size
         self.size = 0
 
@@ -144,8 +145,8 @@ def default_limit(root: Path = Path("/"), address_space: int = 0) -> int:
     """Return a quarter of the memory that this process may use.
 
     Args:
-        root: Where ``/proc`` and ``/sys`` are.
-        address_space: The soft RLIMIT_AS in bytes; 0 is no limit.
+        root: Folder that contains ``proc`` and ``sys``.
+        address_space: The soft RLIMIT_AS in bytes; 0 means no limit.
     """
     sizes = [address_space, *_cgroup_limits(root), _physical_memory(root)]
     known = [size for size in sizes if size > 0]
@@ -153,10 +154,10 @@ def default_limit(root: Path = Path("/"), address_space: int = 0) -> int:
 
 
 def _cgroup_limits(root: Path) -> list[int]:
-    """Return the limits of the cgroups this process is in, and of those above; v1 and v2."""
+    """Return the limits of this process's cgroups and their ancestors; v1 and v2."""
     base = root / "sys/fs/cgroup"
     found = [
-        # What a container sees of its own group, whose path on the host says nothing here.
+        # A container's view of its own cgroup, whose path on the host does not exist here.
         _read_size(base / "memory.max"),
         _read_size(base / "memory/memory.limit_in_bytes"),
     ]
@@ -182,7 +183,7 @@ def _physical_memory(root: Path) -> int:
 
 def _read_size(path: Path) -> int:
     text = _read(path).strip()
-    # "max" is no limit.
+    # "max" means no limit.
     return int(text) if text.isdecimal() else 0
 
 

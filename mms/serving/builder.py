@@ -1,4 +1,4 @@
-"""From a registration to a servable that serves, and back to nothing."""
+"""Build a servable from a registration: fetch, open and load it, and unload it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger("mms.controlplane")
 
 
 class Builder:
-    """Opens archives and loads and unloads what is in them.
+    """Opens archives, and loads and unloads their models.
 
     Args:
         fetching: Fetches and opens archives.
-        make_environment: Gives the environment of a worker with so many compute threads.
+        make_environment: Returns the environment of a worker for a number of compute threads.
         workspace: Folder to unpack archives in.
     """
 
@@ -46,7 +46,7 @@ class Builder:
 
         Raises:
             ArchiveError: It is not valid, or cannot be fetched.
-            Forbidden: A caller named it, and it is not permitted.
+            Forbidden: It was named by a caller and is not permitted.
         """
         is_trusted = registration.trust is Trust.OPERATOR
         return await self._fetching.fetch(registration.path, is_trusted=is_trusted)
@@ -62,16 +62,16 @@ class Builder:
         """Return a servable that is not loaded yet.
 
         Args:
-            registration: What was asked for.
+            registration: The registration.
             version: Its version.
             settings: The server's.
-            fetched: What is at its path, if it has been fetched just now.
-            metrics: Where it goes on counting, if it takes another's place.
+            fetched: The fetched file or folder, if it has just been fetched.
+            metrics: Counters of the servable that it replaces, to continue them.
 
         Raises:
             MMSError: There is no valid archive. Nothing is left on disk then.
         """
-        # Before it is read: what changes meanwhile is seen as a change.
+        # Before it is read, so that a change meanwhile is detected.
         seen = await asyncio.to_thread(stamp, registration.path)
         if fetched is None:
             fetched = await self.fetch(registration)
@@ -103,7 +103,7 @@ class Builder:
         """Start a servable's workers, and wait until they are ready.
 
         Raises:
-            MMSError: It does not load; the message names the model and its archive.
+            MMSError: The model does not load; the message names it and its archive.
         """
         extra = {"model": servable.name}
         logger.info("loading %s", servable.archive.source, extra=extra)
@@ -118,15 +118,15 @@ class Builder:
         )
 
     async def unload(self, servable: Servable, timeout_s: float) -> None:
-        """Let a servable finish what it has accepted, stop its workers and remove its files.
+        """Let a servable finish its accepted requests, stop its workers and remove its files.
 
         Args:
-            servable: It may have been loaded or not.
-            timeout_s: What the accepted requests get to finish.
+            servable: The servable, loaded or not.
+            timeout_s: Time that accepted requests have to finish.
         """
         await servable.unload(timeout_s, self._hurry)
         remove_unpacked(servable.archive, self._workspace)
 
     def hurry(self) -> None:
-        """End the waiting of whatever is being unloaded."""
+        """Stop waiting for the requests of servables that are being unloaded."""
         self._hurry.set()

@@ -1,8 +1,8 @@
 """The control plane: registrations in, a registry of servables out.
 
-Whatever changes which models there are goes through here, be it asked for at start, by an API, by
-a changed file, or by the state kept from before a restart. A new version loads and warms up beside
-the old one, becomes the default in one step, and the old one drains: no request meets a gap.
+Every change of the set of models goes through here, whether requested at start-up, by an API, by a
+changed file, or by the state file after a restart. A new version loads and warms up beside the old
+one, becomes the default atomically, and the old one drains: there is no downtime.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
 from mms.serving.unloaded import Unloaded
 
-#: What the requests of a version that is being replaced or removed get to finish, seconds.
+#: Time that the requests of a replaced or removed version have to finish, seconds.
 _DRAIN_S = 60.0
 
 
 class ControlPlane:
-    """All that changes which models there are.
+    """Registers, replaces, changes and unregisters models.
 
     Args:
         config: The server's.
-        registry: Where servables become known to the routes.
-        make_environment: Gives the environment of a worker with so many compute threads.
-        progress: Who is told how downloads go on.
+        registry: The registry of servables that the routes use.
+        make_environment: Returns the environment of a worker for a number of compute threads.
+        progress: Receives the progress of downloads.
 
     Attributes:
-        config: The configuration, as it was read last.
-        saved: What the state file keeps.
-        unloaded: What was unloaded by name and may be loaded again.
+        config: The current configuration.
+        saved: The contents of the state file.
+        unloaded: Models that were unloaded by name and may be loaded again.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class ControlPlane:
         self._fetching = Fetching(config.server, progress)
         self._opened: Builder | None = None
         self._registrations: dict[tuple[str, str], Registration] = {}
-        # One of a name is there as long as somebody holds it or waits for it: a client may ask for
-        # any number of names, known or not.
+        # A name's lock exists only while it is held or waited for: clients may request any number
+        # of names, known or not.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks = Tasks()
         self.saved = Saved(config.server.state_file)
@@ -74,21 +74,21 @@ class ControlPlane:
 
     @property
     def policy(self) -> Policy:
-        """What callers may have fetched."""
+        """The policy on what callers may fetch."""
         return self._fetching.policy
 
     @property
     def settings(self) -> ServerSettings:
-        """The server's settings, as they were read last."""
+        """The server's current settings."""
         return self.config.server
 
     @property
     def expects_models(self) -> bool:
-        """Whether the configuration names models, so that a server without any is not ready."""
+        """Whether the configuration names models, so that a server without models is not ready."""
         return bool(self.config.models)
 
     def registration(self, servable: Servable) -> Registration:
-        """Return what a servable was registered with."""
+        """Return the registration of a servable."""
         return self._registrations[servable.name, servable.version]
 
     def registrations(self) -> list[Registration]:
@@ -96,7 +96,7 @@ class ControlPlane:
         return list(self._registrations.values())
 
     def has(self, name: str, version: str) -> bool:
-        """Whether a version is registered."""
+        """Return whether a version is registered."""
         return (name, version) in self._registrations
 
     def startup_servables(self) -> list[Servable]:
@@ -109,7 +109,7 @@ class ControlPlane:
         ]
 
     def open(self, workspace: Path) -> None:
-        """Take registrations from now on.
+        """Accept registrations from now on.
 
         Args:
             workspace: Folder to unpack archives in.
@@ -140,20 +140,20 @@ class ControlPlane:
         version: str | None = None,
         size: int | None = None,
     ) -> Registration:
-        """Return the registration that a caller asks for, checked without looking at its archive.
+        """Return the registration that a caller requests, checked without reading its archive.
 
         Args:
-            url: Where the archive is; None is what the model store has under the name.
-            values: Settings of the model, as they were sent.
-            name: Name clients use; None is the one that the archive has.
+            url: Location of the archive; None means the model store's archive of that name.
+            values: Settings of the model, as received.
+            name: Name clients use; None means the name in the archive.
             version: Its version.
-            size: Workers to start, 0 included; by default what the settings say.
+            size: Number of workers to start, possibly 0; None means as set.
 
         Raises:
             Forbidden: The archive may not be registered by callers.
             ModelNotFound: The model store has no such archive.
-            ConfigError: A value is of the wrong type or range.
-            InvalidRequest, Conflict: As `check`.
+            ConfigError: A value has the wrong type or is out of range.
+            InvalidRequest, Conflict: As for `check`.
         """
         if name is not None:
             self.check(name, version)
@@ -161,8 +161,8 @@ class ControlPlane:
         place = find_archive(name or "", store) if url is None else url
         location = admit(place, store, self.policy)
         if "service" in values:
-            # It would run as the server.
-            raise Forbidden("service files outside archives cannot be named here")
+            # It would run with the server's rights.
+            raise Forbidden("a service file outside the archive is not allowed here")
         for key in values:
             if key not in keys(ModelSettings):
                 raise InvalidRequest(f"unknown parameter {str(key)[:100]!r}")
@@ -173,11 +173,11 @@ class ControlPlane:
         """Fetch a registration's archive, and read its manifest.
 
         Returns:
-            The registration with its name, and what is at its path.
+            The registration with its name, and the fetched file or folder.
 
         Raises:
             ArchiveError: It is not valid, or cannot be fetched.
-            InvalidRequest, Conflict: As `check`, for the name that the archive has.
+            InvalidRequest, Conflict: As for `check`, with the name in the archive.
         """
         fetched = await self._builder.fetch(registration)
         handler = registration.settings.handler
@@ -191,19 +191,17 @@ class ControlPlane:
         """Refuse names and versions that cannot be registered now.
 
         Raises:
-            InvalidRequest: One of them cannot stand in a URL.
+            InvalidRequest: One of them cannot be used in a URL.
             Conflict: The name, or the version of it, is taken.
         """
         for text, kind in ((name, "model name"), (version, "version")):
             if text is not None and not is_model_name(text):
                 raise InvalidRequest(
-                    f"{kind} {text[:100]!r} cannot stand in a URL; use letters, digits, '.', '_', "
-                    "'-'"
+                    f"{kind} {text[:100]!r} cannot be used in a URL; use letters, digits, '.', '_' "
+                    "and '-'"
                 )
         if version is None and name in self._registry:
-            raise Conflict(
-                f"Model {name} is already registered; give a version to add one beside it"
-            )
+            raise Conflict(f"Model {name} is already registered; pass a version to add another one")
         version = version or DEFAULT_VERSION
         if (name, version) in self._registrations:
             raise Conflict(f"Version {version} of model {name} is already registered")
@@ -215,13 +213,13 @@ class ControlPlane:
         make_default: bool = True,
         stays: bool = False,
     ) -> Servable:
-        """Load a model and make it known; once it serves, readiness waits for it if it is to.
+        """Load a model and register it; readiness depends on it from then on if it is to.
 
         Args:
-            registration: What to serve and how.
-            fetched: What is at its path, if it has been fetched just now.
-            make_default: Whether it answers requests that name no version once it is loaded.
-            stays: Whether it is known, and readiness waits for it, even if it does not load.
+            registration: The registration.
+            fetched: The fetched file or folder, if it has just been fetched.
+            make_default: Whether it becomes the default version once it is loaded.
+            stays: Whether it stays registered, and readiness depends on it, if it does not load.
 
         Raises:
             Conflict: The name, or the version of it, is taken.
@@ -234,8 +232,8 @@ class ControlPlane:
             version = registration.version or DEFAULT_VERSION
             registration, key = replace(registration, version=version), (name, version)
             servable = await builder.open(registration, version, self.settings, fetched)
-            # Known while it loads, so that asking for it gives 503 and not 404. A version beside
-            # others is only known once it can answer.
+            # A new model is registered while it loads, so that requests get 503 and not 404. A
+            # further version is only registered once it can serve.
             is_first = name not in self._registry
             self._registrations[key] = (
                 registration if stays else replace(registration, is_startup=False)
@@ -260,11 +258,11 @@ class ControlPlane:
             return servable
 
     async def replace(self, servable: Servable) -> Servable:
-        """Load a version again from its files, beside the old one, and swap them.
+        """Reload a version from its files, beside the old one, and swap them.
 
         Raises:
             ModelNotFound: It has been unregistered.
-            MMSError: The new one does not load; the old one goes on serving.
+            MMSError: The new one does not load; the old one continues to serve.
         """
         async with self._lock(servable.name):
             current = self._registry.get(servable.name, servable.version)
@@ -274,13 +272,13 @@ class ControlPlane:
             return await self._swap(servable, self.registration(servable))
 
     async def _swap(self, servable: Servable, registration: Registration) -> Servable:
-        """Load a version as a registration says, and swap them; its name is locked."""
+        """Load a version from a registration, and swap them; the caller holds the name's lock."""
         key, builder = (servable.name, servable.version), self._builder
         fresh = await builder.open(
             registration, servable.version, self.settings, metrics=servable.metrics
         )
         try:
-            # One that sleeps is not woken up by this.
+            # An idle-unloaded model stays unloaded.
             if servable.state is not ServableState.UNLOADED:
                 await builder.load(fresh)
         except BaseException:
@@ -292,17 +290,17 @@ class ControlPlane:
         return fresh
 
     async def unregister(self, name: str, version: str | None = None) -> None:
-        """Forget a model, or one version of it; what it has accepted is still answered.
+        """Unregister a model, or one version of it, after its accepted requests have finished.
 
         Raises:
-            ModelNotFound: There is no such model or version.
+            ModelNotFound: The model or version does not exist.
             Conflict: The version is the default and others are left.
         """
         async with self._lock(name):
             model = self._registry.model(name)
             if version is not None and version == model.default and len(model.versions) > 1:
                 raise Conflict(
-                    f"version {version} is the default of model {name}; set another one first"
+                    f"version {version} is the default of model {name}; set another default first"
                 )
             versions = [version] if version is not None else list(model.versions)
             for servable in [model.version(v) for v in versions]:
@@ -312,20 +310,20 @@ class ControlPlane:
             self.save()
 
     async def reload(self, name: str) -> None:
-        """Load all versions of a model again from their files, without a gap.
+        """Reload all versions of a model from their files, without downtime.
 
         Raises:
-            ModelNotFound: There is no such model.
-            MMSError: One of them does not load; it goes on serving as it was.
+            ModelNotFound: The model does not exist.
+            MMSError: One of them does not load; its old servable continues to serve.
         """
         for servable in list(self._registry.model(name).versions.values()):
             await self.replace(servable)
 
     async def unload(self, name: str) -> None:
-        """Unregister a model, and remember it, so that `load_again` brings it back.
+        """Unregister a model, and keep its registrations for `load_again`.
 
         Raises:
-            ModelNotFound: There is no such model.
+            ModelNotFound: The model does not exist.
         """
         model = self._registry.model(name)
         versions = sorted(model.versions.values(), key=lambda s: s.version != model.default)
@@ -334,7 +332,7 @@ class ControlPlane:
         self.unloaded.registrations[name] = registrations
 
     async def load_again(self, name: str) -> None:
-        """Load what `unload` has unloaded, as it was: all its versions or none.
+        """Load a model that `unload` has unloaded, as it was: all its versions or none.
 
         Raises:
             MMSError: One of them does not load.
@@ -348,10 +346,10 @@ class ControlPlane:
             raise
 
     def set_default(self, name: str, version: str) -> None:
-        """Have a version answer requests that name none.
+        """Set the default version of a model.
 
         Raises:
-            ModelNotFound: There is no such model or version.
+            ModelNotFound: The model or version does not exist.
         """
         model = self._registry.model(name)
         model.version(version)
@@ -359,20 +357,20 @@ class ControlPlane:
         self.save()
 
     def split(self, name: str, traffic: Traffic) -> None:
-        """Change how a model's traffic is split over its versions.
+        """Change how a model's traffic is split between its versions.
 
         Raises:
-            ModelNotFound, InvalidRequest: It cannot be split so.
+            ModelNotFound, InvalidRequest: A version does not exist, or the weights are invalid.
         """
         self._registry.model(name).split(traffic)
         self.save()
 
     async def scale(self, servable: Servable, size: int) -> None:
-        """Change the number of workers, and wait for new ones.
+        """Change the number of workers, and wait until new ones are ready.
 
         Raises:
             ModelNotFound: It has been unregistered.
-            MMSError: A new one could not be started.
+            MMSError: A new worker could not be started.
         """
         async with self._lock(servable.name):
             # Another one may have taken its place while this waited.
@@ -385,7 +383,7 @@ class ControlPlane:
 
         Raises:
             ModelNotFound: It has been unregistered.
-            ConfigError: A value is of the wrong type or range.
+            ConfigError: A value has the wrong type or is out of range.
         """
         async with self._lock(servable.name):
             current = self._registry.get(servable.name, servable.version)
@@ -400,14 +398,14 @@ class ControlPlane:
         self.save()
 
     async def change(self, name: str, version: str, model: ModelConfig) -> None:
-        """Load a version as the configuration has it now; if that fails, it stays as it is.
+        """Replace a version according to the current configuration; on failure, keep the old one.
 
         Raises:
-            ModelNotFound: There is no such version.
-            MMSError: It does not load so; the old one goes on serving.
+            ModelNotFound: The version does not exist.
+            MMSError: It does not load; the old one continues to serve.
         """
-        # Locked as a whole: a reload of its files, under way at the same moment, is waited for, and
-        # neither takes the other's work for its own.
+        # Locked as a whole: a concurrent reload of its files is waited for, and neither takes the
+        # other's result for its own.
         async with self._lock(name):
             servable = self._registry.get(name, version)
             registration = replace(
@@ -419,7 +417,7 @@ class ControlPlane:
             await self._swap(servable, registration)
 
     def path_of(self, servable: Servable) -> str | None:
-        """Return where a servable's archive is; None if it is not registered any more."""
+        """Return the location of a servable's archive; None if it is no longer registered."""
         registration = self._registrations.get((servable.name, servable.version))
         return registration.path if registration else None
 

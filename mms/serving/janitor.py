@@ -1,4 +1,4 @@
-"""What nobody asks for and has to be done now and then: upkeep, the memory budget, changed files.
+"""Periodic work: upkeep of servables, the memory budget, changed files.
 
 The memory of processes is read in a thread: the kernel walks all their pages for it, and holds
 their locks meanwhile.
@@ -25,11 +25,11 @@ HOUSEKEEPING_S = 0.5
 
 
 class Janitor:
-    """Looks after the servables while the server runs.
+    """Performs the periodic work on servables while the server runs.
 
     Args:
-        controlplane: Reloads what has changed.
-        registry: What there is.
+        controlplane: Reloads changed models.
+        registry: The current models.
     """
 
     def __init__(self, controlplane: ControlPlane, registry: Registry) -> None:
@@ -39,11 +39,11 @@ class Janitor:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; `stop` ends it."""
+        """Start the periodic work; `stop` ends it."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End all work, that on changed files included."""
+        """End all work, including reloads of changed files."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -62,10 +62,10 @@ class Janitor:
                 is_due = now - watched_at >= self._controlplane.settings.watch_interval
                 if watches and is_due and not self._reloads:
                     watched_at = now
-                    # Beside this: a load may take its time, or hang.
+                    # In the background: a load may take long, or hang.
                     self._reloads.start(self._reload_changed())
             except Exception:
-                # One failed look must not end all further ones.
+                # A failure must not end the periodic work.
                 logger.exception("housekeeping failed")
 
     async def _keep_up(self, now: float) -> None:
@@ -77,7 +77,7 @@ class Janitor:
             servable.housekeep(now, memory)
 
     async def _keep_within_budget(self) -> None:
-        """Unload idle models, the one unused for longest first, until the rest fit."""
+        """Unload idle models, least recently used first, until the rest fit."""
         servables = [s for s in self._registry.servables() if s.state is ServableState.READY]
         pids = [servable.pids for servable in servables]
         sizes = await asyncio.to_thread(lambda: list(map(shared_bytes, pids)))
@@ -88,7 +88,7 @@ class Janitor:
                 return
             if servable.settings.pinned or not servable.lane.is_empty:
                 continue
-            logger.info("put to sleep to keep within memory_budget", extra={"model": servable.name})
+            logger.info("unloaded to stay within memory_budget", extra={"model": servable.name})
             excess -= used[servable]
             await servable.sleep()
 
@@ -98,19 +98,19 @@ class Janitor:
             if path is None:
                 continue
             current = await asyncio.to_thread(stamp, path)
-            # There is none of what is remote or gone.
+            # None: the archive is remote, or has been deleted.
             if current == servable.stamp or current is None:
                 continue
             extra = {"model": servable.name}
             logger.info("%s has changed; reloading", path, extra=extra)
-            # If it cannot be loaded so, it is not tried again until it changes once more.
+            # If it does not load, it is not retried until it changes again.
             servable.stamp = current
             try:
                 await self._controlplane.replace(servable)
             except MMSError as error:
                 detail = error.detail.traceback if error.detail else ""
                 logger.error(
-                    "the change cannot be loaded, so the old version goes on serving: %s%s",
+                    "the change cannot be loaded; the old version continues to serve: %s%s",
                     error,
                     f"; {detail}" if detail else "",
                     extra=extra,

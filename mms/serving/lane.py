@@ -1,7 +1,7 @@
-"""One servable's queue at work: requests in, batches to workers, answers out.
+"""Drive a servable's queue: requests in, batches to workers, answers out.
 
-Ties the pure `Dispatcher` to the processes of a `Pool` and to the event loop. All methods belong to
-the event loop's thread.
+Connects the pure `Dispatcher` to the processes of a `Pool` and to the event loop. All methods must
+be called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ logger = logging.getLogger("mms.lane")
 
 
 class Lane:
-    """Carries requests to the workers of a pool, and their answers back.
+    """Sends requests to the workers of a pool, and returns their answers.
 
     Args:
         name: Name of the model, for the log.
         limits: Settings of the queue.
-        kills_abandoned: Whether a worker is killed when all clients of its batch have left.
-        metrics: Where requests and batches are counted.
+        kills_abandoned: Whether a worker is killed when its batch is abandoned.
+        metrics: Counters of requests and batches.
         after_batch: Called with a worker that has finished a batch, before it gets the next.
     """
 
@@ -66,43 +66,43 @@ class Lane:
 
     @property
     def limits(self) -> Limits:
-        """The settings of the queue as they are now."""
+        """The current settings of the queue."""
         return self._limits
 
     @property
     def depth(self) -> int:
-        """Requests waiting."""
+        """Number of queued requests."""
         return self._dispatcher.depth
 
     @property
     def in_flight(self) -> int:
-        """Requests in workers."""
+        """Number of requests in workers."""
         return self._dispatcher.in_flight
 
     @property
     def idle(self) -> int:
-        """Workers waiting for a batch."""
+        """Number of idle workers."""
         return self._dispatcher.idle
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether no request is queued or running."""
         return self._dispatcher.is_empty
 
     def oldest_wait_s(self, now: float) -> float:
-        """Return how long the longest waiting request has waited, 0 if none does."""
+        """Return the age of the oldest queued request in seconds, 0 if there is none."""
         return self._dispatcher.oldest_wait_s(now)
 
     def attach(self, pool: Pool) -> None:
-        """Take the pool whose workers run the batches; once, before anything else."""
+        """Set the pool whose workers run the batches; once, before anything else."""
         self._pool = pool
 
     def configure(self, limits: Limits, kills_abandoned: bool) -> None:
-        """Change the settings of the queue, also for what waits already.
+        """Change the settings of the queue, including for queued requests.
 
         Args:
             limits: The settings.
-            kills_abandoned: Whether a worker is killed when all clients of its batch have left.
+            kills_abandoned: Whether a worker is killed when its batch is abandoned.
         """
         self._limits = self._dispatcher.limits = limits
         self._kills_abandoned = kills_abandoned
@@ -115,11 +115,11 @@ class Lane:
         timeout_s: float | None,
         is_urgent: bool,
     ) -> Answer:
-        """Return a worker's answer to one request; the arguments are those of `Servable.infer`.
+        """Run one request and return a worker's answer; takes the arguments of `Servable.infer`.
 
         Raises:
-            MMSError: Whatever kept the model from answering.
-            asyncio.CancelledError: The client left; the request is dropped if it still waits.
+            MMSError: The request failed.
+            asyncio.CancelledError: The client left; the request is dropped if it is still queued.
         """
         now = time.monotonic()
         limit = self._limits.response_timeout_s
@@ -137,18 +137,18 @@ class Lane:
             self._abandon(job)
             raise
         finally:
-            # The future refers to an error, that to this frame, and this frame to the future: in
-            # such a circle, bodies would stay until the garbage collector comes by.
+            # The future refers to an error, the error to this frame, and this frame to the future:
+            # such a cycle would keep bodies alive until the next garbage collection.
             del future, job
 
     async def drain(self) -> None:
-        """Wait until nothing waits and nothing runs; nothing may be added any more."""
+        """Wait until no request is queued or running; no more may be added."""
         self._drained = asyncio.Event()
         self._note_if_empty()
         await self._drained.wait()
 
     def fail_all(self, error: MMSError) -> None:
-        """End every request, waiting or running."""
+        """Fail every request, queued or running."""
         self._dispatcher.fail_all(error)
 
     def close(self) -> None:
@@ -157,12 +157,12 @@ class Lane:
             self._timer.cancel()
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
-        """WorkerUser: take a worker into service."""
+        """WorkerUser: add a worker that is ready."""
         self._dispatcher.worker_ready(worker.id)
         self._schedule_pump()
 
     def on_worker_result(self, worker: WorkerProcess, frame: Frame) -> None:
-        """WorkerUser: hand out a batch's answers, after sending the worker its next batch."""
+        """WorkerUser: deliver a batch's answers, after sending the worker its next batch."""
         try:
             result = decode_result(frame)
         except ProtocolError as error:
@@ -172,7 +172,7 @@ class Lane:
             return
         pool = self._workers
         if pool.state(worker) is not WorkerState.BUSY:
-            worker.kill("it sent a result that nobody had asked for")
+            worker.kill("it sent an unsolicited result")
             return
         now = time.monotonic()
         batch = self._dispatcher.finish(worker.id, now, sum(result.stage_seconds))
@@ -195,7 +195,7 @@ class Lane:
             histogram.observe(seconds)
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
-        """WorkerUser: put what the worker ran back into the queue."""
+        """WorkerUser: requeue the requests that the worker was running."""
         self._dispatcher.worker_lost(worker.id, reason, time.monotonic())
         self._schedule_pump()
 
@@ -210,26 +210,26 @@ class Lane:
         return self._pool
 
     def _abandon(self, job: Inference) -> None:
-        """Free what a request held whose client has left."""
-        # In a worker already, it is not sent again: nobody waits for its answer.
+        """Free the resources of an abandoned request."""
+        # If it is in a worker already, it is not retried: no client waits for it.
         job.chunks = ()
         if not self._dispatcher.cancel(job) and self._kills_abandoned:
             id_ = self._dispatcher.worker_of_abandoned_batch(job)
             if id_ is not None:
-                # Its death is our doing: no request is to blame.
+                # The server kills the worker: no request is to blame.
                 self._dispatcher.fail_batch(id_, WorkerDied("all clients of its batch have left"))
                 self._workers.worker(id_).kill("cancelled")
         self._note_if_empty()
 
     def _note_if_empty(self) -> None:
-        """End a drain once nothing is left to finish."""
+        """Finish a drain once no request is left."""
         if self._drained is not None and self._dispatcher.is_empty:
             self._drained.set()
 
     def _schedule_pump(self) -> None:
-        """Dispatch at the end of this turn of the loop.
+        """Dispatch at the end of this iteration of the event loop.
 
-        Requests that arrived in the same turn, on different connections, so travel together.
+        Requests that arrive in the same iteration, on different connections, can share a batch.
         """
         if not self._is_pump_due:
             self._is_pump_due = True
@@ -258,13 +258,13 @@ class Lane:
         worker.send(encode_batch(batch.id, items))
 
     def _mismatch(self, batch: Batch[Inference], worker: WorkerProcess, count: int) -> None:
-        """Handle answers that cannot be told apart; none of them may reach a client.
+        """Fail a batch with the wrong number of answers; none of them may reach a client.
 
-        The worker is about to be killed: it must not take a next batch with it.
+        The worker is about to be killed, so it must not get another batch.
         """
         self._dispatcher.withdraw(worker.id)
         error = InvalidServiceOutput(
-            f"the worker gave {count} answers to {len(batch.jobs)} requests"
+            f"the worker returned {count} answers to {len(batch.jobs)} requests"
         )
         for job in batch.jobs:
             job.fail(error)
@@ -281,7 +281,7 @@ class Lane:
     def _on_timer(self) -> None:
         self._timer = None
         self._timer_at = math.inf
-        # Timers of the loop have a grain of a millisecond and may fire that much early.
+        # The loop's timers have a resolution of a millisecond and may fire that much early.
         now = time.monotonic() + 0.001
         limit_s = self._limits.response_timeout_s
         for id_ in self._dispatcher.expire(now):
@@ -294,7 +294,7 @@ class Lane:
             )
             worker = self._workers.worker(id_)
             logger.error(
-                "worker %d hangs: no answer within %g s; killing it",
+                "worker %d hung: no answer within %g s; killing it",
                 worker.child.pid,
                 limit_s,
                 extra={"model": self._name},

@@ -1,4 +1,4 @@
-"""States of a servable and the moves allowed between them. Pure."""
+"""States of a servable and the allowed transitions between them. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ServableState(enum.Enum):
 #: Which states may follow each; docs/architecture.md draws it.
 SERVABLE_MOVES = {
     ServableState.LOADING: {ServableState.READY, ServableState.FAILED, ServableState.DRAINING},
-    # To UNLOADED at once: a model that nobody asks goes to sleep.
+    # To UNLOADED directly: idle unload.
     ServableState.READY: {
         ServableState.DRAINING,
         ServableState.FAILED,
@@ -26,20 +26,20 @@ SERVABLE_MOVES = {
     },
     ServableState.FAILED: {ServableState.LOADING, ServableState.DRAINING},
     ServableState.DRAINING: {ServableState.UNLOADED},
-    # A model that loads on its first request begins, and wakes up, here.
+    # Initial state of a model that loads on its first request, and its state after an idle unload.
     ServableState.UNLOADED: {ServableState.LOADING, ServableState.DRAINING},
 }
 
 
 class IllegalMove(Exception):
-    """A state was to follow another that it cannot follow: a bug of ours."""
+    """An illegal state transition: a bug in the server."""
 
 
 def move_servable(current: ServableState, following: ServableState) -> ServableState:
-    """Return `following` if it may follow `current`.
+    """Return `following` if the transition from `current` is allowed.
 
     Raises:
-        IllegalMove: It may not.
+        IllegalMove: It is not.
     """
     if following not in SERVABLE_MOVES[current]:
         raise IllegalMove(f"a servable cannot go from {current.name} to {following.name}")

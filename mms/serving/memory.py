@@ -1,4 +1,4 @@
-"""What processes hold in memory, by Linux's own books."""
+"""Memory usage of processes, as accounted by Linux."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one process holds.
+    """Memory usage of one process.
 
     Attributes:
         resident: Resident bytes.
-        private: Those of them that belong to no file.
+        private: Resident bytes that are not backed by a file.
     """
 
     resident: int = 0
     private: int = 0
 
 
-#: Of a process that is gone, or has not been looked at.
+#: Memory of a process that has ended, or has not been measured.
 UNKNOWN = Memory()
 
 
 def read_memory(pids: Iterable[int]) -> dict[int, Memory]:
-    """Return what processes hold, by their ids; blocks, so call it in a thread."""
+    """Return the memory of processes by id; blocks, so call it in a thread."""
     return {pid: Memory(resident_bytes(pid), private_bytes(pid)) for pid in pids}
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, 0 if it is gone."""
+    """Return the resident memory of a process in bytes, 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
@@ -41,7 +41,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Return the resident memory of a process that belongs to no file, 0 if it is gone."""
+    """Return the resident bytes of a process not backed by a file, 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             _, resident, shared, *_ = file.read().split()
@@ -51,9 +51,9 @@ def private_bytes(pid: int) -> int:
 
 
 def shared_bytes(pids: Iterable[int]) -> int:
-    """Return the memory of processes together; what they share counts once.
+    """Return the total memory of processes in bytes, with shared pages counted once.
 
-    The proportional set size (proc(5), smaps_rollup) sums to just that.
+    The proportional set sizes (proc(5), smaps_rollup) add up to exactly that.
     """
     return sum(_proportional_bytes(pid) for pid in pids)
 

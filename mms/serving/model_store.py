@@ -1,4 +1,4 @@
-"""The archives in the model store, by the names under which they can be loaded."""
+"""Look up the archives in the model store by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mms.errors import ModelNotFound
 
 
 def names_in(store: str) -> list[str]:
-    """Return the names by which the archives of the model store can be loaded."""
+    """Return the names under which the archives in the model store can be loaded."""
     names = set()
     try:
         for path in Path(store).iterdir():
@@ -19,13 +19,13 @@ def names_in(store: str) -> list[str]:
             elif path.is_dir() and find_archives(path) == [path]:
                 names.add(path.name)
     except OSError:
-        # Gone, or not ours to read: what is loaded can still be told.
+        # Deleted, or not readable: loaded models can still be listed.
         return []
     return sorted(name for name in names if is_model_name(name))
 
 
 def find_archive(name: str, store: str) -> str:
-    """Return the file or folder of the model store that has a model's name.
+    """Return the file or folder in the model store for a model's name.
 
     Raises:
         ModelNotFound: There is none.

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol V2 says of the server and of a model, over either transport."""
+"""Metadata of the server and of models in the Open Inference Protocol V2, for both transports."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def server_metadata(settings: ServerSettings) -> dict[str, Any]:
 def model_metadata(model: Model, servable: Servable) -> dict[str, Any]:
     """Return the inputs and outputs of one version of a model.
 
-    How the service takes and gives them is known once a worker has loaded it; until then it is
-    what the signature suggests.
+    The formats that the service uses are known once a worker has loaded it; until then they are
+    derived from the signature.
     """
     archive = servable.archive
     model_format = archive.manifest.model_format
@@ -54,7 +54,7 @@ def _specs(
 
 
 def _has_tensors(servable: Servable) -> tuple[bool, bool]:
-    """Return whether a model takes tensors, and whether it gives them."""
+    """Return whether a model takes tensors, and whether it returns them."""
     if servable.last_ready is not None:
         return servable.last_ready.takes_tensors, servable.last_ready.gives_tensors
     signature = servable.archive.signature
@@ -65,7 +65,7 @@ def _has_tensors(servable: Servable) -> tuple[bool, bool]:
 
 def _tensor(spec: TensorSpec, is_tensor: bool) -> dict[str, Any]:
     if not (is_tensor or spec.data_type):
-        # A body: what a form field of that name would hold.
+        # A body: the value of a form field of that name.
         return {"name": spec.name, "datatype": "BYTES", "shape": [1]}
     shape = [size or -1 for size in spec.shape]
     return {"name": spec.name, "datatype": spec.data_type or "FP32", "shape": shape}

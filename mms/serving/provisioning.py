@@ -1,4 +1,4 @@
-"""What the settings of a model ask of its queue, its pool and its workers. Pure."""
+"""Derive the settings of a model's queue, pool and workers from the model's settings. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUEUE_PER_WORKER = 100
 
 
 def initial_size(settings: ModelSettings) -> int:
-    """Return the number of workers to start with."""
+    """Return the initial number of workers."""
     return settings.workers or len(settings.gpu) or usable_cores()
 
 
@@ -28,12 +28,12 @@ def threads(settings: ModelSettings, size: int) -> int:
 
 
 def queue_size(settings: ModelSettings, size: int) -> int:
-    """Return how many requests may wait for `size` workers."""
+    """Return the maximum number of queued requests with `size` workers."""
     return settings.queue_size or _QUEUE_PER_WORKER * max(size, settings.max_workers, 1)
 
 
 def queue_limits(settings: ModelSettings, size: int) -> Limits:
-    """Return the settings of the queue before `size` workers."""
+    """Return the settings of the queue with `size` workers."""
     return Limits(
         batch_size=settings.batch_size,
         queue_size=queue_size(settings, size),
@@ -47,7 +47,7 @@ def queue_limits(settings: ModelSettings, size: int) -> Limits:
 def pool_settings(
     settings: ModelSettings, size: int, environment: Mapping[str, str]
 ) -> PoolSettings:
-    """Return how `size` workers are to be run, each in this environment."""
+    """Return the settings of a pool of `size` workers with this environment."""
     return PoolSettings(
         workers=size,
         gpus=settings.gpu,
@@ -67,16 +67,16 @@ def load_spec(
     limits: RequestLimits,
     is_strict: bool,
 ) -> LoadSpec:
-    """Return what a worker must know to load a model.
+    """Return the instructions for a worker to load a model.
 
     Args:
         name: Name clients use.
         version: Its version.
-        archive: Where it is unpacked.
-        settings: How to serve it.
-        max_response_bytes: Longest answer that may be sent.
-        limits: What one request may cost in a worker.
-        is_strict: Whether slips of the service's author keep it from being served.
+        archive: The unpacked archive.
+        settings: The model's settings.
+        max_response_bytes: Maximum length of a response.
+        limits: Limits on one request in a worker.
+        is_strict: Whether minor mistakes of the service's author keep the model from loading.
     """
     return LoadSpec(
         model_name=name,

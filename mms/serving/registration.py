@@ -1,4 +1,4 @@
-"""What was asked for: a model, where its archive is, how to serve it, and who asked. Pure."""
+"""Registrations: a model, its archive's location, its settings, and who requested it. Pure."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from mms.config.settings import ModelSettings
 
 
 class Trust(enum.Enum):
-    """Who named an archive, and so where it may be."""
+    """The source of an archive's location, which decides the permitted locations."""
 
-    #: Whoever started the server: any location.
+    #: The operator, who started the server: any location.
     OPERATOR = "operator"
-    #: Whoever reaches the management API: the model store, and what `allowed_urls` permits.
+    #: A client of the management API: the model store, and URLs that `allowed_urls` permits.
     CALLER = "caller"
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What was asked for, so that it can be asked for again.
+    """A registration of a model, complete enough to repeat it.
 
     Attributes:
-        name: Name clients use; "" is the name that the archive's manifest has.
-        path: Where the archive is: a path or a URL.
-        settings: As given, without the archive's defaults.
-        origins: Where each setting came from, by its key.
+        name: Name clients use; "" means the name in the archive's manifest.
+        path: Location of the archive: a path or a URL.
+        settings: As set, without the archive's defaults.
+        origins: Origin of each setting, by key.
         trust: Who named the path.
-        version: Its version; None is the first of its model.
-        size: Number of workers if it was set by the management API, 0 included.
+        version: Its version; None means the first of its model.
+        size: Number of workers if set by the management API, possibly 0.
         is_startup: Whether readiness waits for it.
-        keep: Whether the state file keeps it: not what the command line names anyway.
+        keep: Whether the state file keeps it; not needed for models on the command line.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Registration:
     def with_settings(
         self, settings: ModelSettings, keys: Mapping[str, Any], origin: str
     ) -> Registration:
-        """Return it with new values of some settings.
+        """Return a copy with new values of some settings.
 
         Args:
-            settings: Has the new values.
-            keys: Which settings are new.
-            origin: Where their values came from.
+            settings: The settings with the new values.
+            keys: The names of the changed settings.
+            origin: Origin of the new values.
         """
         changes: dict[str, Any] = {key: getattr(settings, key) for key in keys}
         return dataclasses.replace(

@@ -1,6 +1,6 @@
-"""Models by name, their versions, and which version answers a request.
+"""Models by name, their versions, and the choice of version for a request.
 
-Knows no HTTP and no processes; `ControlPlane` fills it.
+Independent of HTTP and of processes; filled by `ControlPlane`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from mms.serving.servable import Servable
 from mms.telemetry.prometheus import ServableSnapshot
 
 DEFAULT_VERSION = "1"
-#: Names in an error message; with 500 models the whole list would be 6 kB of every 404.
+#: Maximum number of names in an error message; with 500 models the full list would add 6 kB to
+#: every 404.
 _MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How requests that name no version are spread over a model's versions.
+    """The split of requests without a version between a model's versions.
 
     Attributes:
-        weights: Share of each version, whole numbers; none sends all to the default.
-        sticky_header: Header whose value always meets the same version, or "".
-        shadow: Version that gets a copy of every request, its answers discarded, or "".
+        weights: Weight of each version, integers; if empty, all requests go to the default.
+        sticky_header: Header whose value determines the version, or "".
+        shadow: Version that gets a copy of every request, its responses discarded, or "".
     """
 
     weights: Mapping[str, int] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Traffic:
 
 
 class Model:
-    """A name, its versions, the one that is the default, and how traffic is split."""
+    """A model's name, its versions, its default version, and its traffic split."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,7 +47,7 @@ class Model:
         self.traffic = Traffic()
 
     def choose(self, sticky: str | None) -> Servable:
-        """Return the version for a request that names none.
+        """Return the version for a request that does not name one.
 
         Args:
             sticky: Value of the sticky header, if the request has one.
@@ -58,8 +59,8 @@ class Model:
         if sticky is None:
             point = random.randrange(total)
         else:
-            # CRC-32 only has to be even and the same in every process. Header bytes that are no
-            # UTF-8 arrive as half surrogate pairs.
+            # CRC-32 is uniform and the same in every process, which is enough. Header bytes that
+            # are not UTF-8 arrive as lone surrogates.
             point = zlib.crc32(sticky.encode(errors="surrogateescape")) % total
         for version, weight in weights.items():
             point -= weight
@@ -68,7 +69,7 @@ class Model:
         return self.versions[self.default]
 
     def split(self, traffic: Traffic) -> None:
-        """Change how traffic is split.
+        """Change the traffic split.
 
         Raises:
             InvalidRequest: A weight is negative, or all are 0.
@@ -86,19 +87,19 @@ class Model:
         """Return a version.
 
         Raises:
-            VersionNotFound: There is no such version.
+            VersionNotFound: The version does not exist.
         """
         servable = self.versions.get(version)
         if servable is None:
             known = listed(sorted(self.versions))
             raise VersionNotFound(
-                f"model {self.name!r} has no version {_shown(version)}; there are: {known}"
+                f"model {self.name!r} has no version {_shown(version)}; its versions: {known}"
             )
         return servable
 
 
 class Registry:
-    """All models of this server."""
+    """The models of this server, by name."""
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
@@ -108,13 +109,13 @@ class Registry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no model."""
+        """Whether there are no models."""
         return not self._models
 
     def add(self, servable: Servable, make_default: bool = False) -> None:
-        """Make a servable known, in place of one of the same version if there is one.
+        """Add a servable, replacing one of the same version.
 
-        The first version of a model is its default.
+        The first version of a model becomes its default.
         """
         model = self._models.get(servable.name)
         if model is None:
@@ -125,7 +126,7 @@ class Registry:
             model.default = servable.version
 
     def remove(self, servable: Servable) -> None:
-        """Forget a servable, and its model with the last version."""
+        """Remove a servable, and its model with the last version."""
         model = self.model(servable.name)
         if model.versions.get(servable.version) is not servable:
             return
@@ -150,14 +151,14 @@ class Registry:
         model = self._models.get(name)
         if model is None:
             known = listed(sorted(self._models))
-            raise ModelNotFound(f"Model not found: {_shown(name)}; loaded are: {known}")
+            raise ModelNotFound(f"Model not found: {_shown(name)}; loaded models: {known}")
         return model
 
     def find(self, name: str, is_started: bool) -> Model:
         """Return a model for a request.
 
         Args:
-            name: Name that the client used.
+            name: Name in the request.
             is_started: Whether the server has read all its archives.
 
         Raises:
@@ -165,12 +166,12 @@ class Registry:
             ModelNotReady: It may be in an archive that has not been read yet.
         """
         if not is_started and name not in self._models:
-            # The port is open before the archives are: a client must not take it for unknown.
+            # The port opens before the archives are read: the name may still become known.
             raise ModelNotReady("the server is starting", retry_after_s=1.0)
         return self.model(name)
 
     def get(self, name: str, version: str | None = None) -> Servable:
-        """Return the version asked for, or the default one.
+        """Return the requested version, or the default.
 
         Raises:
             ModelNotFound: No model has this name.
@@ -180,7 +181,7 @@ class Registry:
         return model.versions[model.default] if version is None else model.version(version)
 
     def models(self) -> Iterator[Model]:
-        """Return the models by name."""
+        """Return the models, sorted by name."""
         return iter([self._models[name] for name in sorted(self._models)])
 
     def servables(self) -> list[Servable]:
@@ -188,19 +189,19 @@ class Registry:
         return [servable for model in self.models() for servable in model.versions.values()]
 
     async def read_memory(self) -> None:
-        """Read what all workers hold, for the next `snapshots`."""
+        """Read the memory of all workers, for the next `snapshots`."""
         workers = [(s, [worker.child.pid for worker in s.pool.workers]) for s in self.servables()]
         memory = await asyncio.to_thread(read_memory, [pid for _, pids in workers for pid in pids])
         for servable, pids in workers:
             servable.worker_memory = [memory[pid].resident for pid in pids]
 
     def snapshots(self) -> Iterable[ServableSnapshot]:
-        """metrics.Source: return the state of each servable."""
+        """Return the state of each servable (`telemetry.prometheus.Source`)."""
         return [servable.snapshot() for servable in self.servables()]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names for a message: the first few, and how many more there are."""
+    """Return names for a message: the first few, and the number of others."""
     more = len(names) - _MOST_LISTED
     text = ", ".join(names[:_MOST_LISTED]) or "none"
     return f"{text} and {more} more" if more > 0 else text

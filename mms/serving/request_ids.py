@@ -1,4 +1,4 @@
-"""The id that every request has: the client's own, or one that no other server process makes."""
+"""Request ids: the client's own, or one that is unique across server processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """Makes ids of a random part and a counter."""
+    """Generates ids from a random part and a counter."""
 
     def __init__(self) -> None:
         self._prefix = os.urandom(6).hex()
         self._numbers = itertools.count(1)
 
     def of(self, *sent: str | None) -> str:
-        """Return the first of what the client sent that can be an id, or a new one."""
+        """Return the first valid id of those sent by the client, or a new one."""
         for text in sent:
             if text is not None and _REQUEST_ID.fullmatch(text):
                 return text

@@ -1,7 +1,7 @@
-"""What outlives a restart: registrations, and how traffic is split, kept in the state file.
+"""Keep registrations and traffic splits in the state file across restarts.
 
-What the file has and could not be registered again stays in it: what it lacks today may be back at
-the next start.
+Entries that could not be registered again stay in the file: their archives may be available at the
+next start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("mms.state")
 
 
 class Saved:
-    """The state file, and what of it is not registered yet or could not be.
+    """The state file, and its entries that are not registered yet or could not be.
 
     Args:
         path: The file; nothing is kept if empty.
@@ -34,10 +34,10 @@ class Saved:
         self._traffic: dict[str, SavedTraffic] = {}
 
     def recall(self) -> State:
-        """Return what the file holds, which stays in it until it is registered again.
+        """Return the contents of the file, which stay in it until they are registered again.
 
         Raises:
-            ConfigError: The file cannot be read, is not a state file, or others may have written
+            ConfigError: The file cannot be read, is not a state file, or others could have written
                 it.
         """
         state = read_state(self.path)
@@ -46,11 +46,11 @@ class Saved:
         return state
 
     def settle(self, name: str, version: str) -> None:
-        """Record that a version is registered, whether as the file has it or otherwise."""
+        """Record that a version is registered, whether from the file or not."""
         self._pending.pop((name, version), None)
 
     def save(self, registrations: Iterable[Registration], models: Iterable[Model]) -> None:
-        """Write the file: what is registered and to be kept, and what is still pending."""
+        """Write the file: registrations to be kept, and entries that are still pending."""
         saved = [to_saved(registration) for registration in registrations if registration.keep]
         traffic = {model.name: _to_saved_traffic(model) for model in models}
         for model in self._pending.values():
@@ -61,7 +61,7 @@ class Saved:
 
 
 def to_saved(registration: Registration) -> SavedModel:
-    """Return a registration as the state file keeps it."""
+    """Convert a registration to its entry in the state file."""
     return SavedModel(
         registration.name,
         registration.version or "",
@@ -72,14 +72,14 @@ def to_saved(registration: Registration) -> SavedModel:
 
 
 def from_saved(model: SavedModel) -> Registration:
-    """Return the registration that the state file has kept.
+    """Convert an entry of the state file to a registration.
 
     Raises:
-        ConfigError: A setting, or the number of workers, is not what it may be.
+        ConfigError: A setting, or the number of workers, is invalid.
     """
     known = {key: value for key, value in model.settings.items() if key in keys(ModelSettings)}
     if known.pop("service", ""):
-        # The API takes none, so no entry of ours has one.
+        # The API accepts none, so no entry written by the server has one.
         logger.warning("%s: the service file in the state file is ignored", model.name)
     if (model.size or 0) > MAX_WORKERS:
         raise ConfigError(f"state file: size must be at most {MAX_WORKERS}")
@@ -90,7 +90,7 @@ def from_saved(model: SavedModel) -> Registration:
 
 
 def to_traffic(saved: SavedTraffic) -> Traffic:
-    """Return how traffic was split."""
+    """Convert an entry of the state file to a traffic split."""
     return Traffic(saved.weights, saved.sticky_header, saved.shadow)
 
 
@@ -104,11 +104,11 @@ def _set_by_somebody(settings: ModelSettings, origins: Mapping[str, str]) -> dic
     return {
         key: value
         for key, value in dataclasses.asdict(settings).items()
-        # One set to what is the default still outweighs the archive's.
+        # A setting explicitly set to its default still overrides the archive's.
         if value != defaults[key] or origins.get(key, DEFAULT) != DEFAULT
     }
 
 
 def _lasting(location: str) -> str:
-    """Return a location so that it holds in whatever folder the server is started next."""
+    """Return an absolute location, valid in whatever folder the server is started next."""
     return location if "://" in location else os.path.abspath(location)

@@ -1,7 +1,7 @@
 """One loaded version of one model: its queue, its workers, its counters.
 
-Its life: loading, scaling, sleeping, recovering, draining. How requests travel is the business of
-its `Lane`, how workers are kept that of its `Pool`. All methods belong to the event loop's thread.
+Controls its life cycle: loading, scaling, idle unload, recovery, draining. Its `Lane` runs the
+requests, its `Pool` manages the workers. All methods must be called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Servable:
     Args:
         name: Name clients use.
         version: Its version.
-        archive: Where it comes from.
-        settings: How to serve it, the archive's defaults included.
-        max_response_bytes: Longest answer that may be sent.
-        make_environment: Gives the environment of a worker with so many compute threads.
-        size: Workers to start with, 0 included; by default what the settings say.
-        placement: What is booked of the GPUs, by all servables.
-        limits: What one request may cost in a worker.
-        is_strict: Whether slips of the service's author keep it from being served.
-        metrics: Where it goes on counting, if it takes another's place.
+        archive: Its archive.
+        settings: Its settings, including the archive's defaults.
+        max_response_bytes: Maximum length of a response.
+        make_environment: Returns the environment of a worker for a number of compute threads.
+        size: Initial number of workers, possibly 0; None means as in the settings.
+        placement: Reservations of GPUs by all servables.
+        limits: Limits on one request in a worker.
+        is_strict: Whether minor mistakes of the service's author keep the model from loading.
+        metrics: Counters of the servable that it replaces, to continue them.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Servable:
         self.name = name
         self.version = version
         self.archive = archive
-        #: Whether its service may look at a request's headers and query: 1.x handlers may.
+        #: Whether its service can read a request's headers and query: 1.x handlers can.
         self.wants_headers = bool(archive.manifest.handler)
         self.settings = settings
         self.state = ServableState.UNLOADED
@@ -87,12 +87,12 @@ class Servable:
         self._was_evicted = False
         self.last_error: MMSError | None = None
         self.last_ready: Ready | None = None
-        #: Why workers run requests one at a time, though batch_size says otherwise.
+        #: Reason for which workers run requests one at a time despite batch_size.
         self.alone_reason = ""
         self.last_used_at = time.monotonic()
-        #: The state of its archive's files when they were last looked at, to see changes.
+        #: Stamp of its archive's files when they were last checked, to detect changes.
         self.stamp: Any = None
-        #: Resident bytes of each worker, as they were read last; for the metrics.
+        #: Resident bytes of each worker at the last reading, for the metrics.
         self.worker_memory: list[int] = []
         self.metrics = metrics or ServableMetrics(name, version)
         self._max_response_bytes = max_response_bytes
@@ -112,12 +112,12 @@ class Servable:
 
     @property
     def pool(self) -> Pool:
-        """The workers and who keeps them."""
+        """The pool of workers."""
         return self._pool
 
     @property
     def pids(self) -> list[int]:
-        """The ids of its processes: the workers, and the loader that they are forked from."""
+        """The ids of its processes: the workers and their loader."""
         loader = self._pool.loader
         return [p.child.pid for p in (*self._pool.workers, *([loader] if loader else []))]
 
@@ -128,15 +128,15 @@ class Servable:
 
     @property
     def size(self) -> int:
-        """The number of workers asked for; autoscaling may add to it."""
+        """The requested number of workers; autoscaling may add to it."""
         return self._size
 
     @property
     def is_ready(self) -> bool:
         """Whether a request sent now would be served.
 
-        A dead worker on its way back does not count against it, nor does a model that loads on
-        request: requests wait in the queue.
+        True while a dead worker is being replaced, and for an unloaded model that loads on request:
+        requests wait in the queue.
         """
         if self._loads_on_request and self.state in (ServableState.UNLOADED, ServableState.LOADING):
             return True
@@ -162,11 +162,11 @@ class Servable:
             self._recovery.failed(time.monotonic())
             if self.state is ServableState.LOADING:
                 self.state = move_servable(self.state, ServableState.FAILED)
-            # Those who came meanwhile wait for workers that do not come.
+            # Requests that arrived meanwhile would wait for ever.
             self.lane.fail_all(self._unavailable())
             raise
         if self.last_error is not None and self.state is ServableState.FAILED:
-            # Its workers loaded, and died one after the other before the last was ready.
+            # Its workers loaded, but kept dying before the last was ready.
             raise self.last_error
         self._recovery.recovered()
         self.metrics.load_seconds = time.monotonic() - started
@@ -184,13 +184,13 @@ class Servable:
             MMSError: It still does not load.
         """
         async with self._recovering:
-            # By hand and by itself at the same moment: once is enough.
+            # Requested and automatic recovery may coincide: once is enough.
             if self.state is ServableState.FAILED:
                 await self._stop_retired(self._renew_pool())
                 await self.load()
 
     async def sleep(self) -> None:
-        """Stop the workers of a model that nobody is asking; the next request loads it again."""
+        """Unload an idle model by stopping its workers; the next request loads it again."""
         if self.state is not ServableState.READY or not self.lane.is_empty:
             return
         self._was_evicted = True
@@ -198,13 +198,13 @@ class Servable:
         await self._stop_retired(self._renew_pool())
 
     async def _stop_retired(self, pool: Pool) -> None:
-        """Stop a pool that has been replaced; if that is cancelled, `unload` does it."""
+        """Stop a replaced pool; if that is cancelled, `unload` does it."""
         self._retired.append(pool)
         await pool.stop()
         self._retired.remove(pool)
 
     def _renew_pool(self) -> Pool:
-        """Begin with a new pool and an empty queue; return the old pool, which is to be stopped."""
+        """Create a new pool and an empty queue, and return the old pool, which must be stopped."""
         self.lane.fail_all(self._unavailable())
         self.lane.close()
         old = self._pool
@@ -212,10 +212,10 @@ class Servable:
         return old
 
     async def resize(self, size: int) -> None:
-        """Change the number of workers, and wait for new ones.
+        """Change the number of workers, and wait until new ones are ready.
 
         Raises:
-            MMSError: A new one could not be started.
+            MMSError: A new worker could not be started.
         """
         self._size = size
         self._queue_limits.queue_size = queue_size(self.settings, self._size)
@@ -235,8 +235,8 @@ class Servable:
         """Finish what was accepted, then stop the workers.
 
         Args:
-            timeout_s: What the accepted requests get to finish.
-            hurry: Ends the waiting when it is set.
+            timeout_s: Time that accepted requests have to finish.
+            hurry: Stops the wait once it is set.
         """
         if self.state is ServableState.DRAINING or self._is_gone:
             return
@@ -253,11 +253,11 @@ class Servable:
         self.state = move_servable(self.state, ServableState.UNLOADED)
 
     def housekeep(self, now: float, memory: Mapping[int, Memory]) -> None:
-        """Do what is due now and then: recover, recycle, scale, fall asleep.
+        """Perform the periodic work: recovery, recycling, scaling, idle unload.
 
         Args:
             now: Monotonic time.
-            memory: What its workers hold by their process ids, if it limits that.
+            memory: Memory of its workers by process id, if it limits that.
         """
         if self.state is ServableState.FAILED and self._recovery.is_due(now):
             self._tasks.start(self._try_recover())
@@ -270,7 +270,7 @@ class Servable:
             self._autoscale(now)
         idle_s = now - self.last_used_at
         if 0 < self.settings.idle_timeout < idle_s and self.lane.is_empty:
-            logger.info("idle for %.0f s; going to sleep", idle_s, extra={"model": self.name})
+            logger.info("idle for %.0f s; unloading", idle_s, extra={"model": self.name})
             self._tasks.start(self.sleep())
 
     def _recycle_if_due(self, worker: WorkerProcess, now: float, memory: Memory) -> None:
@@ -323,7 +323,7 @@ class Servable:
 
     def _after_batch(self, worker: WorkerProcess) -> None:
         if self.settings.max_requests:
-            # By its requests: its memory is looked at by `housekeep`.
+            # By number of requests only: `housekeep` checks the memory.
             self._recycle_if_due(worker, time.monotonic(), UNKNOWN)
 
     def _make_pool(self, lane: Lane) -> Pool:
@@ -349,21 +349,21 @@ class Servable:
         timeout_s: float | None = None,
         is_urgent: bool = False,
     ) -> Coroutine[Any, Any, Answer]:
-        """Return the model's answer to one request, to be awaited.
+        """Run one request; await the result for the model's answer.
 
         Args:
             meta: The encoded RequestMeta.
-            chunks: The body as it arrived.
+            chunks: The body in chunks, as received.
             size: Its length in bytes.
-            timeout_s: The client's own limit; the model's ``response_timeout`` bounds it.
-            is_urgent: Whether it goes before requests that are not.
+            timeout_s: The client's own limit in seconds, capped by ``response_timeout``.
+            is_urgent: Whether it runs before requests that are not.
 
         Raises:
-            MMSError: Whatever kept the model from answering.
-            asyncio.CancelledError: The client left; the request is dropped if it still waits.
+            MMSError: The request failed.
+            asyncio.CancelledError: The client left; the request is dropped if it is still queued.
         """
         if self.state is not ServableState.READY:
-            self._wake_or_refuse()
+            self._load_or_refuse()
         elif not (self._size or self._pool.size or self._pool.workers):
             raise ModelNotReady(
                 f"No worker is available to serve request: {self.name}; scale the model up", 1.0
@@ -372,7 +372,7 @@ class Servable:
         return self.lane.infer(meta, chunks, size, timeout_s, is_urgent)
 
     def snapshot(self) -> ServableSnapshot:
-        """Return what the metrics show of this moment."""
+        """Return the current gauges for the metrics."""
         workers = self._pool.states()
         return ServableSnapshot(
             metrics=self.metrics,
@@ -386,31 +386,31 @@ class Servable:
         )
 
     def on_worker_ready(self, ready: Ready) -> None:
-        """PoolOwner: note what a worker has said of its model."""
+        """PoolOwner: record what a worker reports about its model."""
         self.alone_reason = ready.alone_reason or self.alone_reason
         self.last_ready = ready
 
     def on_worker_lost(self) -> None:
-        """PoolOwner: give up on those who wait if nobody is left."""
+        """PoolOwner: fail the queued requests if no worker is left."""
         if self.state is ServableState.FAILED and not self._pool.workers:
-            # The last of those that went on serving: nobody comes after it.
+            # The last worker that was still serving: no other will follow.
             self.lane.fail_all(self._unavailable())
 
     def on_metrics(self, report: Any) -> None:
-        """PoolOwner: keep what the service has reported."""
+        """PoolOwner: record the metrics that the service has reported."""
         self.metrics.reported.take(report)
 
     def on_alone(self, reason: str) -> None:
-        """PoolOwner: run requests one at a time in all workers, as one of them now does."""
+        """PoolOwner: run requests one at a time in all workers, as one of them does now."""
         self.alone_reason = reason
         self._pool.configure(1)
 
     def on_restart(self, reason: str) -> None:
-        """PoolOwner: count it."""
+        """PoolOwner: count the restart."""
         self.metrics.restarts[reason] += 1
 
     def on_failed(self, error: MMSError) -> None:
-        """PoolOwner: nobody is left to serve what waits."""
+        """PoolOwner: mark the servable as failed."""
         self.last_error = error
         self._recovery.failed(time.monotonic())
         if self.state in (ServableState.READY, ServableState.LOADING):
@@ -418,11 +418,11 @@ class Servable:
         if not self._pool.workers:
             self.lane.fail_all(self._unavailable())
 
-    def _wake_or_refuse(self) -> None:
-        """Load a sleeping model for the request at hand, which then waits in the queue.
+    def _load_or_refuse(self) -> None:
+        """Load an unloaded model for the current request, which then waits in the queue.
 
         Raises:
-            Unavailable: The model cannot be served, or not by this request's doing.
+            Unavailable: The model cannot be served, or requests do not load it.
         """
         if self._is_gone or not self._loads_on_request:
             raise self._unavailable()

@@ -1,4 +1,4 @@
-"""Shadow traffic: a copy of each request for another version, whose answers are only compared."""
+"""Shadow traffic: a copy of each request for another version, whose responses are only compared."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from mms.serving.tasks import Tasks
 from mms.wire.frames import Buffer
 from mms.wire.messages import Answer
 
-#: Copies under way at once; beyond it, requests are not copied. A slow shadow must cost nothing.
+#: Maximum number of copies in flight; beyond it, requests are not copied, so that a slow shadow
+#: costs nothing.
 _MAX_COPIES = 100
-#: What an answer in the Open Inference Protocol V2 begins with: a name, and a version.
+#: Beginning of a response in the Open Inference Protocol V2: the model's name and version.
 _V2_VERSION = re.compile(rb'\{"model_name":"[^"]*","model_version":"[^"]*"')
 
 
 class Shadows:
-    """Copies under way, and what came of those before.
+    """The copies in flight, and the outcomes of earlier ones.
 
     Args:
         outcomes: As the attribute.
-        budget: Bytes that may be held; copies count apart, since they outlive their originals.
+        budget: The budget of buffered bytes; copies have their own holds, since they outlive their
+            originals.
 
     Attributes:
         outcomes: Number of copies by (model, version, same | different | failed | uncompared |
@@ -45,7 +47,7 @@ class Shadows:
         chunks: Sequence[Buffer],
         size: int,
     ) -> Answer:
-        """Return the answer of `asking`; the copy runs beside it and is waited for by nobody."""
+        """Return the answer of `asking`; the copy runs in the background."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         hold = Hold(self._budget)
         if len(self._tasks) < _MAX_COPIES and _fits(hold, size):
@@ -66,7 +68,7 @@ class Shadows:
         return answer
 
     async def stop(self) -> None:
-        """Give up the copies under way."""
+        """Cancel the copies in flight."""
         await self._tasks.cancel()
 
     async def _copy(
@@ -87,19 +89,19 @@ class Shadows:
         except MMSError:
             pass
         except asyncio.CancelledError:
-            # Not ours: the original failed or is too large to keep: nothing to compare with.
+            # If this task is not cancelled: the original failed, or is too large to keep.
             if not answered.cancelled():
                 raise
             outcome = "uncompared"
         finally:
-            # What is done is counted no more: see `answer`.
+            # Marked as done, so that `answer` counts no more bytes in the hold.
             answered.cancel()
             hold.release()
         self.outcomes[copy_to.name, copy_to.version, outcome] += 1
 
 
 def _fits(hold: Hold, size: int) -> bool:
-    """Count bytes that a copy holds, if the budget allows it."""
+    """Count the bytes of a copy, and return whether the budget allows them."""
     try:
         hold.grow(size)
     except (BufferFull, PayloadTooLarge):
@@ -108,6 +110,6 @@ def _fits(hold: Hold, size: int) -> bool:
 
 
 def _result(answer: Answer) -> Buffer:
-    """Return an answer's body without the version that it may begin with, which always differs."""
+    """Return an answer's body without the version at its start, which always differs."""
     match = _V2_VERSION.match(answer.body)
     return memoryview(answer.body)[match.end() :] if match else answer.body

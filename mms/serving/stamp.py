@@ -1,4 +1,4 @@
-"""How to see that files have changed."""
+"""Detect changes of files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def file_stamp(path: str) -> Any:
-    """Return what changes when a file, or any file in a folder, changes; None if it is gone."""
+    """Return a value that changes with a file, or any file in a folder; None if it is missing."""
     root = Path(path).expanduser()
     try:
         if root.is_file():

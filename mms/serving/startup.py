@@ -1,4 +1,4 @@
-"""What is registered without anybody asking: models of the configuration, and kept ones."""
+"""Register the models of the configuration and of the state file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger("mms.controlplane")
 
 
 class Startup:
-    """Has the control plane register what is to be there without anybody asking for it.
+    """Registers the start-up models, and applies changes of the configuration.
 
     Args:
-        controlplane: Registers.
-        registry: What is registered.
+        controlplane: Registers models.
+        registry: The registered models.
     """
 
     def __init__(self, controlplane: ControlPlane, registry: Registry) -> None:
@@ -33,13 +33,13 @@ class Startup:
         self._registry = registry
 
     async def start(self) -> None:
-        """Load the models of the configuration, and those kept from before a restart.
+        """Load the models of the configuration and of the state file.
 
         Raises:
-            MMSError: A model of the configuration does not load. What was kept and does not load
-                any more is logged, stays in the state file, and keeps nobody from being served.
+            MMSError: A model of the configuration does not load. An entry of the state file that
+                does not load is logged, stays in the file, and does not stop the server.
         """
-        # Before anything is registered, which writes the file again.
+        # Before any registration, which rewrites the file.
         state = self._controlplane.saved.recall()
         await _gather(
             self._controlplane.register(_configured(model), stays=True)
@@ -48,16 +48,16 @@ class Startup:
         await self._restore(state)
 
     async def apply(self, config: Config) -> list[str]:
-        """Bring the start-up models to what a changed configuration says.
+        """Apply a changed configuration to the start-up models.
 
         Returns:
-            What was done, a line each.
+            The changes made, a line each.
 
         Raises:
-            ConfigError: It names no model at all, where there are some; nothing has changed then.
+            ConfigError: It names no models while some are registered; nothing has changed then.
         """
         if not config.models and self._controlplane.expects_models:
-            # Most likely a file that is just being written.
+            # Most likely the file is just being written.
             raise ConfigError("it names no model; stop the server to serve none")
         controlplane = self._controlplane
         controlplane.config = config
@@ -80,7 +80,7 @@ class Startup:
         return done
 
     async def _restore(self, state: State) -> None:
-        """Register again what the state file had kept."""
+        """Register the entries of the state file."""
         settings = self._controlplane.settings
         for saved in state.models:
             if self._controlplane.has(saved.name, saved.version):
@@ -91,10 +91,10 @@ class Startup:
                 check_place(registration.path, settings.model_store, self._controlplane.policy)
                 await self._controlplane.register(registration, make_default=False)
             except MMSError as error:
-                # Kept in the file: what it lacks today may be back at the next start.
-                logger.error("%s is not registered again: %s", saved.name, error)
+                # Kept in the file: its archive may be available at the next start.
+                logger.error("%s cannot be registered again: %s", saved.name, error)
         for name, split in state.traffic.items():
-            # A model that could not be registered again has no traffic to split.
+            # A model that could not be registered has no traffic to split.
             with contextlib.suppress(MMSError):
                 model = self._registry.model(name)
                 model.default = model.version(split.default).version
@@ -104,7 +104,7 @@ class Startup:
 
 
 def _configured(model: ModelConfig) -> Registration:
-    """Return the registration of a model of the configuration."""
+    """Return the registration of a model in the configuration."""
     return Registration(
         model.name,
         model.path,
@@ -117,7 +117,7 @@ def _configured(model: ModelConfig) -> Registration:
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    """Run all to their end; at the first failure, cancel the others and raise it."""
+    """Run all coroutines; at the first failure, cancel the others and raise it."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)
@@ -128,7 +128,7 @@ async def _gather(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
 
 
 async def _said(name: str, done: str, work: Coroutine[Any, Any, Any]) -> str:
-    """Do something for one model and say what came of it: one that fails stops no others."""
+    """Run the work for one model and return its outcome; a failure does not stop the others."""
     try:
         await work
     except MMSError as error:

@@ -1,4 +1,4 @@
-"""What outlives the server: its registrations, in a file."""
+"""Read and write the state file, which keeps registrations across restarts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SavedModel(msgspec.Struct, frozen=True):
-    """A registration as the file has it; `settings` holds what is not a default."""
+    """A registration in the state file; `settings` has the values that are not defaults."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class SavedModel(msgspec.Struct, frozen=True):
 
 
 class SavedTraffic(msgspec.Struct, frozen=True):
-    """How the traffic of one model is split over its versions."""
+    """The traffic split of one model in the state file."""
 
     default: str
     weights: dict[str, int]
@@ -41,11 +41,11 @@ class SavedTraffic(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What a state file holds.
+    """The contents of a state file.
 
     Attributes:
         models: The registrations.
-        traffic: Of each model by name.
+        traffic: Traffic splits by name of model.
     """
 
     models: list[SavedModel]
@@ -53,10 +53,10 @@ class State(msgspec.Struct, frozen=True):
 
 
 def read_state(path: str) -> State:
-    """Read a state file; no path, or no file there, is an empty state.
+    """Read a state file; return an empty state if the path is empty or the file does not exist.
 
     Raises:
-        ConfigError: The file cannot be read, is not a state file, or others may have written it.
+        ConfigError: The file cannot be read, is not a state file, or others could have written it.
     """
     if not path or not os.path.exists(path):
         return State([], {})
@@ -73,25 +73,25 @@ def read_state(path: str) -> State:
 
 
 def _read_own(path: str) -> bytes:
-    """Read a file that nobody but its owner, who is us or root, may have written.
+    """Read a file that only its owner, this user or root, could have written.
 
-    What it says is loaded at the start, so whoever may write it may choose what runs.
+    Its models are loaded at start-up, so a user who can write the file can choose what runs.
 
     Raises:
-        ConfigError: Somebody else may have written it.
+        ConfigError: Other users could have written it.
         OSError: It cannot be read.
     """
-    # Not blocking: a named pipe in its place would hold the start up for ever.
+    # Non-blocking: a named pipe in its place would block the start-up for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"state_file {path} is not a file")
-        # Of a link, both: who owns it has chosen the file.
+        # For a link, both owners: the link's owner chose the file.
         owners = {status.st_uid, os.lstat(path).st_uid}
         if owners - {0, os.geteuid()} or status.st_mode & _OTHERS_MAY_WRITE:
             raise ConfigError(
-                f"state_file {path} may have been written by other users; check what it says, then "
+                f"state_file {path} may have been written by other users; check its contents, then "
                 "chown it to the server's user and chmod go-w it"
             )
         with open(descriptor, "rb", closefd=False) as file:
@@ -101,15 +101,15 @@ def _read_own(path: str) -> bytes:
 
 
 def write_state(path: str, state: State) -> None:
-    """Write a state file in one step: a crash leaves the old one or the new one.
+    """Write a state file atomically: after a crash, the old or the new version is there.
 
-    A failure is logged and no more: serving goes on, only a restart would miss the change.
+    A failure is only logged: the server continues, but the change is lost on a restart.
     """
     if not path:
         return
     document = json.dumps(msgspec.to_builtins(state), indent=2)
     try:
-        # For the owner only: a URL may carry a signature or a password.
+        # Readable by the owner only: a URL may contain a signature or a password.
         write_atomically(Path(path), document.encode(errors="surrogatepass"))
     except OSError as error:
         logger.error("state_file %s cannot be written: %s", path, error.strerror)

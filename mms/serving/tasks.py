@@ -1,4 +1,4 @@
-"""Tasks that run beside what started them, with an owner that ends them."""
+"""Background tasks with an owner that awaits or cancels them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tasks:
         return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something; kept until it ends, for the loop itself holds tasks only weakly."""
+        """Start a task, and keep a reference until it ends: the loop only has weak references."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._end)
@@ -28,23 +28,23 @@ class Tasks:
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            # What is expected is handled by the work itself; this is a bug of ours.
+            # The work itself handles expected errors; this is a bug in the server.
             logger.error("a background task failed", exc_info=error)
 
     async def cancel(self) -> None:
-        """Cancel all but the caller, and wait for their ends."""
+        """Cancel all tasks except the caller, and wait for them."""
         others = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
     async def finish(self) -> None:
-        """Wait for the ends of all."""
+        """Wait for all tasks."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
-    """Wait for the first of several things, or for a time."""
+    """Wait until the first of several coroutines returns, or for `timeout_s` seconds."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

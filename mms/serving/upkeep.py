@@ -1,4 +1,4 @@
-"""What is due now and then for a servable: grow, shrink, replace workers, try again. Pure."""
+"""Periodic decisions for a servable: scale up or down, recycle workers, recover. Pure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 
 from mms.config.settings import ModelSettings
 
-#: When a FAILED model is loaded again by itself, seconds: at first, and at most.
+#: Delay before a FAILED model is loaded again automatically, seconds: initial and maximum.
 RECOVER_FIRST_S = 30.0
 RECOVER_MAX_S = 600.0
 
 
 class Autoscaler:
-    """Decides how many workers there should be, one step at a time.
+    """Decides the number of workers, one step at a time.
 
-    Grows while requests wait longer than they should, and shrinks again after a time in which
-    some worker was idle all along.
+    Scales up while requests wait longer than `scale_up_wait`, and down after a period in which some
+    worker was idle throughout.
     """
 
     def __init__(self) -> None:
@@ -32,23 +32,23 @@ class Autoscaler:
         idle: int,
         starting: int,
     ) -> int:
-        """Return the number of workers there should be.
+        """Return the target number of workers.
 
         Args:
             settings: The model's.
             now: Monotonic time.
-            size: Workers there are.
-            floor: Workers there must be at least.
-            oldest_wait_s: How long the longest waiting request has waited.
-            idle: Workers that wait for a batch.
-            starting: Workers on their way; nothing grows meanwhile.
+            size: Current number of workers.
+            floor: Minimum number of workers.
+            oldest_wait_s: Age of the oldest queued request, in seconds.
+            idle: Number of idle workers.
+            starting: Number of workers being started; no scaling up meanwhile.
         """
         if idle == 0:
             self._all_busy_at = now
         if oldest_wait_s * 1000 > settings.scale_up_wait:
             return size if starting else min(size + 1, settings.max_workers)
         if size > floor and now - self._all_busy_at > settings.scale_down_after:
-            # One at a time: the next one goes only after another quiet time.
+            # One at a time: the next is stopped only after another quiet period.
             self._all_busy_at = now
             return size - 1
         return size
@@ -67,11 +67,11 @@ def recycling_reason(
 
     Args:
         settings: The model's.
-        age_s: Time since it was ready.
-        resident_bytes: Its memory.
-        private_bytes: The part of it that belongs to no file.
+        age_s: Time since it became ready, in seconds.
+        resident_bytes: Its resident memory.
+        private_bytes: The part of it that is not backed by a file.
         requests: Requests it has served.
-        spread: A number that differs between workers, so that they do not all go at once.
+        spread: A number that differs between workers, so that they are not all replaced at once.
     """
     limit = settings.max_requests
     if limit and requests >= limit + spread % max(limit // 10, 1):
@@ -81,13 +81,13 @@ def recycling_reason(
     if settings.max_worker_memory and resident_bytes > settings.max_worker_memory:
         return "max_memory"
     if settings.worker_memory_limit and private_bytes > settings.worker_memory_limit:
-        # It leaks: soon nothing but small requests would find memory.
+        # It leaks: soon there would be memory for small requests only.
         return "max_memory"
     return ""
 
 
 class Recovery:
-    """Decides when a FAILED model is tried again: less often each time it fails again."""
+    """Decides when to retry loading a FAILED model, with exponential back-off."""
 
     def __init__(self) -> None:
         self._wait_s = RECOVER_FIRST_S
@@ -99,11 +99,11 @@ class Recovery:
         self._wait_s = min(self._wait_s * 2, RECOVER_MAX_S)
 
     def recovered(self) -> None:
-        """Record that the model serves."""
+        """Record that the model is loaded."""
         self._wait_s, self._due_at = RECOVER_FIRST_S, math.inf
 
     def is_due(self, now: float) -> bool:
-        """Whether to try again now; true once for each failure."""
+        """Return whether to retry now; true once per failure."""
         if now < self._due_at:
             return False
         self._due_at = math.inf

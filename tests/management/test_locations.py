@@ -411,7 +411,7 @@ class TestRestart:
         async with running_servers(tmp_path) as start:
             server = await start({**kept, "allowed_urls": ""})
             assert "m" not in server.names
-        assert any("m is not registered again" in message for message in caplog.messages)
+        assert any("m cannot be registered again" in message for message in caplog.messages)
         assert files.connections == connections
         assert json.loads(state.read_bytes())["models"][0]["path"] == url
 

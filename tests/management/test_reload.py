@@ -316,7 +316,7 @@ class TestStateFile:
         await first.stop()
         away = move(store / "v1", tmp_path / "away")
         second = await start_server(settings)
-        assert any(m.startswith("a is not registered again") for m in caplog.messages)
+        assert any(m.startswith("a cannot be registered again") for m in caplog.messages)
         assert await second.ask("b", []) == (200, "v2")
         assert (await second.get("/ping"))[0] == 200
         # A change of something else does not make the file forget it.

@@ -94,9 +94,9 @@ class TestV30:
         with pytest.raises(ModelNotFound, match=r"model00, .*model07 and 4 more$") as caught:
             server.versions("none")
         assert "model08" not in str(caught.value)
-        with pytest.raises(VersionNotFound, match=r"there are: 1$"):
+        with pytest.raises(VersionNotFound, match=r"its versions: 1$"):
             server.servable("model00", "2")
-        with pytest.raises(ModelNotFound, match="loaded are: none"):
+        with pytest.raises(ModelNotFound, match="loaded models: none"):
             Registry().model("x")
 
 

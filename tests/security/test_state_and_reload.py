@@ -130,7 +130,7 @@ class TestV20:
         assert "named: the service file in the state file is ignored" in caplog.text
         assert not mark.exists()
         for name in ("outside", "climbs", "linked", "large", "crowd"):
-            assert f"{name} is not registered again" in caplog.text
+            assert f"{name} cannot be registered again" in caplog.text
 
 
 Reload = Callable[[], Awaitable[str]]

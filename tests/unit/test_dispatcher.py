@@ -446,7 +446,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         job = FakeJob(self.now, self.now + timeout, size, is_urgent, body + b"%d" % size)
         depth = self.dispatcher.depth
         if depth < self.limits.queue_size and self.is_culprit(job):
-            with pytest.raises(WorkerDied, match="the same request is not run again"):
+            with pytest.raises(WorkerDied, match="it is not run again"):
                 self.dispatcher.submit(job)
             return
         if depth < self.limits.queue_size:

@@ -96,13 +96,13 @@ def test_the_last_version_takes_the_model_along(one: list[Servable]) -> None:
     for servable in one:
         registry.remove(servable)
     assert "a" not in registry
-    with pytest.raises(ModelNotFound, match="loaded are: none"):
+    with pytest.raises(ModelNotFound, match="loaded models: none"):
         registry.model("a")
 
 
 def test_errors_name_what_there_is_and_cut_what_was_asked(one: list[Servable]) -> None:
     registry = filled(one)
-    with pytest.raises(VersionNotFound, match="has no version '9'; there are: 1, 2, 3"):
+    with pytest.raises(VersionNotFound, match="has no version '9'; its versions: 1, 2, 3"):
         registry.get("a", "9")
     with pytest.raises(ModelNotFound) as caught:
         registry.get("x" * 10_000)

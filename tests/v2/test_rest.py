@@ -172,7 +172,7 @@ class TestHealthAndMetadata:
             ("GET", "/v2/models/nobody", 404, "Model not found: 'nobody'"),
             ("GET", "/v2/models/nobody/ready", 404, "Model not found: 'nobody'"),
             ("POST", "/v2/models/nobody/infer", 404, "Model not found: 'nobody'"),
-            ("GET", "/v2/models/linear/versions/7", 404, "no version '7'; there are: 1"),
+            ("GET", "/v2/models/linear/versions/7", 404, "no version '7'; its versions: 1"),
             ("GET", "/v2/models/linear/versions/7/ready", 404, "no version '7'"),
             ("POST", "/v2/models/linear/versions/7/infer", 404, "no version '7'"),
             ("GET", "/v2/models/linear/infer", 405, "GET is not allowed here; allowed: POST"),

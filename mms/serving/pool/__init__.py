@@ -1,1 +1,1 @@
-"""The workers of a servable: where they run, how they start, when they are replaced."""
+"""The workers of a servable: their placement, start and replacement."""

@@ -1,4 +1,4 @@
-"""Child processes of the server: start them, know when and how they end, read what they print."""
+"""Child processes of the server: start them, watch for their exit, read their output."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from mms.log import emit_worker_line
 from mms.wire.frames import SOCKET_BUFFER_BYTES
 
 _PR_SET_CHILD_SUBREAPER = 36
-#: The socket's number in the child.
+#: The socket's file descriptor in the child.
 _CHILD_FD = 3
 _READ_BYTES = 64 << 10
-#: Reads that empty a pipe whose writers are gone, with its capacity of 64 KiB, or of 1 MiB where a
-#: process has raised it as far as it may.
+#: Number of reads that empty a pipe without writers. Its capacity is 64 KiB, or 1 MiB if a process
+#: has raised it to the maximum.
 _LAST_READS = 16
-#: A line is passed on in pieces of this size: a model may print without ever ending a line.
+#: Longer lines are split at this size: a model may print without ever ending a line.
 _MAX_LINE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: its exit code, or the signal that killed it."""
+    """The end of a process: its exit code, or the signal that killed it."""
 
     code: int | None
     signal: int | None
 
     def __str__(self) -> str:
         if self.signal is None:
-            # MXNet's own handler turns a crash into this code where ours is not first.
+            # MXNet's own signal handler turns a crash into this code, if it precedes ours.
             hint = " (a crash in native code?)" if self.code == 255 else ""
             return f"exited with code {self.code}{hint}"
         try:
             name = signal.Signals(self.signal).name
         except ValueError:
-            # Real-time signals have names at the ends of their range only.
+            # Only the first and last real-time signals have names.
             name = f"signal {self.signal}"
         hint = " (out of memory?)" if self.signal == signal.SIGKILL else ""
         return f"was killed by {name}{hint}"
@@ -52,7 +52,7 @@ _watched: set[int] = set()
 
 
 class Child:
-    """A process whose end is watched through its pidfd, so that no other wait can take it."""
+    """A process watched through its pidfd, so that no other wait can collect its exit status."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -68,11 +68,11 @@ class Child:
         return not self._exited.done()
 
     def when_ended(self, callback: Callable[[], None]) -> None:
-        """Have a function called once the process has ended."""
+        """Call a function once the process has ended."""
         self._exited.add_done_callback(lambda _: callback())
 
     async def wait(self) -> ExitStatus:
-        """Wait for the end; may be called any number of times."""
+        """Wait for the process to end; may be called any number of times."""
         return await asyncio.shield(self._exited)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -88,7 +88,7 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         _watched.discard(self.pid)
-        # What it has started must not outlive it.
+        # Processes that it has started must not outlive it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         if result.si_code == os.CLD_EXITED:
@@ -98,11 +98,11 @@ class Child:
 
 
 class OutputReader:
-    """Passes on, line by line, what a process and everything forked from it prints.
+    """Forwards, line by line, the output of a process and of everything forked from it.
 
-    Workers forked from a loader print into its pipe, and may outlive it. Ends by itself when the
-    last of them all has, and at the latest with the last of its users: what a
-    service leaves behind in the background is listened to no longer than the workers themselves.
+    Workers forked from a loader print into its pipe, and may outlive it. Ends when the last of them
+    has ended, and at the latest with its last user: processes that a service leaves behind in the
+    background are read no longer than the workers themselves.
     """
 
     def __init__(self, descriptor: int, model: str) -> None:
@@ -116,21 +116,21 @@ class OutputReader:
         self._loop.add_reader(descriptor, self._on_readable)
 
     def acquire(self) -> None:
-        """Count one more process of ours that prints here."""
+        """Add a user: a worker or loader that prints here."""
         self._users += 1
 
     def release(self) -> None:
-        """Count one less; with the last, read what is there, and stop."""
+        """Remove a user; with the last, read the remaining output and stop."""
         self._users -= 1
         if self._users == 0:
             self.close()
 
     def close(self) -> None:
-        """Read what is there, and stop."""
+        """Read the remaining output, and stop."""
         if not self.is_open:
             return
         with contextlib.suppress(BlockingIOError):
-            # Bounded: somebody may be writing faster than this reads.
+            # Bounded: a process may be writing faster than this reads.
             for _ in range(_LAST_READS):
                 if not self._read():
                     break
@@ -161,20 +161,20 @@ class OutputReader:
 
 
 def become_subreaper() -> None:
-    """Have the kernel hand workers to this process when the loader's helper between them exits."""
+    """Become the parent of workers when the loader's helper process between them exits."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_orphans() -> None:
-    """Collect the ends of processes that nobody waits for.
+    """Reap processes that nothing waits for.
 
-    Whatever a worker has started, and a fork that died before it was known, is handed to this
-    process, the subreaper, and would stay a zombie as long as this process lives.
+    Processes started by workers, and forks that died before they were known, are reparented to this
+    process, the subreaper, and would stay zombies as long as it lives.
     """
     while True:
         try:
-            # Only looked at: the end of a worker is for its `Child` to collect.
+            # Without reaping: a worker's exit status is collected by its `Child`.
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
@@ -193,7 +193,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def spawn(environment: Mapping[str, str], model: str) -> tuple[Child, socket.socket, OutputReader]:
-    """Start ``python -m mms.worker`` with nothing of ours but one end of a socket pair.
+    """Start ``python -m mms.worker``, which inherits only one end of a socket pair.
 
     Raises:
         OSError: The system refuses another process or file.
@@ -212,8 +212,8 @@ def spawn(environment: Mapping[str, str], model: str) -> tuple[Child, socket.soc
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHILD_FD),
             ],
             setsigmask=(),
-            # A group of its own: whatever the service starts ends with it, and Ctrl-C in the
-            # terminal reaches the server only.
+            # A process group of its own: processes that the service starts are killed with it, and
+            # Ctrl-C in the terminal reaches the server only.
             setpgroup=0,
         )
     except OSError:
@@ -246,9 +246,9 @@ def worker_environment(
         environment[name] = str(threads)
     # The folder the server was started in must not shadow installed modules.
     environment["PYTHONSAFEPATH"] = "1"
-    # Prints of a service appear when they happen, not when a buffer is full.
+    # A service's output appears immediately, not when a buffer is full.
     environment["PYTHONUNBUFFERED"] = "1"
-    # Since 1.29 onnxruntime reports what it loads and runs to its maker unless told not to, from
-    # a thread that also stands in the way of forking.
+    # Since 1.29, onnxruntime sends telemetry to its vendor by default, from a thread that also
+    # prevents forking.
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return environment

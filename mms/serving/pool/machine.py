@@ -1,9 +1,9 @@
-"""How many workers there are and should be: events and times in, instructions out. Pure.
+"""The state machine of a pool: events and times in, instructions out. Pure.
 
 A slot is a place for a worker; processes come and go in it. There are always as many slots as
-workers are wanted, and one more for each worker that is being replaced while it serves. What is on
-its way out holds no slot any more. The `Pool` carries out the instructions with real processes and
-reports what came of them.
+workers are wanted, plus one for each worker that is being replaced while it serves. Workers on
+their way out no longer have a slot. The `Pool` carries out the instructions with real processes and
+reports the results.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PHASE_MOVES = {
     Phase.STOPPED: {Phase.STOPPED},
 }
 _SERVING = (WorkerState.READY, WorkerState.BUSY)
-#: Which slots go first when there are too many: those that serve nobody yet, then the idle.
+#: Order in which excess slots are dropped: those not serving yet, then the idle.
 _FIRST_TO_GO = {
     WorkerState.BACKOFF: 0,
     WorkerState.STOPPING: 1,
@@ -73,38 +73,38 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Run what a worker ran elsewhere; it is gone, though its process may not have ended yet."""
+    """Requeue a lost worker's requests; its process may not have ended yet."""
 
     worker: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End a process that runs nothing; answer with `ended`."""
+    """Stop an idle process; answer with `ended`."""
 
     worker: int
 
 
 @dataclass(frozen=True, slots=True)
 class CountRestart:
-    """Count a worker that is replaced, by the reason."""
+    """Count the replacement of a worker, by reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class StartLoader:
-    """Have a loader; answer with `loader_started` or `loader_failed`."""
+    """Start a loader; answer with `loader_started` or `loader_failed`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All workers of the first load have been ready."""
+    """Report that all workers of the first load are ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The model does not load, or its workers die: nothing is started any more."""
+    """Report that the model does not load, or its workers keep dying; no more are started."""
 
     error: MMSError
 
@@ -116,8 +116,8 @@ class Machine:
     """The slots of one servable's workers.
 
     Args:
-        target: How many workers there should be.
-        ids: Where the numbers of processes come from.
+        target: Wanted number of workers.
+        ids: Source of process numbers.
     """
 
     def __init__(self, target: int, ids: Iterator[int]) -> None:
@@ -138,20 +138,20 @@ class Machine:
 
     @property
     def replacing(self) -> int:
-        """Workers that serve while the ones that are to replace them start."""
+        """Number of workers that serve while their replacements start."""
         return sum(slot.relieves is not None for slot in self._slots)
 
     @property
     def starting(self) -> int:
-        """Slots whose worker is on its way, in back-off, or lost and not yet seen to end."""
+        """Number of slots whose worker is starting, in back-off, or lost and not yet ended."""
         return sum(slot.state not in _SERVING for slot in self._slots)
 
     def states(self) -> Counter[WorkerState]:
-        """Return how many workers are in which state, those on their way out included."""
+        """Return the number of workers by state, including those on their way out."""
         return Counter(slot.state for slot in (*self._slots, *self._leaving))
 
     def state(self, worker: int) -> WorkerState | None:
-        """Return the state of a worker, None if it is not known (any more)."""
+        """Return the state of a worker, None if it is not (or no longer) known."""
         slot = self._by_worker.get(worker)
         return slot.state if slot is not None else None
 
@@ -161,17 +161,17 @@ class Machine:
         return min(self._loader_due_at, *dues) if dues else self._loader_due_at
 
     def start(self) -> list[Instruction]:
-        """Start all workers: the first alone, so that a broken model shows one traceback."""
+        """Start all workers; the first alone, so that a broken model logs one traceback only."""
         self._enter(Phase.LOADING)
         return self._reconcile()
 
     def resize(self, target: int) -> list[Instruction]:
-        """Change how many workers there should be."""
+        """Change the wanted number of workers."""
         self.target = target
         return self._reconcile()
 
     def recycle(self, worker: int, reason: str) -> list[Instruction]:
-        """Replace a worker that works; the new one is ready before the old one is retired."""
+        """Replace a working worker; the new one is ready before the old one is retired."""
         slot = self._by_worker.get(worker)
         if slot is None or slot.is_leaving or slot.state not in _SERVING or not self._is_active:
             return []
@@ -234,7 +234,7 @@ class Machine:
         return (Stop(worker),)
 
     def lost(self, worker: int, now: float) -> list[Instruction]:
-        """Record that a worker is gone or useless; `ended` follows once its process has ended."""
+        """Record that a worker is lost; `ended` follows once its process has ended."""
         slot = self._by_worker.get(worker)
         if slot is None or slot.state not in _SERVING:
             return []
@@ -243,20 +243,20 @@ class Machine:
         slot.move(WorkerState.STOPPING)
         for relief in self._slots:
             if relief.relieves is slot:
-                # It takes the place at once; two replacements for one worker would be one too many.
+                # The replacement takes over at once; the worker needs no second one.
                 relief.relieves = None
                 self._leave(slot)
                 break
         return [Lost(worker)]
 
     def ended(self, worker: int, now: float, reason: str, message: str) -> list[Instruction]:
-        """Record that a process has ended that was lost or stopped.
+        """Record that a lost or stopped process has ended.
 
         Args:
-            worker: Which.
+            worker: The worker.
             now: Monotonic time.
-            reason: Why it is replaced, if it is: the label of a metric.
-            message: How it ended, for the error if this is the end of the servable.
+            reason: Reason for its replacement, if it is replaced: the label of a metric.
+            message: How it ended, for the error if the servable is given up.
         """
         slot = self._by_worker.get(worker)
         if slot is None or slot.state is not WorkerState.STOPPING:
@@ -285,25 +285,25 @@ class Machine:
         return instructions + self._restart(slot, now, delay_s)
 
     def loader_ended(self, now: float) -> list[Instruction]:
-        """Record that the process that workers are forked from has ended, unasked."""
+        """Record that the loader has ended unexpectedly."""
         return self._restart_loader(now, self._policy.loader_died(now))
 
     def loader_started(self) -> None:
-        """Record that there is a loader again."""
+        """Record that a new loader is ready."""
         self._policy.loader_succeeded()
 
     def loader_failed(self, now: float) -> list[Instruction]:
-        """Record that the loader could not be started again."""
+        """Record that the loader could not be restarted."""
         delay_s = self._policy.loader_failed()
         return [] if delay_s is None else self._restart_loader(now, delay_s)
 
     def tick(self, now: float, present: Collection[int] | None = None) -> list[Instruction]:
-        """Start what is due, and bring the slots and the processes into agreement.
+        """Start what is due, and reconcile the slots with the processes.
 
         Args:
             now: Monotonic time.
-            present: The processes that there are, those still starting and ending included; what
-                is believed to be among them and is not, is replaced. None looks at no process.
+            present: The existing processes, including those starting and ending; workers that are
+                missing among them are replaced. None skips this check.
         """
         if not self._is_active:
             return []
@@ -322,7 +322,7 @@ class Machine:
         return instructions + self._reconcile()
 
     def stop(self) -> None:
-        """Forget everything: all processes are stopped, and their ends are nobody's business."""
+        """Reset the state: all processes are stopped, and their exits are ignored."""
         self._enter(Phase.STOPPED)
         self._slots.clear()
         self._leaving.clear()
@@ -342,7 +342,7 @@ class Machine:
         return any(slot.state in _SERVING for slot in (*self._slots, *self._leaving))
 
     def _reconcile(self) -> list[Instruction]:
-        """Add or drop slots until they are as many as wanted, and fill those that are empty."""
+        """Add or drop slots until their number is as wanted, and fill empty ones."""
         if not self._is_active:
             return []
         instructions: list[Instruction] = []
@@ -381,14 +381,14 @@ class Machine:
             slot.worker = None
 
     def _leave(self, slot: Slot) -> None:
-        """Take a slot out of the count; what is in it only has to end."""
+        """Remove a slot from the count; its worker only has to end."""
         slot.is_leaving = True
         self._slots.remove(slot)
         if slot.worker is not None:
             self._leaving.append(slot)
 
     def _retire(self, slot: Slot) -> list[Instruction]:
-        """Stop a worker once it runs nothing."""
+        """Stop a worker once it is idle."""
         self._leave(slot)
         if slot.worker is None or slot.state not in _SERVING:
             return []
@@ -399,7 +399,7 @@ class Machine:
         return instructions
 
     def _drop(self, slot: Slot) -> list[Instruction]:
-        """Retire what is in a slot, and what was to relieve it."""
+        """Retire the worker of a slot, and its replacement."""
         reliefs = [relief for relief in self._slots if relief.relieves is slot]
         instructions = self._retire(slot)
         for relief in reliefs:
@@ -424,14 +424,14 @@ class Machine:
         return [StartLoader()]
 
     def _missed(self, worker: int, now: float) -> list[Instruction]:
-        """Replace a process whose end nobody has reported."""
+        """Replace a process whose end was not reported."""
         if self._by_worker[worker].state is WorkerState.STARTING:
-            return self.start_failed(worker, WorkerDied("the worker was lost sight of"), now)
+            return self.start_failed(worker, WorkerDied("the worker disappeared"), now)
         instructions = self.lost(worker, now)
-        return instructions + self.ended(worker, now, "crash", "was lost sight of")
+        return instructions + self.ended(worker, now, "crash", "disappeared")
 
     def _give_up(self, error: MMSError) -> list[Instruction]:
-        """Start nothing more; those that serve finish what waits."""
+        """Start no more workers; those that serve finish the queue."""
         self._enter(Phase.FAILED)
         self._loader_due_at = math.inf
         for slot in [slot for slot in self._slots if slot.state not in _SERVING]:

@@ -1,4 +1,4 @@
-"""Which GPU a worker gets. Pure but for `read_gpu_memory`, which asks the driver's own tool."""
+"""Place workers on GPUs. Pure except for `read_gpu_memory`, which runs the driver's own tool."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _QUERY_TIMEOUT_S = 10.0
 
 
 class Placement:
-    """The GPUs of this machine and what was promised of each to workers of all models.
+    """The GPUs of this machine, and the reservations on each by workers of all models.
 
     Args:
-        read_capacity: Gives the total bytes of each GPU by number; asked once, when it matters.
+        read_capacity: Returns the total bytes of each GPU by number; called once, when needed.
     """
 
     def __init__(self, read_capacity: Callable[[], Mapping[int, int]] | None = None) -> None:
@@ -24,17 +24,17 @@ class Placement:
         self._workers: dict[int, list[int]] = {}
 
     def acquire(self, gpus: Sequence[int], need_bytes: int) -> int:
-        """Return the GPU for one more worker, and book it.
+        """Choose a GPU for another worker, and reserve its memory.
 
-        With a stated need, the one where it leaves the least room (best fit); otherwise the one
-        with the fewest workers, the first of several.
+        If the need is known, the GPU on which it leaves the least memory free (best fit); otherwise
+        the one with the fewest workers, the first of several.
 
         Args:
-            gpus: Numbers to choose from, at least one.
-            need_bytes: What the worker needs; 0 is not stated.
+            gpus: GPU numbers to choose from, at least one.
+            need_bytes: Memory that the worker needs; 0 means unknown.
 
         Raises:
-            OutOfMemory: It fits nowhere.
+            OutOfMemory: It fits on none of them.
         """
         if not need_bytes:
             gpu = min(gpus, key=lambda number: len(self._workers.get(number, ())))
@@ -52,7 +52,7 @@ class Placement:
         return gpu
 
     def release(self, gpu: int, need_bytes: int) -> None:
-        """Take back what `acquire` booked."""
+        """Release a reservation made by `acquire`."""
         self._workers[gpu].remove(need_bytes)
 
     def _room_bytes(self, gpu: int) -> int:
@@ -62,7 +62,7 @@ class Placement:
 
 
 def read_gpu_memory() -> dict[int, int]:
-    """Return the total bytes of each GPU by number; none if the driver's tool is not there."""
+    """Return the total bytes of each GPU by number; empty if the driver's tool is not installed."""
     try:
         output = subprocess.run(
             _QUERY, check=True, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S

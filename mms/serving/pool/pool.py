@@ -1,8 +1,7 @@
-"""The workers of one servable: started, watched, replaced and stopped.
+"""The workers of one servable: start, watch, replace and stop them.
 
-`Machine` decides, `Starter` starts; the pool carries out what the one says with the processes that
-the other gives, and reports what becomes of them. What they run is the business of
-its `WorkerUser`.
+`Machine` decides and `Starter` starts processes; the pool carries out the machine's instructions
+and reports the results to it. Its `WorkerUser` sends the workers their batches.
 """
 
 from __future__ import annotations
@@ -43,48 +42,48 @@ from mms.wire.messages import LoadSpec, Ready
 
 logger = logging.getLogger("mms.pool")
 
-#: Unique over all pools: a servable may get a new pool while workers of the old one still end.
+#: Unique over all pools: a servable may get a new pool while workers of the old one are ending.
 _ids = itertools.count(1)
-#: Reasons of ours to kill a worker that are labels of a metric.
+#: The server's reasons to kill a worker that are labels of a metric.
 _KILL_REASONS = ("timeout", "cancelled")
 
 
 class WorkerUser(Protocol):
-    """Who gives the workers of a pool their batches."""
+    """The user of a pool's workers, which sends them batches."""
 
     def on_worker_ready(self, worker: WorkerProcess) -> None:
-        """A worker can take its first batch."""
+        """Handle a worker that is ready for its first batch."""
 
     def on_worker_result(self, worker: WorkerProcess, frame: Frame) -> None:
-        """A worker finished its batch."""
+        """Handle the result of a worker's batch."""
 
     def on_worker_withdrawn(self, worker: WorkerProcess) -> None:
-        """A worker takes no further batch; the one it has may still be finished."""
+        """Send a worker no further batches; the current one may still be finished."""
 
     def on_worker_lost(self, worker: WorkerProcess, reason: str) -> None:
-        """A worker is gone; whatever it ran will not come."""
+        """Handle the loss of a worker: the results of its batch will not come."""
 
 
 class PoolOwner(Protocol):
-    """What the owner of a pool hears."""
+    """Receives the events of a pool."""
 
     def on_worker_ready(self, ready: Ready) -> None:
-        """A worker has loaded the model."""
+        """Handle a worker that has loaded the model."""
 
     def on_worker_lost(self) -> None:
-        """A worker is gone."""
+        """Handle the loss of a worker."""
 
     def on_metrics(self, report: Any) -> None:
-        """The service has reported metrics."""
+        """Handle metrics reported by the service."""
 
     def on_alone(self, reason: str) -> None:
-        """Workers run their requests one at a time from now on."""
+        """Handle a worker's switch to running requests one at a time."""
 
     def on_restart(self, reason: str) -> None:
-        """A worker that should live is being replaced."""
+        """Handle the replacement of a worker."""
 
     def on_failed(self, error: MMSError) -> None:
-        """The pool has given up: workers die or do not load."""
+        """Handle the failure of the pool: workers keep dying, or do not load."""
 
 
 class Pool:
@@ -104,12 +103,12 @@ class Pool:
         self._clock = clock
         self._machine = Machine(settings.workers, _ids)
         self._starter = Starter(spec, settings, self, placement, _ids)
-        # By the number that the machine gave them: those that serve, and all that have started and
-        # not been seen to end.
+        # By their numbers in the machine: those that serve, and all that have started and not yet
+        # ended.
         self._serving: dict[int, WorkerProcess] = {}
         self._started: dict[int, WorkerProcess] = {}
         self._starts: dict[int, asyncio.Task[MMSError | None]] = {}
-        # Lost, but their ends not seen yet.
+        # Lost, but not ended yet.
         self._dying: set[WorkerProcess] = set()
         self._tasks = Tasks()
         self._loaded: asyncio.Future[None] | None = None
@@ -118,11 +117,11 @@ class Pool:
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        """The workers alive now."""
+        """The live workers."""
         return list(self._serving.values())
 
     def worker(self, id_: int) -> WorkerProcess:
-        """Return a worker alive by its id.
+        """Return a live worker by its id.
 
         Raises:
             KeyError: It is not alive.
@@ -131,30 +130,30 @@ class Pool:
 
     @property
     def loader(self) -> WorkerProcess | None:
-        """The process that workers are forked from, if there is one."""
+        """The loader, from which workers are forked, if there is one."""
         return self._starter.loader
 
     @property
     def size(self) -> int:
-        """How many workers there should be."""
+        """The wanted number of workers."""
         return self._machine.target
 
     @property
     def starting(self) -> int:
-        """Workers on their way, those in back-off and those whose end is awaited included."""
+        """Number of workers starting, in back-off, or lost and not yet ended."""
         return self._machine.starting
 
     @property
     def phase(self) -> Phase:
-        """What the pool as a whole is doing."""
+        """The state of the pool as a whole."""
         return self._machine.phase
 
     def states(self) -> Counter[WorkerState]:
-        """Return how many workers are in which state, those on their way out included."""
+        """Return the number of workers by state, including those on their way out."""
         return self._machine.states()
 
     def state(self, worker: WorkerProcess) -> WorkerState | None:
-        """Return what a worker is doing, None if it is none of this pool (any more)."""
+        """Return the state of a worker, None if it is not (or no longer) in this pool."""
         return self._machine.state(worker.id)
 
     async def start(self) -> None:
@@ -172,10 +171,10 @@ class Pool:
             raise
 
     async def resize(self, size: int) -> None:
-        """Start or retire workers until there are so many, and wait for the new ones.
+        """Start or retire workers to reach a number, and wait until new ones are ready.
 
         Raises:
-            MMSError: A new one could not be started; it is tried again, and those that could stay.
+            MMSError: A new worker could not be started; it is retried, and the others stay.
         """
         instructions = self._machine.resize(size)
         self._carry_out(instructions)
@@ -187,33 +186,33 @@ class Pool:
                 raise error
 
     def configure(self, batch_size: int) -> None:
-        """Change how many requests workers join, those to come included."""
+        """Change the batch size of current and future workers."""
         self._starter.spec = replace(self._starter.spec, batch_size=batch_size)
         for process in [*self._serving.values(), *([self.loader] if self.loader else [])]:
             process.send([encode_control(FrameType.CONFIGURE, batch_size)])
 
     def recycle(self, worker: WorkerProcess, reason: str) -> None:
-        """Replace a worker that works; the new one is ready before the old one is retired."""
+        """Replace a working worker; the new one is ready before the old one is retired."""
         self._carry_out(self._machine.recycle(worker.id, reason))
 
     def tick(self) -> None:
-        """Bring what should be and what is into agreement; called now and then."""
+        """Reconcile the wanted and the actual workers; called periodically."""
         present = self._starts.keys() | self._started.keys()
         self._carry_out(self._machine.tick(self._clock(), present))
 
     def batch_begun(self, worker: WorkerProcess) -> None:
-        """Record that a worker is sent a batch."""
+        """Record that a worker has been sent a batch."""
         self._machine.batch_begun(worker.id)
 
     def batch_finished(self, worker: WorkerProcess, requests: int) -> None:
-        """Record that a worker has answered its batch; stop it if it was waited for."""
+        """Record that a worker has finished its batch; stop it if it has been withdrawn."""
         worker.batches += 1
         worker.requests += requests
         if instructions := self._machine.batch_finished(worker.id):
             self._carry_out(instructions)
 
     async def stop(self) -> None:
-        """Stop all workers and the loader, and wait for their ends."""
+        """Stop all workers and the loader, and wait until they have ended."""
         self._machine.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -224,7 +223,7 @@ class Pool:
         await asyncio.gather(*starts, return_exceptions=True)
         loader = [self.loader] if self.loader else []
         self._dying.update(self._started.values(), loader)
-        # Not ours any more: their ends are nobody's business.
+        # No longer tracked: their exits are ignored.
         self._serving.clear()
         self._started.clear()
         self._starter.loader = None
@@ -234,26 +233,26 @@ class Pool:
             self._loaded.set_result(None)
 
     def on_result(self, worker: WorkerProcess, frame: Frame) -> None:
-        """WorkerEvents: pass a result on."""
+        """WorkerEvents: forward a result."""
         self._user.on_worker_result(worker, frame)
 
     def on_metrics(self, report: Any) -> None:
-        """WorkerEvents: pass what a service has reported on."""
+        """WorkerEvents: forward a service's metrics."""
         self._owner.on_metrics(report)
 
     def on_alone(self, reason: str) -> None:
-        """WorkerEvents: pass on why requests run one at a time."""
+        """WorkerEvents: forward the reason for running requests one at a time."""
         self._owner.on_alone(reason)
 
     def on_exited(self, worker: WorkerProcess) -> None:
-        """WorkerEvents: a process has ended, but its last answer may be on its way."""
+        """WorkerEvents: withdraw an ended process, whose last answer may still arrive."""
         if self._serving.get(worker.id) is worker:
-            # Or that answer would bring the next batch to a dead process.
+            # Otherwise that answer would cause the next batch to be sent to a dead process.
             self._user.on_worker_withdrawn(worker)
 
     def on_lost(self, worker: WorkerProcess) -> None:
-        """WorkerEvents: a worker or the loader is gone, or useless."""
-        # A process may close its socket and live on; it is of no use then.
+        """WorkerEvents: handle the loss of a worker or the loader."""
+        # A process may close its socket and stay alive; it is useless then.
         worker.kill("")
         self._starter.release(worker)
         if self._started.get(worker.id) is worker:
@@ -263,7 +262,7 @@ class Pool:
         self._tasks.start(self._bury(worker))
 
     async def _bury(self, worker: WorkerProcess) -> None:
-        """Learn how a process ended, and report it."""
+        """Wait for a process to end, and report its exit status."""
         status = await worker.child.wait()
         worker.close()
         self._dying.discard(worker)
@@ -316,14 +315,13 @@ class Pool:
         self._set_timer()
 
     async def _start_worker(self, id_: int) -> MMSError | None:
-        """Start one worker and report it; return why it could not be."""
+        """Start one worker and report it; return the error if it could not be started."""
         try:
             worker = await self._starter.start(id_)
         except MMSError as error:
             failure = error
         except Exception as error:
-            # A bug of ours, or an error of the system that nobody foresaw: its slot must not be
-            # left waiting for ever.
+            # A bug, or an unforeseen system error: the slot must not be left waiting for ever.
             logger.exception("a worker could not be started")
             failure = ModelLoadFailed(f"a worker process could not be started: {error}")
         else:
@@ -346,7 +344,7 @@ class Pool:
             await self._starter.ensure_loader()
         except MMSError as error:
             logger.error(
-                "the loader could not be started again: %s",
+                "the loader could not be restarted: %s",
                 error,
                 extra={"model": self._starter.spec.model_name},
             )
@@ -386,7 +384,7 @@ class Pool:
 
 
 def _restart_reason(worker: WorkerProcess, signal_number: int | None) -> str:
-    """Return the metric label for why a worker is replaced: a small fixed set."""
+    """Return the reason for a worker's replacement, as a metric label from a small fixed set."""
     if worker.kill_reason:
         return worker.kill_reason if worker.kill_reason in _KILL_REASONS else "protocol"
     return "killed" if signal_number == 9 else "crash"

@@ -1,4 +1,4 @@
-"""A place for a worker, the states it goes through and the moves between them. Pure."""
+"""A place for a worker, its states and the transitions between them. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mms.serving.lifecycle import IllegalMove
 class WorkerState(enum.Enum):
     """State of one worker slot.
 
-    STOPPING is also a worker that is lost, until its process has been seen to end.
+    STOPPING includes a lost worker, until its process has ended.
     """
 
     STARTING = "starting"
@@ -37,16 +37,16 @@ class Slot:
     """A place for a worker.
 
     Attributes:
-        state: What its worker is doing.
-        worker: The process that is in it, None if there is none.
+        state: State of its worker.
+        worker: The process in it, None if there is none.
         relieves: The slot whose worker serves until this one's is ready.
-        is_leaving: Whether its worker is the last: it ends once it runs nothing.
+        is_leaving: Whether its worker is not replaced: it ends once it is idle.
         has_started: Whether any worker in it has been ready.
-        ready_at: When the present worker became ready, monotonic.
-        has_served: Whether the present worker has finished a batch.
-        was_busy: Whether the present worker was lost with a batch in it.
-        lifetime_s: How long the present worker, now lost, was ready.
-        due_at: When the next worker is to be started, in BACKOFF.
+        ready_at: Monotonic time at which the current worker became ready.
+        has_served: Whether the current worker has finished a batch.
+        was_busy: Whether the current worker was lost with a batch in it.
+        lifetime_s: Time that the current, now lost worker was ready, in seconds.
+        due_at: Monotonic time at which to start the next worker, in BACKOFF.
     """
 
     state: WorkerState = WorkerState.STARTING
@@ -61,10 +61,10 @@ class Slot:
     due_at: float = math.inf
 
     def move(self, state: WorkerState) -> None:
-        """Go to another state.
+        """Move to another state.
 
         Raises:
-            IllegalMove: It cannot follow the present one.
+            IllegalMove: The transition is not allowed.
         """
         if state not in WORKER_MOVES[self.state]:
             raise IllegalMove(f"a worker cannot go from {self.state.name} to {state.name}")

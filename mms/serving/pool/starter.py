@@ -1,4 +1,4 @@
-"""How a worker process comes to be: forked from a loader, or fresh.
+"""Start worker processes: forked from a loader, or fresh.
 
 CPU models are loaded once, in a loader process that never serves, and workers are forked from it
 while it is idle: 24 ms and a few MB each instead of a second and the whole model. A GPU model, a
@@ -28,15 +28,15 @@ logger = logging.getLogger("mms.pool")
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """How to run the workers.
+    """Settings of a pool's workers.
 
     Attributes:
-        workers: How many to begin with.
-        gpus: GPUs to place them on; empty is the CPU.
-        gpu_memory: Bytes of a GPU that each of them needs; 0 is not stated.
+        workers: Initial number of workers.
+        gpus: GPUs to place them on; empty means CPU.
+        gpu_memory: Bytes of GPU memory that each needs; 0 means unknown.
         preload: Whether to fork workers from a loader.
-        load_timeout_s: Longest that loading the model may take.
-        environment: Of each worker process.
+        load_timeout_s: Maximum time to load the model.
+        environment: Environment of each worker process.
     """
 
     workers: int
@@ -48,14 +48,14 @@ class PoolSettings:
 
 
 class Starter:
-    """Starts processes of one servable, and keeps the loader that they are forked from.
+    """Starts the processes of one servable, and keeps the loader from which they are forked.
 
     Args:
-        spec: What to load.
-        settings: How to run it.
-        events: Who hears what becomes of the processes.
-        placement: What is booked of the GPUs, by all servables.
-        ids: Where the numbers of loaders come from.
+        spec: The model to load.
+        settings: Settings of the workers.
+        events: Receives the events of the processes.
+        placement: Reservations of GPUs by all servables.
+        ids: Source of loaders' numbers.
     """
 
     def __init__(
@@ -76,30 +76,30 @@ class Starter:
         self._lock = asyncio.Lock()
 
     async def start(self, id_: int) -> WorkerProcess:
-        """Return a worker that has loaded the model, by a fork where that is possible.
+        """Start a worker that has loaded the model, by a fork if possible.
 
         Raises:
-            MMSError: It did not load, or died, or took too long; nothing of it is left.
+            MMSError: It failed to load, died, or took too long; its process is gone.
         """
         worker = await self._fork_worker(id_) if self._forks else None
         if worker is None:
             worker = await self._launch(id_, may_fork=False)
         if not worker.is_connected:
-            raise WorkerDied("the worker died as soon as it had started")
+            raise WorkerDied("the worker died right after its start")
         return worker
 
     async def ensure_loader(self) -> None:
-        """Have a loader ready before the next worker needs it; without one, that takes longer.
+        """Start a loader, if there is none, so that the next worker starts faster.
 
         Raises:
-            MMSError: It did not load, or died, or took too long.
+            MMSError: It failed to load, died, or took too long.
         """
         async with self._lock:
             if self._forks and (self.loader is None or not self.loader.is_connected):
                 self.loader = await self._launch(next(self._ids), may_fork=True)
 
     def release(self, worker: WorkerProcess) -> None:
-        """Give back what a process that is gone held."""
+        """Release the resources of a process that has ended."""
         if worker.gpu is not None:
             self._placement.release(worker.gpu, self._settings.gpu_memory)
         if worker is self.loader:
@@ -126,7 +126,7 @@ class Starter:
             try:
                 return await asyncio.shield(fork)
             except asyncio.CancelledError:
-                # A fork cannot be taken back: whoever stops must see the worker's end.
+                # A fork cannot be undone: on cancellation, the worker's end must be awaited.
                 with contextlib.suppress(MMSError, OSError):
                     await (await fork).stop()
                 raise
@@ -141,14 +141,14 @@ class Starter:
                 return None
 
     async def _fork(self, loader: WorkerProcess, id_: int) -> WorkerProcess:
-        """Return a worker forked from the loader, ready; on failure nothing of it is left.
+        """Fork a worker from the loader and wait until it is ready; on failure, it is killed.
 
         Raises:
             MMSError: It could not be forked, died, or took too long.
             OSError: The system refuses another file.
         """
         output = loader.output
-        # Held while the fork is under way: the loader may die meanwhile.
+        # Held during the fork: the loader may die meanwhile.
         output.acquire()
         try:
             pid, sock = await loader.fork()
@@ -166,10 +166,10 @@ class Starter:
         return worker
 
     async def _launch(self, id_: int, may_fork: bool) -> WorkerProcess:
-        """Start a fresh process and have it load the model.
+        """Start a fresh process and let it load the model.
 
         Raises:
-            MMSError: It did not load, or died, or took too long.
+            MMSError: It failed to load, died, or took too long.
         """
         need = self._settings.gpu_memory
         gpu = self._placement.acquire(gpus, need) if (gpus := self._settings.gpus) else None
@@ -192,7 +192,7 @@ class Starter:
             status = await child.wait()
             worker.close()
             if status.signal == signal.SIGKILL:
-                # Nobody else kills a process that loads.
+                # Only the kernel's OOM killer kills a process that is loading.
                 raise OutOfMemory(f"the process that loads the model {status}") from error
             raise ModelLoadFailed(f"the process that loads the model {status}") from error
         except BaseException as error:
@@ -203,7 +203,7 @@ class Starter:
                 raise ModelLoadFailed(f"{error}; raise load_timeout if it needs longer") from error
             raise
         if self.spec.batch_size != spec.batch_size:
-            # Changed while it was loading.
+            # The batch size was changed during the load.
             worker.send([encode_control(FrameType.CONFIGURE, self.spec.batch_size)])
         return worker
 
@@ -212,6 +212,6 @@ class Starter:
         if gpu is None:
             return self._settings.environment
         visible = self._settings.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        # Numbers count what the server itself may see.
+        # GPU numbers are indices into the GPUs visible to the server.
         device = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
         return {**self._settings.environment, "CUDA_VISIBLE_DEVICES": device}

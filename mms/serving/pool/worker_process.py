@@ -1,7 +1,7 @@
 """The server's view of one child process: its socket, its frames, its end.
 
-`WorkerProcess` is one process life. It knows nothing of queues or of why it was started; its
-owner hears of it through `WorkerEvents`.
+A `WorkerProcess` is a single process, independent of queues and of the reason for its start. Its
+owner receives its events through `WorkerEvents`.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from mms.wire.codec import decode_control, decode_error, decode_ready, encode_co
 from mms.wire.frames import Buffer, Frame, FrameDecoder, FrameType
 from mms.wire.messages import LoadSpec, Ready
 
-#: From the fork of a loaded process to its READY frame, seconds; measured: 0.03.
+#: Maximum time from the fork of a loader to the READY frame, seconds; measured: 0.03.
 FORK_TIMEOUT_S = 10.0
-#: What a process gets to exit by itself after STOP, seconds.
+#: Time a process has to exit by itself after STOP, seconds.
 STOP_TIMEOUT_S = 2.0
-#: How often to look, and how long at most, whether all that a dead process wrote has been read,
-#: seconds. That is no more than a socket's buffer holds; only a process that it left behind, and
-#: that goes on writing, could take longer.
+#: Polling interval and limit, in seconds, while the remaining output of a dead process is read. It
+#: is at most a socket buffer; only a process that it left behind, and that keeps writing, could
+#: take longer.
 _DRAIN_POLL_S = 0.001
 _DRAIN_LIMIT_S = 1.0
 
 
 class WorkerEvents(Protocol):
-    """What the owner of a worker hears."""
+    """Receives the events of a worker process."""
 
     def on_result(self, worker: WorkerProcess, frame: Frame) -> None:
-        """A RESULT frame came."""
+        """Handle a RESULT frame."""
 
     def on_metrics(self, report: Any) -> None:
-        """The service has reported metrics."""
+        """Handle metrics reported by the service."""
 
     def on_alone(self, reason: str) -> None:
-        """Requests run one at a time from now on."""
+        """Handle the switch to running requests one at a time."""
 
     def on_exited(self, worker: WorkerProcess) -> None:
-        """The process has ended; what it wrote before may still come, then `on_lost` does."""
+        """Handle the end of the process; its last output may still arrive, before `on_lost`."""
 
     def on_lost(self, worker: WorkerProcess) -> None:
-        """The process is gone or useless: it ended, closed its socket, or wrote nonsense to it."""
+        """Handle the loss of the process: it ended, closed its socket, or sent invalid data."""
 
 
 class WorkerProcess(asyncio.Protocol):
-    """One life of one child process.
+    """One child process.
 
     Attributes:
         id: Unique over all pools.
         child: The process.
-        output: Where it prints, together with all that was forked from the same process.
-        ready: What it said when it was ready; None before.
-        batches: Batches it has finished.
-        requests: Requests it has finished.
+        output: Reads its output, together with that of all processes forked from its loader.
+        ready: Its READY message; None before.
+        batches: Number of batches it has finished.
+        requests: Number of requests it has finished.
         ready_at: Monotonic time at which it became ready; 0 before.
         kill_reason: Why the server killed it, or "".
-        gpu: Number of the GPU it runs on, None for the CPU.
-        is_loader: Whether it serves nothing, and workers are forked from it.
+        gpu: Number of its GPU, None for the CPU.
+        is_loader: Whether it is a loader, from which workers are forked.
         is_stopping: Whether it has been asked to exit.
     """
 
@@ -82,7 +82,7 @@ class WorkerProcess(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._sock: socket.socket | None = None
-        # Open from the start: a forked process may say READY before anybody asks.
+        # Created at the start: a forked process may send READY before it is awaited.
         self._reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         output.acquire()
         child.when_ended(output.release)
@@ -90,28 +90,28 @@ class WorkerProcess(asyncio.Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Whether frames can still come and go."""
+        """Whether frames can still be sent and received."""
         return self._transport is not None
 
     async def connect(self, sock: socket.socket) -> None:
-        """Take over our end of the process's socket."""
+        """Attach the server's end of the process's socket."""
         sock.setblocking(False)
-        # Kept to pass descriptors along, which transports cannot; never read from here.
+        # Kept to pass descriptors, which transports cannot do; never read here.
         self._sock = sock.dup()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=sock)
 
     async def load(self, spec: LoadSpec, timeout_s: float) -> Ready:
-        """Have the process load a model, and wait until it has.
+        """Let the process load a model, and wait until it has.
 
         Raises:
-            MMSError: What the process reported, or that it died or took too long.
+            MMSError: The process reported an error, died, or took too long.
         """
         self.send([encode_control(FrameType.LOAD, spec)])
         return await self._await_ready(timeout_s, "load the model")
 
     async def await_forked(self) -> Ready:
-        """Wait until a forked process says it is ready.
+        """Wait until a forked process is ready.
 
         Raises:
             MMSError: It died or took too long.
@@ -119,23 +119,23 @@ class WorkerProcess(asyncio.Protocol):
         return await self._await_ready(FORK_TIMEOUT_S, "start after a fork")
 
     async def fork(self) -> tuple[int, socket.socket]:
-        """Have this loaded process fork a worker.
+        """Let this loader fork a worker.
 
         Returns:
-            The worker's pid and our end of its socket.
+            The worker's pid and the server's end of its socket.
 
         Raises:
-            MMSError: It could not be forked, or this process died or hangs.
+            MMSError: The worker could not be forked, or the loader died or hangs.
         """
         ours, theirs = socket_pair()
         try:
             if self._sock is None or self._transport is None:
-                raise WorkerDied("the loader is gone")
+                raise WorkerDied("the loader has ended")
             self._reply = asyncio.get_running_loop().create_future()
             try:
                 socket.send_fds(self._sock, [encode_control(FrameType.FORK)], [theirs.fileno()])
             except OSError as error:
-                raise WorkerDied(f"the loader is gone: {error.strerror}") from None
+                raise WorkerDied(f"the loader has ended: {error.strerror}") from None
             frame = await self._await_reply(FORK_TIMEOUT_S, "fork a worker")
             pid = decode_control(frame)
             if frame.type is not FrameType.FORKED or not isinstance(pid, int):
@@ -148,17 +148,17 @@ class WorkerProcess(asyncio.Protocol):
             theirs.close()
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Write a frame; lost if the process is."""
+        """Write a frame; it is dropped if the process is lost."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(buffers)
 
     def kill(self, reason: str) -> None:
-        """End the process at once; `on_lost` follows."""
+        """Kill the process; `on_lost` follows."""
         self.kill_reason = self.kill_reason or reason
         self.child.kill()
 
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> ExitStatus:
-        """Ask the process to exit, kill it if it does not in time, and wait for its end."""
+        """Ask the process to exit, kill it after a timeout, and wait for its end."""
         self.is_stopping = True
         self.send([encode_control(FrameType.STOP)])
         with contextlib.suppress(asyncio.TimeoutError):
@@ -177,7 +177,7 @@ class WorkerProcess(asyncio.Protocol):
             self._sock = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: the socket is ours."""
+        """asyncio: the socket is connected."""
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         if not self.child.is_alive:
@@ -200,23 +200,23 @@ class WorkerProcess(asyncio.Protocol):
             elif not self._reply.done():
                 self._settle(frame)
             else:
-                self._lose(ProtocolError(f"an unexpected {frame.type.name} frame came"))
+                self._lose(ProtocolError(f"unexpected {frame.type.name} frame"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the process closed its end, or we ours since it has ended."""
+        """asyncio: the process closed its end, or the server did because it has ended."""
         self._transport = None
         self._fail_reply(WorkerDied("the process died"))
         self._events.on_lost(self)
 
     def _on_exit(self) -> None:
-        """Lose the process by its end: its socket stays open as long as a child of it has it."""
+        """Treat an ended process as lost: its socket stays open while a child of it has it."""
         if self._transport is not None:
             self._events.on_exited(self)
             self._lose_when_read(time.monotonic() + _DRAIN_LIMIT_S)
 
     def _lose_when_read(self, give_up_at: float) -> None:
         if self._transport is None:
-            # End of file came meanwhile, as it does if no child has the socket.
+            # Its end of file has arrived meanwhile, as it does if no child has the socket.
             return
         if self._has_unread() and time.monotonic() < give_up_at:
             loop = asyncio.get_running_loop()
@@ -225,14 +225,14 @@ class WorkerProcess(asyncio.Protocol):
         self._transport.abort()
 
     def _has_unread(self) -> bool:
-        """Whether the process wrote something that the transport has not read yet."""
+        """Return whether the process has written data that the transport has not read yet."""
         try:
             return bool(self._sock and self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except OSError:
             return False
 
     def _lose(self, error: MMSError) -> None:
-        """Give up on a process that does not speak our language: user code wrote to its socket."""
+        """Give up on a process that sent invalid data: user code wrote to its socket."""
         self._fail_reply(error)
         self.kill(str(error))
 
@@ -254,7 +254,7 @@ class WorkerProcess(asyncio.Protocol):
     def _fail_reply(self, error: MMSError) -> None:
         if not self._reply.done():
             self._reply.set_exception(error)
-            # Nobody may be waiting any more; that is no reason to warn at exit.
+            # Possibly nothing awaits it any more; retrieved, so that asyncio does not warn.
             self._reply.exception()
 
     async def _await_reply(self, timeout_s: float, what: str) -> Frame:

@@ -1,1 +1,1 @@
-"""One servable's queue. Pure but for `job`: events and times in, batches out."""
+"""The queue of a servable. Pure except for `job`: events and times in, batches out."""

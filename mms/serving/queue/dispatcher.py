@@ -1,13 +1,13 @@
-"""One servable's bounded queue, and who runs what next. Pure: events and times in, batches out.
+"""A servable's bounded queue, and its scheduling. Pure: events and times in, batches out.
 
-Greedy: whatever waits when a worker is free becomes its batch, up to the limits, so nothing ever
-waits for company, unless the model's settings say so (`max_batch_delay_s`, `linger_s`). One batch
-is in flight per worker; everything else stays here, where it can still be cancelled, expire, or go
-to another worker.
+Greedy: the queued requests become the batch of the next free worker, up to the limits, so no
+request waits for a batch to fill, unless the model's settings ask for it (`max_batch_delay_s`,
+`linger_s`). One batch is in flight per worker; all other requests stay here, where they can still
+be cancelled, expire, or go to another worker.
 
-A frame may carry more requests than one forward pass joins: of a model that answers within
-microseconds, as many as it can run in about a millisecond. Otherwise the cost of a frame, not the
-model, would set the pace.
+A frame may contain more requests than one forward pass joins: for a model that takes microseconds,
+as many as it can run in about a millisecond. Otherwise the cost of frames, not the model, would
+limit the throughput.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mms.errors import DeadlineExceeded, MMSError, QueueFull, WorkerDied
 from mms.serving.queue.linger import Linger
 from mms.serving.queue.poison import CULPRIT_DEATHS, PoisonTable
 
-#: Aim of one frame's run time for models faster than this (seconds): long against the cost of a
-#: frame (about 20 µs on both sides), short against anything a client notices.
+#: Target run time of a frame for models faster than this (seconds): long compared to the cost of a
+#: frame (about 20 µs on both sides), short compared to anything a client notices.
 FRAME_TIME_S = 0.001
 MAX_FRAME_REQUESTS = 64
-#: Bodies in one frame: bounds how long a large batch holds up the event loop.
+#: Maximum bytes of bodies in one frame: bounds how long a large batch blocks the event loop.
 MAX_FRAME_BYTES = 64 << 20
-#: Bodies from this size on go last in a frame, so that small neighbours are not behind them.
+#: Bodies of at least this size go last in a frame, so that small ones do not wait behind them.
 LARGE_BODY_BYTES = 256 << 10
-#: Most requests in a row that go before others which wait: of four taken, at least one is not
-#: urgent while any such waits, and of four batches, at least one is not a retry.
+#: Maximum number of prioritized requests in a row: of four dequeued requests, at least one is not
+#: urgent while any such is queued, and of four batches, at least one is not a retry.
 MAX_AHEAD = 3
 #: Weight of the newest batch in the running means of service time.
 _SMOOTHING = 0.2
@@ -40,7 +40,7 @@ _MAX_RETRY_AFTER_S = 60.0
 
 
 class Job(Protocol):
-    """What the dispatcher must know of a request, and how it is ended."""
+    """The dispatcher's interface to a request."""
 
     enqueued_at: float
     deadline: float
@@ -49,23 +49,23 @@ class Job(Protocol):
     is_urgent: bool
 
     def is_abandoned(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Return whether no client waits for the answer any more."""
 
     def fail(self, error: MMSError) -> None:
-        """End it with an error, unless it is abandoned."""
+        """Fail the request with an error, unless it is abandoned."""
 
     def head(self) -> bytes:
         """Return the first bytes of the body."""
 
     def digest(self) -> bytes:
-        """Return a digest of the body and of all that decides how it is run."""
+        """Return a digest of the body and of everything that affects how it is run."""
 
 
 J = TypeVar("J", bound=Job)
 
 
 class Release(enum.Enum):
-    """Why a batch was sent when it was."""
+    """The reason for which a batch was released."""
 
     FULL = "full"
     DRAINED = "drained"
@@ -78,12 +78,12 @@ class Limits:
     """Settings of one servable's queue; may be changed while it runs.
 
     Attributes:
-        batch_size: Most requests joined in one forward pass.
-        queue_size: Most requests that wait.
-        max_batch_delay_s: How long the oldest request waits for a batch to fill.
-        linger_s: How long an idle worker waits for those just answered to ask again.
-        response_timeout_s: Longest a batch may run before its worker counts as hung.
-        retry_on_crash: Whether the requests of a dead worker are run again, one by one, once.
+        batch_size: Maximum number of requests per forward pass.
+        queue_size: Maximum number of queued requests.
+        max_batch_delay_s: Maximum time the oldest request waits for a batch to fill.
+        linger_s: Time an idle worker waits for just answered clients to send again.
+        response_timeout_s: Run time of a batch after which its worker counts as hung.
+        retry_on_crash: Whether the requests of a dead worker are retried once, one by one.
     """
 
     batch_size: int = 1
@@ -96,15 +96,15 @@ class Limits:
 
 @dataclass(slots=True)
 class Batch(Generic[J]):
-    """Requests on their trip through one worker.
+    """Requests in flight in one worker.
 
     Attributes:
         id: Unique within the servable.
-        worker: Who runs it.
+        worker: The worker that runs it.
         jobs: Its requests, in the order of the frame; empty once it is doomed.
-        sent_at: Monotonic time.
-        release: Why it was sent then.
-        is_doomed: Its requests are answered and its worker is about to be killed.
+        sent_at: Monotonic time at which it was sent.
+        release: The reason for which it was released.
+        is_doomed: Whether its requests have failed and its worker is about to be killed.
     """
 
     id: int
@@ -136,34 +136,34 @@ class Dispatcher(Generic[J]):
 
     @property
     def depth(self) -> int:
-        """Requests waiting."""
+        """Number of queued requests."""
         return len(self._queue) + len(self._urgent) + len(self._retries)
 
     @property
     def idle(self) -> int:
-        """Workers waiting for a batch."""
+        """Number of idle workers."""
         return len(self._idle)
 
     @property
     def in_flight(self) -> int:
-        """Requests in workers."""
+        """Number of requests in workers."""
         return sum(len(batch.jobs) for batch in self._in_flight.values())
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether no request is queued or running."""
         return not (self.depth or self._in_flight)
 
     def submit(self, job: J) -> None:
         """Queue a request.
 
         Raises:
-            QueueFull: As many wait as may.
+            QueueFull: The queue is full.
             WorkerDied: The same request has killed workers within the last minute.
         """
         if self.depth >= self.limits.queue_size:
             raise QueueFull(
-                f"{self.depth} requests are waiting, as many as queue_size allows",
+                f"{self.depth} requests are waiting, the maximum that queue_size allows",
                 self.retry_after_s(),
             )
         if self._poison.is_in_use and (refusal := self._poison.refusal(job, job.enqueued_at)):
@@ -173,7 +173,7 @@ class Dispatcher(Generic[J]):
             self._linger.arrived(job.enqueued_at)
 
     def cancel(self, job: J) -> bool:
-        """Drop a request from the queue; False if it is not there (any more)."""
+        """Remove a request from the queue; return False if it is not (or no longer) there."""
         for queue in self._queues():
             try:
                 queue.remove(job)
@@ -183,11 +183,11 @@ class Dispatcher(Generic[J]):
         return False
 
     def worker_ready(self, worker: int) -> None:
-        """Record that a worker can take a batch."""
+        """Record that a worker is ready for a batch."""
         self._idle.append(worker)
 
     def worker_of_abandoned_batch(self, job: J) -> int | None:
-        """Return the worker that runs a request whose whole batch nobody waits for any more."""
+        """Return the worker that runs a request if its whole batch is abandoned."""
         for worker, batch in self._in_flight.items():
             if job in batch.jobs:
                 return worker if all(other.is_abandoned() for other in batch.jobs) else None
@@ -204,12 +204,12 @@ class Dispatcher(Generic[J]):
         return True
 
     def oldest_wait_s(self, now: float) -> float:
-        """Return how long the longest waiting request has waited, 0 if none does."""
+        """Return the age of the oldest queued request in seconds, 0 if there is none."""
         heads = [queue[0].enqueued_at for queue in self._queues() if queue]
         return now - min(heads) if heads else 0.0
 
     def dispatch(self, now: float) -> list[Batch[J]]:
-        """Return the batches to send now, one per worker at most."""
+        """Return the batches to send now, at most one per worker."""
         batches = []
         while self._idle and self.depth:
             if self._should_hold(now):
@@ -225,12 +225,12 @@ class Dispatcher(Generic[J]):
         return batches
 
     def finish(self, worker: int, now: float, busy_s: float) -> Batch[J]:
-        """Take a worker's batch back and its worker as idle.
+        """Record a worker's result: return its batch, and mark it as idle.
 
         Args:
-            worker: Whose result came.
+            worker: The worker.
             now: Monotonic time.
-            busy_s: Seconds the worker itself spent on the batch.
+            busy_s: Seconds that the worker itself spent on the batch.
         """
         batch = self._in_flight.pop(worker)
         if worker in self._withdrawn:
@@ -251,13 +251,13 @@ class Dispatcher(Generic[J]):
         return batch
 
     def worker_lost(self, worker: int, reason: str, now: float) -> Batch[J] | None:
-        """Take a dead worker out; its requests are queued again, alone, or failed.
+        """Remove a dead worker; its requests are queued for a retry, one by one, or failed.
 
-        A request that was alone in its worker and is not run again is remembered as the cause.
+        A request that was alone in its worker and is not retried is recorded as the cause.
 
         Args:
-            worker: Which.
-            reason: What ended it, for the message.
+            worker: The worker.
+            reason: How it ended, for the message.
             now: Monotonic time.
 
         Returns:
@@ -279,7 +279,7 @@ class Dispatcher(Generic[J]):
         return batch
 
     def fail_batch(self, worker: int, error: MMSError) -> None:
-        """End the requests of a worker that is about to be killed; it stays in flight, empty."""
+        """Fail the requests of a worker that is about to be killed; its batch stays, empty."""
         batch = self._in_flight.get(worker)
         if batch:
             for job in batch.jobs:
@@ -288,7 +288,7 @@ class Dispatcher(Generic[J]):
             batch.is_doomed = True
 
     def expire(self, now: float) -> list[int]:
-        """Fail what is past its deadline; return the workers whose batch runs too long."""
+        """Fail requests past their deadline; return the workers whose batch runs too long."""
         for queue in self._queues():
             expired = [job for job in queue if job.deadline <= now]
             for job in expired:
@@ -313,13 +313,13 @@ class Dispatcher(Generic[J]):
         filling = []
         delay, linger = self.limits.max_batch_delay_s, self.limits.linger_s
         if self._queue and self._idle and (delay > 0 or linger > 0):
-            # The later one: while either holds, the batch waits.
+            # The later of the two: the batch waits while either applies.
             ends = self._queue[0].enqueued_at + delay
             filling = [max(ends, self._linger.until) if linger > 0 else ends]
         return min(itertools.chain(waiting, running, hung, filling), default=math.inf)
 
     def fail_all(self, error: MMSError) -> None:
-        """End every request, waiting or running."""
+        """Fail every request, queued or running."""
         for queue in self._queues():
             for job in queue:
                 job.fail(error)
@@ -328,7 +328,7 @@ class Dispatcher(Generic[J]):
             self.fail_batch(worker, error)
 
     def retry_after_s(self) -> float:
-        """Estimate when the queue will have room: its length over the measured drain rate."""
+        """Estimate when the queue will have room: its length divided by the measured drain rate."""
         workers = max(len(self._in_flight), 1)
         if self._drain_rate <= 0:
             return 1.0
@@ -347,10 +347,10 @@ class Dispatcher(Generic[J]):
         return self.limits.linger_s > 0 and self._linger.waits(waiting, size * len(self._idle), now)
 
     def _take(self, now: float) -> tuple[list[J], Release]:
-        """Take the next batch off the queue; empty if all that waited was not worth running."""
+        """Dequeue the next batch; empty if no queued request was worth running."""
         if self._retries and (retry := self._take_retry(now)):
             return [retry], Release.RETRY
-        # A share each when several workers idle: two half batches beat one full one.
+        # A share for each idle worker: two half batches are faster than a full one.
         share = math.ceil((len(self._urgent) + len(self._queue)) / len(self._idle))
         limit = min(self._frame_limit(), max(share, 1))
         jobs: list[J] = []
@@ -371,7 +371,7 @@ class Dispatcher(Generic[J]):
         return jobs, self._release(len(jobs))
 
     def _take_retry(self, now: float) -> J | None:
-        """Take the next retry if it is its turn."""
+        """Dequeue the next retry if it is its turn."""
         others_wait = bool(self._queue or self._urgent)
         if others_wait and self._retries_in_a_row >= MAX_AHEAD:
             self._retries_in_a_row = 0
@@ -385,7 +385,7 @@ class Dispatcher(Generic[J]):
         return None
 
     def _next_queue(self) -> deque[J]:
-        """Return the queue whose turn it is while an urgent request waits."""
+        """Return the queue whose turn it is while urgent requests are queued."""
         if self._queue and self._urgent_in_a_row >= MAX_AHEAD:
             return self._queue
         return self._urgent
@@ -409,7 +409,7 @@ class Dispatcher(Generic[J]):
         if job.deadline <= now:
             job.fail(DeadlineExceeded("the request waited in the queue past its deadline"))
             return False
-        # Later ones were looked up when they came.
+        # Later requests were looked up on arrival.
         if job.enqueued_at <= self._poison.newest_at and (
             refusal := self._poison.refusal(job, now)
         ):

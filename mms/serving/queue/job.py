@@ -12,10 +12,10 @@ from mms.errors import MMSError
 from mms.wire.frames import Buffer
 from mms.wire.messages import Answer, RequestMeta
 
-#: Bytes at the start of a body that tell most bodies apart without hashing them.
+#: Length of the prefix that distinguishes most bodies without hashing them.
 _HEAD_BYTES = 64
 _DIGEST_BYTES = 16
-#: Headers that differ between two sendings of the same request.
+#: Headers that differ when a client sends the same request again.
 _PER_REQUEST_HEADERS = frozenset({"x-request-id", "traceparent", "x-amzn-trace-id"})
 
 
@@ -46,23 +46,23 @@ class Inference:
         self.future = future
 
     def is_abandoned(self) -> bool:
-        """Whether nobody waits: the client left, or an error has been answered."""
+        """Return whether no client waits: it has left, or has got an error."""
         return self.future.done()
 
     def fail(self, error: MMSError) -> None:
-        """End it with an error."""
+        """Fail the request with an error."""
         # The client may have left: its future is then cancelled, and setting it would raise here
         # and leave the rest of the batch waiting for ever.
         if not self.future.done():
             self.future.set_exception(error)
 
     def succeed(self, answer: Answer) -> None:
-        """End it with an answer."""
+        """Complete the request with an answer."""
         if not self.future.done():
             self.future.set_result(answer)
 
     def head(self) -> bytes:
-        """Return the first bytes of the body, however it was cut into chunks."""
+        """Return the first bytes of the body, across chunks."""
         head = b""
         for chunk in self.chunks:
             head += bytes(chunk[: _HEAD_BYTES - len(head)])
@@ -71,9 +71,9 @@ class Inference:
         return head
 
     def digest(self) -> bytes:
-        """Return a digest of the body and of all that decides how the worker reads it.
+        """Return a digest of the body and of everything that affects how the worker reads it.
 
-        Two sendings of the same request have the same digest, whatever their ids.
+        Repetitions of a request have the same digest, whatever their ids.
         """
         hash_ = hashlib.blake2b(_what_matters(self.meta), digest_size=_DIGEST_BYTES)
         for chunk in self.chunks:
@@ -88,7 +88,7 @@ def _what_matters(encoded: bytes) -> bytes:
         for name, value in meta.headers.items()
         if name.lower() not in _PER_REQUEST_HEADERS
     }
-    # As a JSON document: no two different requests run together into the same bytes.
+    # As a JSON document, so that different requests never concatenate to the same bytes.
     return orjson.dumps(
         [meta.dialect, meta.content_type, meta.accept, meta.content_encoding, headers, meta.query],
         option=orjson.OPT_SORT_KEYS,

@@ -1,24 +1,25 @@
-"""Whether it pays to wait a moment for clients to come back. Pure: counts and times in.
+"""Decide whether to wait briefly for clients that have just been answered. Pure.
 
-Clients that send their next request when they have an answer fall into two groups, which take
-turns: while one is answered and comes back, the batch of the other has left, and every batch is
-half full. A model whose forward takes about as long for many as for one then does half the work it
-could. Waiting until those who were just answered are back joins the groups.
+Clients that send their next request after each response (a closed loop) fall into two groups that
+alternate: while one is answered and sends again, the batch of the other is running, and every batch
+is half full. A model whose forward pass takes about as long for many requests as for one then has
+half of its possible throughput. Waiting until the clients just answered have sent again merges the
+groups.
 
-Where requests come at times of their own there is nobody to wait for; that shows in how few come
-back in time, and there is no waiting then.
+If requests arrive independently (an open loop), waiting is useless; few then return in time, and
+there is no more waiting.
 """
 
 from __future__ import annotations
 
-#: Least share of those answered that must come back in time for the wait to go on.
+#: Minimum share of answered clients that must return in time for waiting to continue.
 _MIN_SHARE = 0.5
 #: Weight of the newest batch in the running mean of that share.
 _SMOOTHING = 0.2
 
 
 class Linger:
-    """How many requests are expected back, and until when."""
+    """Tracks how many requests are expected, and until when."""
 
     def __init__(self) -> None:
         self.until = 0.0
@@ -30,30 +31,30 @@ class Linger:
         """Record that a batch was answered.
 
         Args:
-            count: Its requests.
+            count: Number of its requests.
             now: Monotonic time.
-            window_s: What they get to come back.
+            window_s: Time within which their clients are expected to send again, in seconds.
         """
         if now >= self.until:
             if self._expected:
                 share = min(self._returned / self._expected, 1.0)
                 self._share += _SMOOTHING * (share - self._share)
             self._expected = self._returned = 0
-        # Else some are still expected, of this worker or another.
+        # Otherwise some are still expected, from this worker's batch or another's.
         self._expected += count
         self.until = now + window_s
 
     def arrived(self, now: float) -> None:
-        """Record a request."""
+        """Record the arrival of a request."""
         if now < self.until:
             self._returned += 1
 
     def waits(self, waiting: int, room: int, now: float) -> bool:
-        """Whether a batch should not leave yet.
+        """Return whether to hold the next batch.
 
         Args:
-            waiting: Requests in the queue.
-            room: What the idle workers can take.
+            waiting: Number of queued requests.
+            room: Number of requests that the idle workers can take.
             now: Monotonic time.
         """
         is_expecting = now < self.until and self._returned < self._expected

@@ -1,11 +1,11 @@
-"""Requests known to kill workers, so that the same request is refused instead of run again. Pure.
+"""Requests known to kill workers, which are refused instead of run again. Pure.
 
-A service may crash on certain inputs, and clients repeat what failed. Each run of such a request
-costs a worker and the requests beside it a second run, so once it is sure who the culprit is, the
-same request is answered at once for a while.
+A service may crash on certain inputs, and clients retry failed requests. Each run of such a request
+costs a worker, and a second run of the requests in the same batch. So once the culprit is certain,
+repetitions of it are refused immediately for a while.
 
-Nothing here costs anything before a worker has died: bodies are hashed when one is recorded and,
-while any is known, when a new request has the same length and the same first bytes.
+There is no cost until a worker has died: bodies are only hashed when one is recorded and, while any
+is known, when a new request has the same length and the same first bytes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from mms.errors import WorkerDied
 
 #: How long a request is remembered, seconds.
 REMEMBERED_S = 60.0
-#: Most requests remembered; beyond that the oldest is forgotten. A flood of distinct ones gains
-#: nothing from a longer table, since none of them comes a second time.
+#: Maximum number of requests remembered; beyond it, the oldest is evicted. A larger table would not
+#: help against a flood of distinct requests, since none of them is repeated.
 MAX_REMEMBERED = 256
-#: Deaths under one request that make it the culprit. One may be chance: the system's memory ran
-#: out, or somebody killed the worker.
+#: Number of deaths that make a request the culprit. One may be chance: the system ran out of
+#: memory, or an operator killed the worker.
 CULPRIT_DEATHS = 2
-#: Longer bodies are not remembered: hashing one takes 1.5 ms per MB, during which the event loop
-#: serves nobody else.
+#: Longer bodies are not remembered: hashing takes 1.5 ms per MB, which blocks the event loop.
 MAX_HASHED_BYTES = 4 << 20
 
 
 class Suspect(Protocol):
-    """What must be known of a request to know it again."""
+    """The interface by which a request is recognized."""
 
     size: int
     deaths: int
@@ -40,7 +39,7 @@ class Suspect(Protocol):
         """Return the first bytes of the body."""
 
     def digest(self) -> bytes:
-        """Return a digest of the body and of all that decides how it is run."""
+        """Return a digest of the body and of everything that affects how it is run."""
 
 
 @dataclass(slots=True)
@@ -51,25 +50,25 @@ class _Entry:
 
 
 class PoisonTable:
-    """The requests of one servable that have killed its workers lately.
+    """The requests of one servable that have recently killed its workers.
 
     Attributes:
-        newest_at: When the last one was recorded, monotonic seconds; minus infinity if never.
-        is_in_use: Whether any is remembered. Asked for each request, so an attribute.
+        newest_at: Monotonic time of the last recording; minus infinity if there is none.
+        is_in_use: Whether any is remembered. An attribute, since it is read for each request.
     """
 
     def __init__(self) -> None:
         self.newest_at = -math.inf
         self.is_in_use = False
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        # Entries by length and head of the body: what tells most other requests apart unhashed.
+        # Entries by length and head of the body, which distinguish most requests without hashing.
         self._keys: dict[tuple[int, bytes], int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def record(self, job: Suspect, now: float) -> None:
-        """Note the deaths under a request whose last worker died with nothing else in it."""
+        """Record the deaths caused by a request that was alone in the last worker that died."""
         if job.size > MAX_HASHED_BYTES:
             return
         self._forget_old(now)
@@ -87,7 +86,7 @@ class PoisonTable:
         self.is_in_use = True
 
     def refusal(self, job: Suspect, now: float) -> WorkerDied | None:
-        """Return the error to answer a request with that must not be run; None if it may be."""
+        """Return the error for a request that must not be run; None if it may run."""
         if now - self.newest_at >= REMEMBERED_S:
             self._forget_old(now)
             return None
@@ -97,8 +96,8 @@ class PoisonTable:
         if entry is None or entry.deaths < CULPRIT_DEATHS or now - entry.at >= REMEMBERED_S:
             return None
         return WorkerDied(
-            f"this request killed a worker {now - entry.at:.0f} s ago; the same request is not "
-            f"run again within {REMEMBERED_S:.0f} s of that"
+            f"this request killed a worker {now - entry.at:.0f} s ago; it is not run again within "
+            f"{REMEMBERED_S:.0f} s of that"
         )
 
     def _forget_old(self, now: float) -> None:

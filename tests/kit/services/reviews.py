@@ -7,6 +7,8 @@ import numpy as np
 
 from mms.model_service.onnx_service import OnnxBaseService
 
+LOADED_BY = os.getpid()
+
 
 class Reviews(OnnxBaseService):
     def _preprocess(self, data):
@@ -22,4 +24,5 @@ class Reviews(OnnxBaseService):
             "modules": [name for name in ("mxnet", "PIL", "onnxruntime") if name in sys.modules],
             "threads": len(os.listdir("/proc/self/task")),
             "ping": self.ping(),
+            "loaded_by": LOADED_BY,
         }
