@@ -123,7 +123,7 @@ class _Reader:
         self._at = 0
         self._open = [_Open("")]
         self._shadow = ""
-        self._is_begun = False
+        self._is_begun = self._is_indented = False
 
     def read(self) -> Any:
         while True:
@@ -132,6 +132,8 @@ class _Reader:
             char = self._text[self._at : self._at + 1]
             if not char:
                 return self._end(place)
+            if self._is_indented and not self._is_begun:
+                self._fail()
             if place.value is _NOTHING:
                 self._read_value(place, char)
             else:
@@ -158,7 +160,11 @@ class _Reader:
         is_inside = len(self._open) > 1
         blank = _BLANK_INSIDE if is_inside else _BLANK_OUTSIDE
         while True:
+            begun_at = self._at
             self._at = blank.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if not self._is_begun and begun_at < self._at:
+                # A form feed ends the indentation before it.
+                self._is_indented = self._text[self._at - 1] != "\f"
             char = self._text[self._at : self._at + 1]
             if char == "#":
                 self._at = _COMMENT.match(self._text, self._at).end()  # type: ignore[union-attr]
@@ -175,6 +181,7 @@ class _Reader:
         rest = self._text[self._at :]
         if not self._is_begun:
             self._at += 1
+            self._is_indented = False
         elif all(line.lstrip(" \t\f")[:1] in ("", "#") for line in rest.split("\n")):
             self._at = len(self._text)
         else:
