@@ -157,9 +157,6 @@ class ControlPlane:
         """
         if name is not None:
             self.check(name, version)
-        store = self.settings.model_store
-        place = find_archive(name or "", store) if url is None else url
-        location = admit(place, store, self.policy)
         if "service" in values:
             # It would run with the server's rights.
             raise Forbidden("a service file outside the archive is not allowed here")
@@ -167,6 +164,9 @@ class ControlPlane:
             if key not in keys(ModelSettings):
                 raise InvalidRequest(f"unknown parameter {str(key)[:100]!r}")
         settings, origins = resolve(ModelSettings, [Layer("request", values), *self.config.layers])
+        store = self.settings.model_store
+        place = find_archive(name or "", store) if url is None else url
+        location = admit(place, store, self.policy)
         return Registration(name or "", location, settings, origins, Trust.CALLER, version, size)
 
     async def identify(self, registration: Registration) -> tuple[Registration, Path]:

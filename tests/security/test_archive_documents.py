@@ -135,7 +135,7 @@ def test_v33_a_manifest_of_1x_too() -> None:
     ],
 )
 def test_v16_numbers_of_serving_have_an_upper_bound(key: str, value: float) -> None:
-    with pytest.raises(ManifestError, match=f"Serving.{key} must be a .*number [<>]= "):
+    with pytest.raises(ManifestError, match=f"Serving.{key} must be an? .*(number|integer) [<>]= "):
         parse_serving({key: value}, "MANIFEST.json")
     assert parse_serving({"batch_size": 65_535}, "it").batch_size == 65_535
     if key == "batch_size":
