@@ -64,7 +64,7 @@ class ServerState(enum.Enum):
     DRAINING = "draining"
 
 
-#: Which states may follow each; docs/architecture.md draws it.
+#: Allowed transitions; docs/architecture.md draws them.
 SERVER_MOVES = {
     # To DRAINING at once: stopped before its models had been loaded.
     ServerState.STARTING: {ServerState.SERVING, ServerState.DRAINING},

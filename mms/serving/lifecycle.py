@@ -15,7 +15,7 @@ class ServableState(enum.Enum):
     FAILED = "failed"
 
 
-#: Which states may follow each; docs/architecture.md draws it.
+#: Allowed transitions; docs/architecture.md draws them.
 SERVABLE_MOVES = {
     ServableState.LOADING: {ServableState.READY, ServableState.FAILED, ServableState.DRAINING},
     # To UNLOADED directly: idle unload.

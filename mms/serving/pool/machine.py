@@ -30,7 +30,7 @@ class Phase(enum.Enum):
     STOPPED = "stopped"
 
 
-#: Which states may follow each; docs/architecture.md draws it.
+#: Allowed transitions; docs/architecture.md draws them.
 PHASE_MOVES = {
     Phase.NEW: {Phase.LOADING, Phase.STOPPED},
     Phase.LOADING: {Phase.RUNNING, Phase.FAILED, Phase.STOPPED},

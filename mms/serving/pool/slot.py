@@ -22,7 +22,7 @@ class WorkerState(enum.Enum):
     BACKOFF = "backoff"
 
 
-#: Which states may follow each; docs/architecture.md draws it.
+#: Allowed transitions; docs/architecture.md draws them.
 WORKER_MOVES = {
     WorkerState.STARTING: {WorkerState.READY, WorkerState.STOPPING, WorkerState.BACKOFF},
     WorkerState.READY: {WorkerState.BUSY, WorkerState.STOPPING},
