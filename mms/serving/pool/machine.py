@@ -36,7 +36,7 @@ PHASE_MOVES = {
     Phase.LOADING: {Phase.RUNNING, Phase.FAILED, Phase.STOPPED},
     Phase.RUNNING: {Phase.FAILED, Phase.STOPPED},
     Phase.FAILED: {Phase.STOPPED},
-    # Whoever loads it stops it when that fails, and so does whoever unloads it.
+    # A failed load stops the pool, and so does the unload that follows.
     Phase.STOPPED: {Phase.STOPPED},
 }
 _SERVING = (WorkerState.READY, WorkerState.BUSY)
