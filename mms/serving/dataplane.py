@@ -210,14 +210,21 @@ class DataPlane:
             MMSError: Whatever kept the model from answering; `end` counts it.
             asyncio.CancelledError: The client left; the request is dropped if it still waits.
         """
-        # Whoever asks for what is not there learns so before sending a body. Until a version has
-        # been chosen, refusals count for the one that is named, or the default.
-        call.metrics = self.version(query.model, query.version).metrics
+        # A request for a missing model is refused before its body. Until a version is chosen,
+        # refusals count for the one that is named, or the default.
+        model = self.find(query.model)
+        call.metrics = model.version(query.version or model.default).metrics
         if self.state is ServerState.DRAINING:
             raise Draining("the server is stopping", _RETRY_WHEN_DRAINING_S)
         chunks, size = await query.read()
-        # Now and not before: it may have been replaced or removed while the body came.
-        servable, shadow = self._choose(query)
+        # Chosen only now: while the body came, versions may have been replaced, or all of them
+        # removed and the name registered again.
+        if not model.versions:
+            model = self.find(query.model)
+        if query.version is None:
+            servable, shadow = self._choose(model, query)
+        else:
+            servable, shadow = model.version(query.version), None
         call.metrics = servable.metrics
         meta = query.meta(call.id, servable.wants_headers).encode()
         asking = servable.infer(meta, chunks, size, query.timeout_s, query.is_urgent)
@@ -262,11 +269,9 @@ class DataPlane:
         duration_ms = (time.monotonic() - call.started) * 1000
         access_logger.info('%s "%s" %d %.1fms', who, what, status, duration_ms)
 
-    def _choose(self, query: Query) -> tuple[Servable, Servable | None]:
+    @staticmethod
+    def _choose(model: Model, query: Query) -> tuple[Servable, Servable | None]:
         """Return the version that answers, and the one that gets a copy, if any."""
-        model = self.find(query.model)
-        if query.version is not None:
-            return model.version(query.version), None
         traffic = model.traffic
         sticky = query.header(traffic.sticky_header) if traffic.sticky_header else None
         return model.choose(sticky), model.versions.get(traffic.shadow)
