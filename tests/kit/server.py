@@ -25,6 +25,7 @@ from mms.serving.budget import Budget
 from mms.serving.dataplane import ServerState
 from mms.serving.lifecycle import ServableState
 from mms.serving.memory import shared_bytes
+from mms.serving.pool.child import reap_orphans
 from mms.serving.pool.machine import Phase
 from mms.serving.registration import Registration, Trust
 from mms.serving.registry import Traffic
@@ -464,8 +465,9 @@ async def running_servers(folder: Path) -> AsyncIterator[StartServer]:
             return RunningServer(running, session)
 
         yield start
-    # Whatever was killed at the very end is reaped by this loop, which stops with the test.
-    await until(lambda: not _unreaped(), what="all processes are reaped")
+    # Whatever was killed at the very end is reaped by this loop, which stops with the test. What
+    # services leave behind becomes a child of this process, and no janitor runs any more.
+    await until(_is_reaped, what="all processes are reaped")
 
 
 @contextlib.asynccontextmanager
@@ -479,8 +481,9 @@ async def fresh_client(shared: RunningServer) -> AsyncIterator[RunningServer]:
     await until(lambda: all(servable.is_complete for servable in shared.servables()))
 
 
-def _unreaped() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if _is_zombie(child)]
+def _is_reaped() -> bool:
+    reap_orphans()
+    return not any(_is_zombie(child) for child in psutil.Process().children())
 
 
 def _is_zombie(process: psutil.Process) -> bool:
