@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import socket
 import subprocess
 import sys
@@ -29,7 +28,8 @@ class TestUnitTests:
         # Another kind of test may have loaded it into this process.
         monkeypatch.delitem(sys.modules, "mxnet", raising=False)
         with pytest.raises(AssertionError, match="no unit test"):
-            importlib.import_module("mxnet")
+            # As a statement does it; importlib's function is not audited.
+            __import__("mxnet")
 
 
 def test_only_the_kit_knows_how_a_server_is_built_inside() -> None:
