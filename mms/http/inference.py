@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from aiohttp import hdrs, web
 from multidict import istr
 
@@ -99,15 +102,13 @@ class _Query:
         """Return a header's value."""
         return self._request.headers.get(name)
 
-    async def read(self) -> tuple[list[Buffer], int]:
+    def read(self) -> Coroutine[Any, Any, tuple[list[Buffer], int]]:
         """Return the body, after checking the headers that describe it."""
         request, settings = self._request, self._settings
         self.timeout_s = _timeout_s(request)
         self.is_urgent = request.headers.get(PRIORITY_HEADER, "").lower() == "high"
         self._encoding = content_encoding(request)
-        return await read_body(
-            request, settings.max_request_bytes, settings.body_timeout, is_packed=True
-        )
+        return read_body(request, settings.max_request_bytes, settings.body_timeout, is_packed=True)
 
     def meta(self, id_: str, wants_headers: bool) -> RequestMeta:
         """Return the metadata of the request for the worker."""

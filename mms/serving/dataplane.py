@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 from mms import log
 from mms.errors import (
@@ -114,7 +114,7 @@ class Query(Protocol):
     def header(self, name: str) -> str | None:
         """Return the value of a header, or of what the transport has instead."""
 
-    async def read(self) -> tuple[Sequence[Buffer], int]:
+    def read(self) -> Coroutine[Any, Any, tuple[Sequence[Buffer], int]]:
         """Return the body, held as it comes, and its length in bytes.
 
         Raises:
@@ -221,10 +221,13 @@ class DataPlane:
         # removed and the name registered again.
         if not model.versions:
             model = self.find(query.model)
+        shadow = None
         if query.version is None:
-            servable, shadow = self._choose(model, query)
+            traffic = model.traffic
+            sticky = query.header(traffic.sticky_header) if traffic.sticky_header else None
+            servable, shadow = model.choose(sticky), model.versions.get(traffic.shadow)
         else:
-            servable, shadow = model.version(query.version), None
+            servable = model.version(query.version)
         call.metrics = servable.metrics
         meta = query.meta(call.id, servable.wants_headers).encode()
         asking = servable.infer(meta, chunks, size, query.timeout_s, query.is_urgent)
@@ -268,13 +271,6 @@ class DataPlane:
         """
         duration_ms = (time.monotonic() - call.started) * 1000
         access_logger.info('%s "%s" %d %.1fms', who, what, status, duration_ms)
-
-    @staticmethod
-    def _choose(model: Model, query: Query) -> tuple[Servable, Servable | None]:
-        """Return the version that answers, and the one that gets a copy, if any."""
-        traffic = model.traffic
-        sticky = query.header(traffic.sticky_header) if traffic.sticky_header else None
-        return model.choose(sticky), model.versions.get(traffic.shadow)
 
 
 def reasons() -> list[str]:
