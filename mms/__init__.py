@@ -15,6 +15,9 @@ public: they hold the names that services of MMS 0.4 and 1.x import. Only ``mms.
 quantize may import mxnet; the server process never does.
 """
 
+from mms.engines.numpy_names import restore_before_mxnet
 from mms.version import __version__
+
+restore_before_mxnet()
 
 __all__ = ["__version__"]

@@ -60,12 +60,19 @@ class ErrorDetail:
         type: Name of the exception's class.
         where: ``file:line`` of the innermost frame in the user's own code, or "".
         traceback: Traceback, cut to the user's frames where it has any.
+        reason: Type and message of the exception on one line, without frames of C++ code.
     """
 
     stage: str = ""
     type: str = ""
     where: str = ""
     traceback: str = ""
+    reason: str = ""
+
+    @property
+    def cause(self) -> str:
+        """The reason, followed by the line in the user's own code if there is one."""
+        return f"{self.reason} ({self.where})" if self.reason and self.where else self.reason
 
 
 class MMSError(Exception):

@@ -294,16 +294,12 @@ async def _ask(export: Export, folder: Path) -> str | None:
     except StartupError:
         raise
     except MMSError as error:
-        raise ExportError(f"the sample request failed: {_reason(error)}", error.detail) from error
+        cause = error.detail.cause if error.detail else ""
+        reason = f"{error}: {cause}" if cause and cause not in str(error) else str(error)
+        raise ExportError(f"the sample request failed: {reason}", error.detail) from error
     finally:
         await servable.unload(0.0, asyncio.Event())
     return bytes(answer.body).decode(errors="replace")
-
-
-def _reason(error: MMSError) -> str:
-    """Return an error's message, followed by the service's exception if there is one."""
-    raised = error.detail.traceback.rsplit("\n", 1)[-1] if error.detail else ""
-    return f"{error}: {raised}" if raised and raised not in str(error) else str(error)
 
 
 if __name__ == "__main__":

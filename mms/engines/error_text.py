@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 #: Phrases of engines and libraries for exhausted memory; there is no exception class for it.
 _OUT_OF_MEMORY_TEXTS = (
     "out of memory",
@@ -11,20 +13,29 @@ _OUT_OF_MEMORY_TEXTS = (
     "insufficient memory",
     "bad_alloc",
 )
-#: Beginnings of the line in which MXNet states the reason.
-_REASON_MARKS = ("MXNetError:", "mxnet.base.MXNetError:", "Error in operator")
+#: Where a line of C++ code wrote a message: its clock, file and line.
+_CPP_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+_TRACEBACK = "Traceback (most recent call last):"
 #: Maximum length of a quoted exception message.
 _MAX_CHARS = 2048
 
 
 def reason_line(text: str) -> str:
-    """Return the line of a traceback or an error message that states the reason.
+    """Return the line of an error message or a traceback that states the reason.
 
-    MXNet puts its own C++ stack before it, and sometimes hints after it.
+    It is the first line of a message. MXNet's messages are tracebacks of C++ code, which state it
+    after the last frame, as Python's do; what follows there are hints.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reasons = [line for line in lines if line.startswith(_REASON_MARKS) or "Check failed" in line]
-    return (reasons or lines or ["(no message)"])[-1]
+    lines = [line for line in text.splitlines() if line.strip()]
+    frames = [i for i, line in enumerate(lines) if line.endswith(_TRACEBACK)]
+    start = frames[-1] + 1 if frames else 0
+    # Frames are indented.
+    reasons = [line for line in lines[start:] if not line[0].isspace()] or lines[-1:]
+    if not reasons:
+        return "(no message)"
+    reason = _CPP_PLACE.sub("", reasons[0].strip()).removeprefix("mxnet.base.")
+    # Python states the type of an exception whose message states it, too.
+    return reason.removeprefix("MXNetError: ") if reason.count("MXNetError: ") > 1 else reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:

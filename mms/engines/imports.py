@@ -15,19 +15,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-import numpy as np
-
+from mms.engines.numpy_names import restore_numpy_names
 from mms.errors import EngineMissing
 
-#: MXNet 1.9.1 uses these at import and in its operators; NumPy removed them in 1.24.
-_DROPPED_NAMES = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "complex": complex,
-    "object": object,
-    "str": str,
-}
 #: Shared libraries the MXNet wheel links but does not bundle, and Debian's packages for them.
 _SYSTEM_LIBRARIES = {"gomp": "libgomp1", "quadmath": "libquadmath0"}
 #: Optional imports of MXNet, only for its deprecated FeedForward and for quantizing by entropy.
@@ -103,13 +93,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def restore_numpy_names() -> None:
-    """Restore the aliases that NumPy 1.24 removed, where they are missing."""
-    for name, value in _DROPPED_NAMES.items():
-        if name not in np.__dict__:
-            setattr(np, name, value)
 
 
 def engine_name() -> str:

@@ -111,9 +111,7 @@ def text_of(error: MMSError, debug: bool) -> str:
     """
     text = str(error)
     if debug and error.detail and isinstance(error, InferenceFailed):
-        last_line = error.detail.traceback.rsplit("\n", 1)[-1]
-        text = f"{text}: {last_line}" if last_line else text
-        text = f"{text} ({error.detail.where})" if error.detail.where else text
+        text = f"{text}: {error.detail.cause}" if error.detail.reason else text
     return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}..."
 
 

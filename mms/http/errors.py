@@ -105,9 +105,8 @@ def error_response(
         details = {"stage": error.detail.stage}
         if debug:
             details |= {"exception": error.detail.type, "where": error.detail.where}
-            last_line = error.detail.traceback.rsplit("\n", 1)[-1]
-            message = f"{message}: {last_line}" if last_line else message
-            message = message[:_MAX_MESSAGE_CHARS]
+            if error.detail.reason:
+                message = f"{message}: {error.detail.reason}"[:_MAX_MESSAGE_CHARS]
     return response(
         status, type(error).__name__, error.code, message, request_id, headers, details, in_v2
     )

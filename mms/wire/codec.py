@@ -46,6 +46,7 @@ class _Error(msgspec.Struct):
     type: str
     where: str
     traceback: str
+    reason: str
 
 
 _ERRORS: Document[_Error] = Document(_Error, "an error from a worker lacks its fields")
@@ -219,6 +220,7 @@ def error_document(error: MMSError) -> dict[str, str]:
         "type": detail.type,
         "where": detail.where,
         "traceback": detail.traceback,
+        "reason": detail.reason,
     }
 
 
@@ -238,7 +240,9 @@ def decode_error(data: Buffer, status: int = 0) -> MMSError:
         ProtocolError: The bytes are not a serialised error.
     """
     document = _ERRORS.decode(data)
-    detail = ErrorDetail(document.stage, document.type, document.where, document.traceback)
+    detail = ErrorDetail(
+        document.stage, document.type, document.where, document.traceback, document.reason
+    )
     return from_wire(document.code, document.message, detail, status)
 
 

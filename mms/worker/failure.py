@@ -6,8 +6,10 @@ import builtins
 import linecache
 import logging
 import os
+import re
 import sys
 import traceback
+from itertools import dropwhile
 from types import TracebackType
 from typing import Any
 
@@ -36,8 +38,10 @@ _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARY_FOLDERS = tuple({sys.prefix + os.sep, sys.base_prefix + os.sep})
-#: Maximum length of messages and of tracebacks that leave a worker, for answers and the log.
-_MAX_MESSAGE_CHARS, _MAX_TRACEBACK_CHARS = 2048, 16 << 10
+#: Python's complaint about a service whose `__init__` takes other arguments than the server passes.
+_WRONG_INIT = re.compile(r"__init__\(\) (takes|missing|got)")
+#: Maximum length of a traceback that leaves a worker, for the log.
+_MAX_TRACEBACK_CHARS = 16 << 10
 
 
 def from_exception(error: BaseException, stage: str, model_dir: str) -> MMSError:
@@ -88,14 +92,13 @@ def load_failure(error: BaseException, model_dir: str) -> MMSError:
         return _cut_error(error, detail)
     if is_out_of_memory(error):
         return OutOfMemory(f"out of memory while the model was loaded{limit_hint()}", detail)
-    return ModelLoadFailed(f"{detail.type}: {_first_line(error)}{_hint(error)}", detail)
+    return ModelLoadFailed(detail.cause, detail)
 
 
 def reason_of(failure: MMSError) -> str:
     """Return a failure's message and its cause, on one line."""
-    if failure.detail is None or not isinstance(failure, InferenceFailed):
-        return str(failure)
-    return f"{failure}: {reason_line(failure.detail.traceback)}"
+    cause = failure.detail.cause if failure.detail else ""
+    return f"{failure}: {cause}" if cause else str(failure)
 
 
 def log_failure(failure: MMSError) -> None:
@@ -116,23 +119,38 @@ def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:
         where = f"{os.path.relpath(own[-1].filename, model_dir)}:{own[-1].lineno}"
     elif isinstance(error, SyntaxError) and error.filename:
         where = f"{os.path.basename(error.filename)}:{error.lineno}"
-    return ErrorDetail(stage, type(error).__name__, where, _format(error, model_dir))
+    type_ = type(error).__name__
+    reason = ""
+    # One of our own errors states it already.
+    if not isinstance(error, MMSError):
+        # The text of a SyntaxError repeats its place.
+        message = error.msg if isinstance(error, SyntaxError) else short_text(error)
+        reason = reason_line(message).removeprefix(f"{type_}: ")
+        reason = f"{type_}: {reason}{_hint(error, model_dir)}"
+    return ErrorDetail(stage, type_, where, _format(error, model_dir), reason)
 
 
 def _format(error: BaseException, model_dir: str) -> str:
     """Format the traceback without the frames above the user's outermost one.
 
-    The frames below it, inside a library the user called, often show the reason, and stay.
+    The frames below it, inside a library the user called, often show the reason, and stay. One of
+    our own errors states its reason itself: there, only the user's frames are left.
     """
     summary = traceback.TracebackException.from_exception(error)
     frames = list(summary.stack)
-    outermost = next(
-        (i for i, frame in enumerate(frames) if _is_own(frame.filename, model_dir)), None
-    )
-    if outermost is not None:
-        summary.stack = traceback.StackSummary.from_list(frames[outermost:])
-    elif isinstance(error, (SyntaxError, MMSError)):
-        summary.stack = traceback.StackSummary.from_list([])
+    is_own = [_is_own(frame.filename, model_dir) for frame in frames]
+    if isinstance(error, MMSError):
+        if not any(is_own):
+            return ""
+        summary.__cause__ = summary.__context__ = None
+        frames = [frame for frame, own in zip(frames, is_own, strict=True) if own]
+        summary.stack = traceback.StackSummary.from_list(frames)
+    elif any(is_own):
+        summary.stack = traceback.StackSummary.from_list(frames[is_own.index(True) :])
+    else:
+        # Raised by a library that we called, or by Python: our own frames tell the user nothing.
+        theirs = [] if isinstance(error, SyntaxError) else dropwhile(_is_ours, frames)
+        summary.stack = traceback.StackSummary.from_list(theirs)
     linecache.checkcache()
     return _cut_middle("".join(summary.format()).rstrip(), _MAX_TRACEBACK_CHARS)
 
@@ -153,6 +171,10 @@ def _is_own(filename: str, model_dir: str) -> bool:
     )
 
 
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return os.path.abspath(frame.filename).startswith(_OUR_FOLDER + os.sep)
+
+
 def _cut_error(error: MMSError, detail: ErrorDetail) -> MMSError:
     """Return one of our own errors, which a service may have raised, with its message cut."""
     error.detail = error.detail or detail
@@ -168,22 +190,33 @@ def _cut_middle(text: str, limit: int) -> str:
     return f"{text[:half]}\n... ({len(text) - 2 * half} characters cut)\n{text[-half:]}"
 
 
-def _hint(error: BaseException) -> str:
-    """Return advice for a missing package, the most common reason of all."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return ""
-    package = error.name.split(".")[0]
+def _hint(error: BaseException, model_dir: str) -> str:
+    """Return advice for the commonest mistakes in a service, to be put after the reason."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing_module(error.name.split(".")[0])
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
+        name = error.filename
+        if not os.path.isabs(name) and os.path.exists(os.path.join(model_dir, name)):
+            return f"; the archive's files lie in model_dir: use os.path.join(model_dir, {name!r})"
+    if isinstance(error, AttributeError) and error.name == "labels":
+        return "; add synset.txt with one class per line, or set self.labels in __init__"
+    if isinstance(error, RuntimeError) and "has not been initialized" in str(error):
+        return "; is the parameter file (NAME-0000.params) missing in the model's folder?"
+    if isinstance(error, TypeError) and _WRONG_INIT.search(str(error)):
+        return (
+            "; the server creates a service as Service(model_name, model_dir, manifest, gpu), so "
+            "define __init__(self, model_name, model_dir, manifest, gpu=None)"
+        )
+    return ""
+
+
+def _missing_module(package: str) -> str:
     if package == "ts":
         return (
             "; that is TorchServe's own package, which is not available: a handler must import "
             "mms.service and mms.context instead, and must not derive from its classes"
         )
     return f"; install {package!r} in the environment of the server, or put it into the archive"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = short_text(error).splitlines()
-    return lines[0] if lines else "(no message)"
 
 
 def _error_status(code: object) -> int:

@@ -22,7 +22,6 @@ from typing import Any
 from mms import log
 from mms.archive.manifest import MAR_MANIFEST_NAME
 from mms.context import Context, RequestProcessor
-from mms.engines.imports import restore_numpy_names
 from mms.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -262,8 +261,6 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
         Exception: Any exception of the handler itself.
     """
     threads = _native_threads()
-    # For handlers that import mxnet themselves.
-    restore_numpy_names()
     folder = Path(spec.folder)
     # 1.x ran its workers in that folder, and handlers open their files by bare names.
     os.chdir(folder)

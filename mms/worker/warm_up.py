@@ -64,7 +64,8 @@ def _run_sample(runner: ServiceRunner, sample: Request, manifest: Manifest) -> b
     Raises:
         ModelLoadFailed: It failed.
     """
-    answer = runner.run([sample]).answers[0]
+    # Quietly: the error that is raised carries the traceback.
+    answer = runner.answer_quietly(sample)
     if isinstance(answer, MMSError):
         name = manifest.serving.sample.file if manifest.serving.sample else ""
         raise ModelLoadFailed(

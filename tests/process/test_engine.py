@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import mms
 from mms.serving.pool.child import worker_environment
 
 
@@ -27,10 +30,29 @@ def test_mxnet_computes_on_this_numpy() -> None:
     assert done.stdout.split() == ["1.9.1", "12.0"], done.stderr
 
 
+@pytest.mark.parametrize("first", ["import mms\n", ""], ids=["after mms", "in this environment"])
+def test_mxnet_imports_as_it_is_on_current_numpy(first: str) -> None:
+    # `python -c` runs no line of ours first: mms.pth in site-packages does, if it is installed.
+    done = run(f"{first}import mxnet as mx\nprint(mx.nd.ones((2, 3)).sum().asscalar())")
+    assert done.stdout.split() == ["6.0"], done.stderr
+
+
+def test_mms_alone_imports_neither_numpy_nor_anything_slow() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(mms.__file__).parents[1])!r})\n"
+        "before = set(sys.modules); import mms\n"
+        "print(*sorted(name for name in set(sys.modules) - before if 'mms' not in name))"
+    )
+    # Without site-packages, whose mms.pth has imported it already.
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["__future__"], done.stderr
+
+
 def test_names_that_numpy_dropped_are_put_back_and_others_stay() -> None:
     done = run(
         "import numpy as np\n"
-        "from mms.engines.imports import restore_numpy_names\n"
+        "from mms.engines.numpy_names import restore_numpy_names\n"
         "np.float = 'mine'\n"
         "restore_numpy_names()\n"
         "print(np.bool is bool, np.object is object, np.float)"

@@ -40,11 +40,32 @@ async def load_error(start: StartServer, archive: Path, **settings: Any) -> MMSE
             "KeyError: 'weights'",
             "service.py:5",
         ),
+        (
+            f"{BASE}        def __init__(self): pass\n",
+            "define __init__(self, model_name, model_dir, manifest, gpu=None)",
+            "",
+        ),
+        (
+            f"{BASE}        def __init__(self, *args):\n"
+            "            import mxnet as mx\n"
+            "            mx.nd.Custom(mx.nd.ones((1,)), op_type='twice')\n",
+            "Cannot find custom operator twice (service.py:6)",
+            "service.py:6",
+        ),
         (f"{BASE}        pass\n    class Other(SingleNodeService): pass\n", "Other, Service", ""),
         ("x = 1\n", "defines no service class", ""),
         (f"{BASE}        import sys; sys.exit(3)\n", "SystemExit: 3", "service.py:4"),
     ],
-    ids=["syntax error", "import error", "in __init__", "two services", "no service", "exit"],
+    ids=[
+        "syntax error",
+        "import error",
+        "in __init__",
+        "no parameters",
+        "engine",
+        "two services",
+        "no service",
+        "exit",
+    ],
 )
 async def test_a_service_that_does_not_load_is_reported_with_the_users_frames(
     start_server: StartServer, tmp_path: Path, source: str, message: str, where: str

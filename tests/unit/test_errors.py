@@ -48,7 +48,9 @@ DOCUMENTED = {
 }
 OURS = [cls for cls in subclasses() if cls.__module__ == errors.__name__]
 PLAIN = [cls for cls in OURS if cls is not errors.RejectedByService]
-DETAIL = ErrorDetail("inference", "ValueError", "service.py:3", "Traceback: 3\nValueError: no")
+DETAIL = ErrorDetail(
+    "inference", "ValueError", "service.py:3", "Traceback: 3\nValueError: no", "ValueError: no"
+)
 
 
 def test_every_error_has_a_code_of_its_own() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mms.engines.error_text import is_out_of_memory
+from mms.engines.error_text import is_out_of_memory, reason_line
 from mms.errors import (
     InferenceFailed,
     InvalidInputShape,
@@ -155,9 +155,78 @@ def test_other_errors_are_not_taken_for_it() -> None:
 def test_a_model_that_does_not_load_says_why_in_one_line(service: Service) -> None:
     error = load_failure(service.raised("fail", OSError, "net.params\nis missing"), service.folder)
     assert type(error) is ModelLoadFailed
-    assert str(error) == "OSError: net.params"
+    assert str(error) == "OSError: net.params (service.py:5)"
     assert error.detail is not None
     assert (error.detail.stage, error.detail.where) == ("load", "service.py:5")
+
+
+HINTS = [
+    (ModuleNotFoundError("No module named 'cv2'", name="cv2.dnn"), "; install 'cv2' in the"),
+    (FileNotFoundError(2, "No such file or directory", "labels.txt"), "os.path.join(model_dir, 'l"),
+    (AttributeError("no attribute", name="labels"), "; add synset.txt"),
+    (RuntimeError("Parameter 'w' has not been initialized. Note"), "(NAME-0000.params) missing"),
+    (TypeError("S.__init__() takes 1 positional argument but 5 were given"), "manifest, gpu=None)"),
+    (TypeError("S.__init__() missing 1 required positional argument: 'x'"), "manifest, gpu=None)"),
+]
+
+
+@pytest.mark.parametrize(("error", "hint"), HINTS, ids=str)
+def test_a_common_mistake_is_told_with_its_remedy(
+    error: Exception, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").touch()
+    assert hint in str(load_failure(error, str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["/etc/labels.txt", "other.txt"])
+def test_a_file_that_the_archive_lacks_is_not_said_to_be_in_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").touch()
+    error = FileNotFoundError(2, "No such file or directory", name)
+    assert "model_dir" not in str(load_failure(error, str(tmp_path)))
+
+
+CPP = """\
+Traceback (most recent call last):
+  File "../src/operator/custom/custom.cc", line 98
+MXNetError: Check failed: found: Cannot find custom operator twice
+"""
+SHAPES = "MXNetError: Error in operator fc: [05:44:08] ../src/fc.cc:73: Check failed: shapes differ"
+PYTHON = """\
+Traceback (most recent call last):
+  File "service.py", line 3, in run
+    raise ValueError("first\\nsecond")
+ValueError: first
+second
+"""
+REASONS = [
+    (CPP, "MXNetError: Check failed: found: Cannot find custom operator twice"),
+    (
+        PYTHON.rstrip() + "\n\nDuring handling, another:\n\n" + "mxnet.base.MXNetError: " + CPP,
+        "MXNetError: Check failed: found: Cannot find custom operator twice",
+    ),
+    (SHAPES, "MXNetError: Error in operator fc: Check failed: shapes differ"),
+    ("mxnet.base.MXNetError: MXNetError: shapes differ", "MXNetError: shapes differ"),
+    (PYTHON, "ValueError: first"),
+    ("first\n\nsecond", "first"),
+    ("  indented only", "indented only"),
+    ("", "(no message)"),
+    (" \n ", "(no message)"),
+    ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+    ("Traceback (most recent call last):\n  File x", "File x"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), REASONS)
+def test_the_reason_of_a_text_is_one_line_of_it(text: str, reason: str) -> None:
+    assert reason_line(text) == reason
+
+
+def test_an_engines_traceback_is_told_by_its_reason() -> None:
+    error = load_failure(RuntimeError(CPP), "/x")
+    assert (
+        str(error)
+        == "RuntimeError: MXNetError: Check failed: found: Cannot find custom operator twice"
+    )
 
 
 def test_an_exception_without_words_is_named_all_the_same() -> None:

@@ -103,7 +103,7 @@ class TestCodes:
         assert code_of(errors.RejectedByService("x", status)) is code
 
     def test_what_a_service_raised_is_only_told_with_debug_errors(self) -> None:
-        detail = ErrorDetail("inference", "ValueError", "service.py:3", "Traceback\nValueError: no")
+        detail = ErrorDetail("inference", "ValueError", "service.py:3", reason="ValueError: no")
         error = errors.InferenceFailed("it raised", detail)
         assert text_of(error, False) == "it raised"
         assert text_of(error, True) == "it raised: ValueError: no (service.py:3)"
