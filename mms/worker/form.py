@@ -70,9 +70,20 @@ def is_form(media_type: str) -> bool:
 
 
 def form_parts(
-    body: memoryview, media_type: str, parameters: Mapping[str, str], limits: RequestLimits
+    body: memoryview,
+    media_type: str,
+    parameters: Mapping[str, str],
+    limits: RequestLimits,
+    is_1x: bool = False,
 ) -> list[Part]:
     """Return the fields of a form, in order.
+
+    Args:
+        body: The form.
+        media_type: Its media type.
+        parameters: Parameters of its media type.
+        limits: Limits on its length and the number of its fields.
+        is_1x: Whether URL-encoded fields are those that 1.x saw: only with ``=``, in valid UTF-8.
 
     Raises:
         InvalidRequest: The form is malformed.
@@ -80,7 +91,7 @@ def form_parts(
     """
     if media_type == "multipart/form-data":
         return _multipart_parts(body, parameters, limits)
-    return _urlencoded_parts(body, parameters.get("charset", ""), limits)
+    return _urlencoded_parts(body, parameters.get("charset", ""), limits, is_1x)
 
 
 def in_utf8(data: Buffer, charset: str, what: str) -> Buffer:
@@ -113,7 +124,9 @@ def in_utf8(data: Buffer, charset: str, what: str) -> Buffer:
     return data if codec in _UTF_8 else text.encode(errors="surrogatepass")
 
 
-def _urlencoded_parts(body: memoryview, charset: str, limits: RequestLimits) -> list[Part]:
+def _urlencoded_parts(
+    body: memoryview, charset: str, limits: RequestLimits, is_1x: bool
+) -> list[Part]:
     if len(body) > limits.max_form_bytes:
         raise PayloadTooLarge(
             f"the form is longer than max_form_bytes ({limits.max_form_bytes}); start the server "
@@ -124,10 +137,13 @@ def _urlencoded_parts(body: memoryview, charset: str, limits: RequestLimits) -> 
         raise _too_many_fields(limits)
     parts = []
     for field in data.split(b"&"):
-        if field:
+        if field and not (is_1x and b"=" not in field):
             name, _, value = field.replace(b"+", b" ").partition(b"=")
             text = unquoted(name).decode(errors="replace")
-            parts.append(Part(text, "", unquoted(value), charset))
+            value = unquoted(value)
+            if is_1x:
+                value = value.decode(errors="replace").encode()
+            parts.append(Part(text, "", value, charset))
     return parts
 
 
