@@ -162,7 +162,7 @@ class TestMetrics:
         assert take_report() == []
 
     def test_a_metric_of_ones_own(self) -> None:
-        started = []
+        started: list[Metric] = []
         metric = Metric(
             "Words", threading.Lock(), "net", MetricUnit["count"], True, 5, started.append
         )

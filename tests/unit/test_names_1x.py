@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mms.context import Context, RequestProcessor
+from mms.context import Context, RequestProcessor, RequestProcessors
 from mms.metrics import process_memory_metric, system_metrics
 from mms.metrics.dimension import Dimension
 from mms.metrics.metric import Metric, MetricUnit
@@ -175,7 +175,7 @@ def test_the_memory_of_processes(caplog: pytest.LogCaptureFixture) -> None:
     assert process_memory_metric.get_cpu_usage("99999999") == 0
 
 
-BATCH = [
+BATCH: list[dict[str, Any]] = [
     {
         "requestId": b"r1",
         "parameters": [{"name": "body", "contentType": "text/plain", "value": "hi"}],
@@ -265,6 +265,5 @@ class TestContext:
         context = Context("net", "/m", None, 1, None)
         context.request_processor = RequestProcessor({"A": "B"})
         assert context.get_request_header(0, "A") == "B"
-        context.request_processor = []
         with pytest.raises(AttributeError, match="no request"):
-            _ = context.request_processor.anything
+            _ = RequestProcessors().anything
