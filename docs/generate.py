@@ -131,18 +131,30 @@ def _package_table(imports: Graph) -> str:
     for name in sorted(imports.keys() - {"mms"}):
         path = ROOT / name.replace(".", "/")
         shown = f"{path.relative_to(ROOT)}/" if path.is_dir() else f"{path.relative_to(ROOT)}.py"
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        summary = " ".join(docstring.split("\n\n")[0].split())
+        summary = _summary(name)
         needs = ", ".join(f"`{other[4:]}`" for other in sorted(imports[name]))
         rows.append((f"`{shown}`", summary.replace("|", "\\|"), needs))
     return _table(("package", "", "imports"), rows)
 
 
+def _summary(name: str) -> str:
+    """Return the first paragraph of a package's or module's docstring."""
+    path = ROOT / name.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 def _package_graph(imports: Graph, starts: Graph) -> str:
-    """Draw the packages; an arrow is left out where a longer way says the same."""
+    """Draw the packages; an arrow is left out where a longer way says the same.
+
+    So is what only users import: the names of 0.4 and 1.x that have no part in the server.
+    """
     lines = ["```mermaid", "flowchart TD"]
+    used = set[str]().union(*imports.values())
     for name in sorted(imports.keys() - {"mms"}):
+        if name not in used and _summary(name).startswith("PUBLIC"):
+            continue
         for other in sorted(imports[name]):
             if other in starts.get(name, ()):
                 lines.append(f"    {name[4:]} -. starts .-> {other[4:]}")
