@@ -31,7 +31,7 @@ class ArgParser:
         parser.add_argument(
             "--models",
             required=True,
-            action=_StorePairs,
+            action=StoreDictKeyPair,
             metavar="NAME=LOCATION",
             nargs="+",
             help="models to serve",
@@ -61,7 +61,7 @@ class ArgParser:
         return ArgParser.mms_parser().parse_args(args or None)
 
 
-class _StorePairs(argparse.Action):
+class StoreDictKeyPair(argparse.Action):
     """Stores ``NAME=LOCATION`` as a dict."""
 
     def __call__(
@@ -71,6 +71,7 @@ class _StorePairs(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
+        """Store the pairs of one ``--models``; of several, the last one counts."""
         pairs = [value.partition("=") for value in values or ()]
         for name, sign, _ in pairs:
             if not sign:

@@ -10,16 +10,32 @@ from mms.cli.export import main as export
 from mms.errors import ExportError
 from mms.export.model_folder import expand, read_signature
 from mms.export.package import export_model as _export
+from mms.lazy import retired
 
 __all__ = ["MMS_SERVICE_FILES", "SIGNATURE_FILE", "export", "export_model", "validate_signature"]
 
 SIGNATURE_FILE = "signature.json"
+MANIFEST_FILE_NAME = "MANIFEST.json"
+VALID_MIME_TYPE = ["image/jpeg", "application/json"]
+#: 1.x's name, whose command only said that it was gone.
+main = export
+#: Steps of 0.4's `export_model`, which takes them by itself.
+_STEPS = (
+    *("convert_onnx_model", "find_unique", "generate_manifest", "split_on_letter"),
+    *("validate_epoch_number", "validate_model_files", "validate_prefix_match", "validate_service"),
+)
 _SERVICES = Path(__file__).parent / "model_service"
 #: The default service files by the type of their inputs.
 MMS_SERVICE_FILES = {
     "image/jpeg": str(_SERVICES / "mxnet_vision_service.py"),
     "application/json": str(_SERVICES / "mxnet_model_service.py"),
 }
+
+
+def __getattr__(name: str) -> type:
+    if name in _STEPS:
+        return retired(f"{__name__}.{name}", "export_model does all of its work")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def export_model(

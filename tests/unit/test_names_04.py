@@ -46,6 +46,7 @@ def test_other_attributes_are_missing_in_the_usual_words() -> None:
 
 RETIRED = [
     ("mms.client_sdk_generator", "ClientSDKGenerator", "--gen-api"),
+    ("mms.export_model", "generate_manifest", "export_model"),
     ("mms.model_service_worker", "MXNetModelServiceWorker", "mxnet-model-server"),
     ("mms.request_handler.flask_handler", "FlaskRequestHandler", "mxnet-model-server"),
     ("mms.request_handler.request_handler", "RequestHandler", "mxnet-model-server"),
