@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from mms.metric import Metric, MetricUnit
+
+#: Seconds between two samples of the machine in 0.4.
+intervalSec = 5
+
+
+def _sampling(read: Callable[[Any], float]) -> Callable[[Metric], None]:
+    """Return an ``update_func`` that samples the machine once; the server does so all the time."""
+
+    def update(metric_instance: Metric) -> None:
+        # Imported here: it takes some milliseconds, and workers import this module.
+        metric_instance.update(read(importlib.import_module("psutil")))
+
+    return update
+
+
+cpu_utilization = _sampling(lambda psutil: psutil.cpu_percent())
+memory_used = _sampling(lambda psutil: psutil.virtual_memory().used / 2**20)
+memory_available = _sampling(lambda psutil: psutil.virtual_memory().available / 2**20)
+memory_utilization = _sampling(lambda psutil: psutil.virtual_memory().percent)
+disk_used = _sampling(lambda psutil: psutil.disk_usage("/").used / 2**30)
+disk_available = _sampling(lambda psutil: psutil.disk_usage("/").free / 2**30)
+disk_utilization = _sampling(lambda psutil: psutil.disk_usage("/").percent)
 
 _COUNTS = ("Prediction5XX", "Prediction4XX", "PredictionTotal")
 _TIMES = ("LatencyOverall", "LatencyInference", "LatencyPreprocess", "LatencyPostprocess")

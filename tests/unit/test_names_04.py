@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mms
-from mms import log
+from mms import log, metrics_manager
 from mms.arg_parser import ArgParser
 from mms.errors import ExportError, SignatureError
 from mms.export_model import MMS_SERVICE_FILES, export_model, validate_signature
@@ -173,6 +173,18 @@ class TestMetrics:
             Metric("Words", None, "net", "Count", aggregate_method="mean")
         with pytest.raises((TypeError, ValueError)):
             metric.update("many")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("cpu_utilization", "memory_used", "memory_available", "memory_utilization"),
+            *("disk_used", "disk_available", "disk_utilization"),
+        ],
+    )
+    def test_the_machine_can_be_sampled(self, name: str) -> None:
+        Metric("Own", None, None, "Percent", update_func=getattr(metrics_manager, name))
+        ((_, value, _, _, _),) = take_report()
+        assert value >= 0
 
     def test_values_that_nothing_takes_do_not_fill_the_memory(self) -> None:
         metric = Metric("Words", None, "net", "Count")
