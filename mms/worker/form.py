@@ -83,14 +83,15 @@ def form_parts(
         media_type: Its media type.
         parameters: Parameters of its media type.
         limits: Limits on its length and the number of its fields.
-        is_1x: Whether URL-encoded fields are those that 1.x saw: only with ``=``, in valid UTF-8.
+        is_1x: Whether the fields are those that 1.x saw. URL-encoded ones are valid UTF-8, and a
+            last name without ``=`` is none. A file without a type is application/octet-stream.
 
     Raises:
         InvalidRequest: The form is malformed.
         PayloadTooLarge: It is too long, or has too many fields.
     """
     if media_type == "multipart/form-data":
-        return _multipart_parts(body, parameters, limits)
+        return _multipart_parts(body, parameters, limits, is_1x)
     return _urlencoded_parts(body, parameters.get("charset", ""), limits, is_1x)
 
 
@@ -135,9 +136,12 @@ def _urlencoded_parts(
     data = bytes(body)
     if data.count(b"&") >= limits.max_form_fields:
         raise _too_many_fields(limits)
+    fields = data.split(b"&")
+    if is_1x and b"=" not in fields[-1]:
+        fields.pop()
     parts = []
-    for field in data.split(b"&"):
-        if field and not (is_1x and b"=" not in field):
+    for field in fields:
+        if field:
             name, _, value = field.replace(b"+", b" ").partition(b"=")
             text = unquoted(name).decode(errors="replace")
             value = unquoted(value)
@@ -176,7 +180,7 @@ def _unquoted_step(data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bytes:
 
 
 def _multipart_parts(
-    body: memoryview, parameters: Mapping[str, str], limits: RequestLimits
+    body: memoryview, parameters: Mapping[str, str], limits: RequestLimits, is_1x: bool
 ) -> list[Part]:
     boundary = parameters.get("boundary", "")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY_CHARS:
@@ -199,7 +203,7 @@ def _multipart_parts(
                 elif event:
                     chunks.append(bytes(event))
                 elif segment is not None:
-                    parts.append(_part(segment, b"".join(chunks)))
+                    parts.append(_part(segment, b"".join(chunks), is_1x))
     except multipart.MultipartError as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from None
     except UnicodeError:
@@ -207,8 +211,9 @@ def _multipart_parts(
     return parts
 
 
-def _part(segment: multipart.MultipartSegment, value: bytes) -> Part:
-    media_type, parameters = parse_media_type(segment.header("Content-Type", ""))
+def _part(segment: multipart.MultipartSegment, value: bytes, is_1x: bool) -> Part:
+    default = "application/octet-stream" if is_1x else ""
+    media_type, parameters = parse_media_type(segment.header("Content-Type", default))
     if segment.filename is None:
         # 1.x ignored the media type of fields that are not files.
         media_type = ""

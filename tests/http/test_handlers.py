@@ -330,11 +330,38 @@ class TestFirstReleases:
         assert (status, found["kind"]) == (202, "int")
         assert found["square"] == str(123456789012345678901234567890**2)
 
-    async def test_form_fields_are_those_with_a_sign_in_utf_8(self, server: RunningServer) -> None:
+    @pytest.mark.parametrize(
+        ("body", "fields"),
+        [
+            (b"a=1&b=&c=%FF%41&d=x+y", {"a": "1", "b": "", "c": "\ufffdA", "d": "x y"}),
+            # A last name without a sign is lost.
+            (b"a", {}),
+            (b"a=1&b", {"a": "1"}),
+            (b"a&b", {"a": ""}),
+            (b"a&", {"a": ""}),
+            (b"&a", {}),
+            (b"a=1&a=2", {"a": "2"}),
+            (b"a;b=1&&c==", {"a;b": "1", "c": "="}),
+        ],
+    )
+    async def test_fields_of_url_encoded_forms(
+        self, server: RunningServer, body: bytes, fields: dict[str, str]
+    ) -> None:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        body = b"alone&a=1&b=&c=%FF%41&d=x+y"
         _, found = await ask(server, "/predictions/first", body, headers)
-        assert found == {"a": "1", "b": "", "c": "\ufffdA", "d": "x y"}
+        assert found == fields
+
+    async def test_a_file_without_a_type_is_bytes(self, server: RunningServer) -> None:
+        body = (
+            b'--B\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\nhi\r\n'
+            b'--B\r\nContent-Disposition: form-data; name="b"\r\n\r\nhi\r\n--B--\r\n'
+        )
+        headers = {"Content-Type": "multipart/form-data; boundary=B"}
+        _, found = await ask(server, data=body, headers=headers)
+        assert found["types"] == {
+            "a": {"content-type": "application/octet-stream"},
+            "b": {"content-type": ""},
+        }
 
 
 class TestBatches:
