@@ -6,6 +6,7 @@ Values reach the server with the answers of the next requests. They appear at ``
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,10 @@ MAX_VALUES = 1000
 _SUMS = ("interval_sum", "total_sum")
 _METHODS = (*_SUMS, "interval_average", "total_average")
 _lock = threading.Lock()
+# A worker is forked from a process in which a thread of the service may hold it at that moment.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 _sums: dict[tuple[str, str], float] = {}
 _values: deque[tuple[str, str, float]] = deque(maxlen=MAX_VALUES)
 
