@@ -140,6 +140,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
         elif frame.type is FrameType.CONFIGURE:
             runner.batch_size = decode_control(frame)
             runner.try_joining()
+            take_report()
             alone_reason = _report_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
             return
