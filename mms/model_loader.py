@@ -15,6 +15,7 @@ from mms.archive.reader import open_archive
 from mms.fetch.download import FetchOptions, fetch
 from mms.lazy import retired
 
+MANIFEST_FILENAME = MANIFEST_NAME
 URL_PREFIX = ("http://", "https://", "s3://")
 _INSTEAD = "call a handler through mms.service.Service, or start mxnet-model-server"
 
