@@ -49,6 +49,7 @@ from mms.telemetry.counters import ServableMetrics, ServerMetrics
 from mms.telemetry.machine import Machine
 from mms.telemetry.prometheus import Exporter, ServableSnapshot
 from mms.telemetry.readings import Counts
+from mms.telemetry.service_metrics import MAX_SERIES
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = Path(__file__).parent / "architecture.md"
@@ -131,18 +132,30 @@ def _package_table(imports: Graph) -> str:
     for name in sorted(imports.keys() - {"mms"}):
         path = ROOT / name.replace(".", "/")
         shown = f"{path.relative_to(ROOT)}/" if path.is_dir() else f"{path.relative_to(ROOT)}.py"
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        summary = " ".join(docstring.split("\n\n")[0].split())
+        summary = _summary(name)
         needs = ", ".join(f"`{other[4:]}`" for other in sorted(imports[name]))
         rows.append((f"`{shown}`", summary.replace("|", "\\|"), needs))
     return _table(("package", "", "imports"), rows)
 
 
+def _summary(name: str) -> str:
+    """Return the first paragraph of a package's or module's docstring."""
+    path = ROOT / name.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 def _package_graph(imports: Graph, starts: Graph) -> str:
-    """Draw the packages; an arrow is left out where a longer way says the same."""
+    """Draw the packages; an arrow is left out where a longer way says the same.
+
+    So is what only users import: the names of 0.4 and 1.x that have no part in the server.
+    """
     lines = ["```mermaid", "flowchart TD"]
+    used = set[str]().union(*imports.values())
     for name in sorted(imports.keys() - {"mms"}):
+        if name not in used and _summary(name).startswith("PUBLIC"):
+            continue
         for other in sorted(imports[name]):
             if other in starts.get(name, ()):
                 lines.append(f"    {name[4:]} -. starts .-> {other[4:]}")
@@ -170,6 +183,7 @@ def _state_diagram(moves: Mapping[Any, Iterable[Any]], first: enum.Enum) -> str:
 def metrics() -> str:
     """Return the page on metrics."""
     return _METRICS_PAGE.format(
+        series=MAX_SERIES,
         codes=textwrap.fill(
             ", ".join(f"`{code}`" for code in reasons() if code not in _NO_CODES), 100
         ),
@@ -251,13 +265,21 @@ requests, unknown paths): `mms_requests_total` has them by their code.
 `stopping` lasts until the process has ended, of a worker that was killed, too; `backoff` is one
 whose next start waits, since it died or failed to start several times.
 
+What a service reports itself is `mms_service_<name>` with its dimensions as labels: 1.x handlers
+with `context.metrics` (in a service of 0.4 `self.metrics`), services of 0.4 with
+`mms.metric.Metric` and `mms.metrics_manager.MetricsManager.metrics`. `add_time` and metrics in
+milliseconds give a sum and a count of seconds, `add_counter` and sums a counter, everything else
+the last value. It is taken with the next answer, and a version has at most {series} series.
+
 ## Under their names of 0.4
 
 `--metrics-write-to` writes metrics as Model Server for Apache MXNet 0.4 named them, every
 `--metrics-interval` seconds (60) and once more when the server stops. Counts are sums over the
 interval, times are means over its requests (of a stage, over its batches), and what concerns the
 machine is the mean of a look every 5 seconds. A metric that nothing happened to is not written.
-The versions of a model count as one.
+The versions of a model count as one. What a service reports itself is written under the name and
+the unit that it gives: the sum of a counter, the mean of anything else, over all dimensions. Under
+one of the names below a count is added to the server's, and a time stands in its place.
 
 {destinations}
 

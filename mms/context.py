@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mms.version import __version__
@@ -58,6 +58,19 @@ class RequestProcessor:
         return self._response_header
 
 
+class RequestProcessors(list[RequestProcessor]):
+    """The processors of a batch's requests.
+
+    A list since 1.1; in the first releases of 1.x it was one object, whose methods handlers of that
+    time call: they reach the first request.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if not self:
+            raise AttributeError(f"the batch has no request, so there is no {name!r}")
+        return getattr(self[0], name)
+
+
 class Context:
     """The model and the requests that a handler runs. `idx` is a request's index in the batch.
 
@@ -71,7 +84,6 @@ class Context:
 
     Attributes:
         request_ids: Id of each request by its index in the batch.
-        request_processor: A `RequestProcessor` for each request of the batch.
         metrics: A `MetricsStore` to report metrics to.
     """
 
@@ -94,13 +106,26 @@ class Context:
             "server_version": mms_version,
         }
         self.request_ids: dict[int, str] | None = None
-        self.request_processor: list[RequestProcessor] | None = None
+        self._request_processor: RequestProcessors | None = None
         self.metrics: Any = None
 
     @property
     def system_properties(self) -> dict[str, Any]:
         """``model_dir``, ``gpu_id``, ``batch_size``, ``server_name`` and ``server_version``."""
         return self._system_properties
+
+    @property
+    def request_processor(self) -> RequestProcessors | None:
+        """A `RequestProcessor` for each request of the batch; None while the model is loaded."""
+        return self._request_processor
+
+    @request_processor.setter
+    def request_processor(
+        self, processors: RequestProcessor | Iterable[RequestProcessor] | None
+    ) -> None:
+        if isinstance(processors, RequestProcessor):
+            processors = [processors]
+        self._request_processor = None if processors is None else RequestProcessors(processors)
 
     def get_request_id(self, idx: int = 0) -> str | None:
         """Return the id of a request."""

@@ -29,14 +29,66 @@ _MAX_TIMESTAMP = 2.0**37
 _MAX_WORKER_LOGGERS = 1000
 _MAX_LOGGER_NAME = 200
 _worker_loggers: set[str] = set()
+#: Loggers that `get_logger` has set up.
+_named: set[str] = set()
 
 #: Id of the request that this task (server) or stage (worker) is handling.
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
 
-def get_logger(name: str = "mms") -> logging.Logger:
-    """Return a logger; v0.4 services import this name."""
-    return logging.getLogger(name)
+#: PUBLIC, from v0.4, as are `get_logger` and `getLogger`.
+LOG_LEVEL_DICT = {
+    name: getattr(logging, name)
+    for name in ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
+}
+
+
+def get_logger(
+    name: str | None = None,
+    filename: str | None = None,
+    level: str | int = "NOTSET",
+    rotate_value: str = "H",
+    rotate_interval: int = 1,
+) -> logging.Logger:
+    """Return a logger, as services of v0.4 ask for one.
+
+    The first call for a name sets its level and opens its file. Without a file v0.4 gave it a
+    handler for standard error, which would show each line twice here: the server logs it already.
+
+    Args:
+        name: Its name; the root logger, unchanged, if None.
+        filename: File to log to as well.
+        level: A key of `LOG_LEVEL_DICT`, or a number.
+        rotate_value: Unit of time after which a new file is started, see
+            `logging.handlers.TimedRotatingFileHandler`.
+        rotate_interval: How many of it.
+
+    Raises:
+        KeyError: The level is unknown.
+    """
+    logger = logging.getLogger(name)
+    if name is None or name in _named:
+        return logger
+    number = level if isinstance(level, int) else LOG_LEVEL_DICT[level]
+    if filename:
+        logger.addHandler(
+            logging.handlers.TimedRotatingFileHandler(
+                filename, when=rotate_value, interval=rotate_interval
+            )
+        )
+    logger.setLevel(number)
+    _named.add(name)
+    return logger
+
+
+def getLogger(
+    name: str | None = None,
+    filename: str | None = None,
+    filemode: str | None = None,
+    level: str | int = "NOTSET",
+) -> logging.Logger:
+    """Return what `get_logger` returns; v0.4's name from before that."""
+    return get_logger(name, filename, level)
 
 
 class _ContextFilter(logging.Filter):

@@ -1,1 +1,1 @@
-"""The two commands: parse flags into a configuration, do the work, return an exit status."""
+"""The commands: parse flags into a configuration, do the work, return an exit status."""

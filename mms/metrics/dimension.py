@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 
 class Dimension:
     """One dimension of a metric; becomes a label of the Prometheus metric.
@@ -17,9 +15,9 @@ class Dimension:
         self.name = name
         self.value = value
 
-    def to_dict(self) -> OrderedDict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return name and value."""
-        return OrderedDict(name=self.name, value=self.value)
+        return {"Name": self.name, "Value": self.value}
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.value}"
+        return f"{self.name}:{self.value}"

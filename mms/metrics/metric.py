@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from mms.metrics.dimension import Dimension
-from mms.metrics.unit import UNITS
+from mms.metrics.unit import UNITS, Units
+
+MetricUnit = Units()
 
 
 class Metric:
@@ -18,7 +20,8 @@ class Metric:
     Args:
         name: Such as ``"TokensPerRequest"``.
         value: A number; `MetricsStore.add_error` also takes a string.
-        unit: ``ms``, ``s``, ``percent``, ``count``, ``kB``, ``MB``, ``GB`` or any other string.
+        unit: ``ms``, ``s``, ``percent``, ``count``, ``B``, ``kB``, ``MB``, ``GB``, or any other
+            string.
         dimensions: Labels that distinguish it from metrics of the same name.
         request_id: The request it belongs to, if any.
         metric_method: ``"counter"`` to sum the reported values; otherwise the last value counts.
@@ -47,19 +50,19 @@ class Metric:
     def __str__(self) -> str:
         dimensions = ",".join(str(dimension) for dimension in self.dimensions)
         text = (
-            f"{self.name}.{self.unit}:{self.value}|#{dimensions}|#hostname:{socket.gethostname()}"
+            f"{self.name}.{self.unit}:{self.value}|#{dimensions}|#hostname:{socket.gethostname()},"
+            f"{int(time.time())}"
         )
         return f"{text},{self.request_id}" if self.request_id else text
 
     def to_dict(self) -> OrderedDict[str, Any]:
-        """Return all fields under the names that MMS 1.x used."""
-        now = datetime.datetime.now(datetime.timezone.utc)
+        """Return all fields under the names that MMS 1.x used; the time in seconds."""
         return OrderedDict(
             MetricName=self.name,
             Value=self.value,
             Unit=self.unit,
             Dimensions=self.dimensions,
-            Timestamp=now.strftime("%Y-%m-%d %H:%M:%S"),
+            Timestamp=int(time.time()),
             HostName=socket.gethostname(),
             RequestId=self.request_id,
         )

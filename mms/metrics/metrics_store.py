@@ -12,25 +12,27 @@ from mms.metrics.dimension import Dimension
 from mms.metrics.metric import Metric
 
 _TIME_UNITS = ("ms", "s")
-_SIZE_UNITS = ("kB", "MB", "GB")
+_SIZE_UNITS = ("B", "kB", "MB", "GB")
 
 
 class MetricsStore:
     """The metrics reported while one batch is run.
 
     Args:
-        request_ids: Id of each request, by its index in the batch.
+        request_ids: Id of each request, by its index in the batch; while the model is loaded, one
+            id for all that is reported then.
         model_name: Name of the model.
 
     Attributes:
         store: The metrics, in the order of their first report.
+        cache: The same metrics by name, unit, request and dimensions, joined with ``-``.
     """
 
-    def __init__(self, request_ids: Mapping[int, str] | None, model_name: str) -> None:
+    def __init__(self, request_ids: Mapping[int, str] | object | None, model_name: str) -> None:
         self.store: list[Metric] = []
         self.request_ids = request_ids
         self.model_name = model_name
-        self.cache: dict[tuple[str, ...], Metric] = {}
+        self.cache: dict[str, Metric] = {}
 
     def add_counter(
         self, name: str, value: int, idx: int | None = None, dimensions: Any = None
@@ -66,7 +68,7 @@ class MetricsStore:
         unit: str = "MB",
         dimensions: Any = None,
     ) -> None:
-        """Report a size in ``kB``, ``MB`` or ``GB``."""
+        """Report a size in ``B``, ``kB``, ``MB`` or ``GB``."""
         if unit not in _SIZE_UNITS:
             raise ValueError(f"the unit of a size must be one of {_SIZE_UNITS}, got {unit!r}")
         self._add(name, value, self._request_id(idx), unit, None, dimensions)
@@ -116,16 +118,17 @@ class MetricsStore:
     ) -> None:
         if dimensions is not None and not isinstance(dimensions, list):
             raise ValueError("dimensions must be a list of Dimension")
-        own = list(dimensions or [])
-        key = (name, str(unit), str(request_id), *map(str, own))
+        # A copy: 1.x added its own dimensions to the caller's list, again with each report.
+        all_dimensions = list(dimensions or [])
+        if request_id is not None:
+            all_dimensions.append(Dimension("ModelName", self.model_name))
+        level = "Error" if request_id is None else "Model"
+        all_dimensions.append(Dimension("Level", level))
+        key = "-".join([name, str(unit), str(request_id), *map(str, all_dimensions)])
         if key in self.cache:
             self.cache[key].update(value)
             return
-        level = "Error" if request_id is None else "Model"
-        model = [] if request_id is None else [Dimension("ModelName", self.model_name)]
-        metric = Metric(
-            name, value, unit, [*own, *model, Dimension("Level", level)], request_id, method
-        )
+        metric = Metric(name, value, unit, all_dimensions, request_id, method)
         self.cache[key] = metric
         self.store.append(metric)
 

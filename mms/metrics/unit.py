@@ -11,6 +11,7 @@ UNITS: dict[str | None, str] = {
     "MB": "Megabytes",
     "GB": "Gigabytes",
     "kB": "Kilobytes",
+    "B": "Bytes",
     None: "unit",
 }
 

@@ -1,14 +1,16 @@
 """Metrics under v0.4's names: the increments, per interval, of the counters for Prometheus.
 
-Counts are summed, times averaged. As in v0.4, a metric without samples is omitted.
+Counts are summed, times averaged. As in v0.4, a metric without samples is omitted, and what a
+service reports under one of these names is part of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mms.telemetry.counters import Histogram, ServableMetrics, ServerMetrics
+from mms.telemetry.service_metrics import Written
 from mms.wire.messages import Stage
 
 Source = Callable[[], Iterable[ServableMetrics]]
@@ -50,6 +52,15 @@ class Reading:
     samples: Samples | None = None
 
 
+#: A number of values, and their sum.
+_Sum = tuple[int, float]
+_NONE: _Sum = (0, 0.0)
+
+
+def _sum(one: _Sum, other: _Sum, sign: int) -> _Sum:
+    return one[0] + sign * other[0], one[1] + sign * other[1]
+
+
 @dataclass(slots=True)
 class _Totals:
     """Counts of one servable, or the differences of two of them; times in seconds."""
@@ -57,7 +68,8 @@ class _Totals:
     all: int = 0
     client_errors: int = 0
     server_errors: int = 0
-    times: tuple[tuple[int, float], ...] = ((0, 0.0),) * 4
+    times: tuple[_Sum, ...] = (_NONE,) * 4
+    reported: dict[Written, _Sum] = field(default_factory=dict)
 
     def minus(self, other: _Totals) -> _Totals:
         return self._with(other, -1)
@@ -67,14 +79,17 @@ class _Totals:
 
     def _with(self, other: _Totals, sign: int) -> _Totals:
         times = tuple(
-            (count + sign * theirs, total + sign * their_total)
-            for (count, total), (theirs, their_total) in zip(self.times, other.times, strict=True)
+            _sum(ours, theirs, sign) for ours, theirs in zip(self.times, other.times, strict=True)
         )
         return _Totals(
             self.all + sign * other.all,
             self.client_errors + sign * other.client_errors,
             self.server_errors + sign * other.server_errors,
             times,
+            {
+                key: _sum(self.reported.get(key, _NONE), other.reported.get(key, _NONE), sign)
+                for key in {**self.reported, **other.reported}
+            },
         )
 
 
@@ -95,6 +110,7 @@ def _totals(metrics: ServableMetrics) -> _Totals:
         sum(n for (_, status), n in metrics.requests.items() if 400 <= status < 500),
         sum(n for (_, status), n in metrics.requests.items() if status >= 500),
         tuple(_count_and_sum(histogram) for histogram in histograms),
+        dict(metrics.reported.written),
     )
 
 
@@ -156,8 +172,16 @@ def _readings(model: str, added: _Totals) -> list[Reading]:
         ("Prediction4XX", added.client_errors),
         ("Prediction5XX", added.server_errors),
     )
-    return [Reading(name, "Count", value, model) for name, value in counts if value] + [
-        Reading(name, "Milliseconds", 1000 * total / count, model)
-        for name, (count, total) in zip(_TIMES, added.times, strict=True)
-        if count
-    ]
+    found = {name: Reading(name, "Count", value, model) for name, value in counts if value}
+    for name, (count, total) in zip(_TIMES, added.times, strict=True):
+        if count:
+            found[name] = Reading(name, "Milliseconds", 1000 * total / count, model)
+    for (name, unit, is_sum), (count, total) in added.reported.items():
+        if not count:
+            continue
+        # A service that measures its stages itself knows better than the server does.
+        value = total if is_sum else total / count
+        if is_sum and name in found:
+            value += found[name].value
+        found[name] = Reading(name, unit, value, model)
+    return list(found.values())

@@ -1,7 +1,7 @@
-"""Metrics reported by services (``context.metrics``), kept in the server and rendered there.
+"""Metrics reported by services (``context.metrics``, ``mms.metric``), kept in the server.
 
-A worker's report has the name, value, unit and dimensions of each metric. Values are converted to
-base units, as Prometheus recommends.
+A worker's report has the name, value, unit and dimensions of each metric. For Prometheus, values
+are converted to base units, as it recommends; ``--metrics-write-to`` writes them as reported.
 """
 
 from __future__ import annotations
@@ -23,21 +23,32 @@ _REDUNDANT = {"ModelName", "Level"}
 _UNITS = {
     "Milliseconds": ("_seconds", 1e-3),
     "Seconds": ("_seconds", 1.0),
+    "Bytes": ("_bytes", 1.0),
     "Kilobytes": ("_bytes", 1e3),
     "Megabytes": ("_bytes", 1e6),
     "Gigabytes": ("_bytes", 1e9),
     "Percent": ("_ratio", 1e-2),
 }
+#: What CloudWatch accepts among those that handlers may use; it refuses all data for one other.
+_WRITTEN_UNITS = {*_UNITS, "Count"}
 _Series = tuple[str, str, tuple[tuple[str, str], ...]]
+#: Name and unit as reported, and whether values are summed rather than averaged.
+Written = tuple[str, str, bool]
 
 
 class ReportedMetrics:
-    """The series reported by one version of a model."""
+    """The series reported by one version of a model.
+
+    Attributes:
+        dropped: Number of malformed entries, and of those beyond `MAX_SERIES`.
+        written: Number and sum of all values under each name as reported, whatever the dimensions.
+    """
 
     def __init__(self) -> None:
         self._values: dict[_Series, float] = {}
         self._counts: dict[_Series, int] = {}
         self.dropped = 0
+        self.written: dict[Written, tuple[int, float]] = {}
 
     def take(self, report: Any) -> None:
         """Record a worker's report; malformed entries are counted in `dropped`.
@@ -54,6 +65,12 @@ class ReportedMetrics:
             adds_up = series[0] in ("counter", "summary")
             self._values[series] = value + (self._values.get(series, 0.0) if adds_up else 0.0)
             self._counts[series] = self._counts.get(series, 0) + 1
+            name, raw_value, unit, is_counter, _ = entry
+            # A name becomes a file's.
+            name = re.sub(r"[^\w.-]", "_", str(name)[:_MAX_TEXT], flags=re.ASCII)
+            key = (name, str(unit) if str(unit) in _WRITTEN_UNITS else "None", bool(is_counter))
+            count, total = self.written.get(key, (0, 0.0))
+            self.written[key] = (count + 1, total + float(raw_value))
 
     def samples(self) -> Iterator[tuple[str, str, dict[str, str], float, int]]:
         """Return (type, name, labels, value, number of reports) of each series."""

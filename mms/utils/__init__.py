@@ -1,1 +1,1 @@
-"""PUBLIC: holds only ``mms.utils.mxnet``, a name that services of MMS 0.4 import."""
+"""PUBLIC: holds names that services of MMS 0.4 import: ``mms.utils.mxnet`` and a decorator."""

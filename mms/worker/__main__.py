@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from mms import log
 from mms.errors import EngineMissing, MMSError, ProtocolError
+from mms.metric import take_report
 from mms.wire.codec import (
     decode_batch,
     decode_control,
@@ -106,6 +107,8 @@ def _load(spec: LoadSpec) -> tuple[Runner, Ready]:
         raise error from None
     except (Exception, SystemExit) as error:
         raise load_failure(error, spec.folder) from error
+    # What loading and trials have reported belongs to no request.
+    take_report()
     can_fork = may_fork(spec) and runner.can_fork
     if can_fork:
         # The collector does not touch objects in its permanent generation, so the pages that hold
@@ -128,7 +131,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
     while (frame := channel.receive()) is not None:
         if frame.type is FrameType.BATCH:
             result = runner.run(decode_batch(frame))
-            if metrics := runner.take_metrics():
+            if metrics := [*runner.take_metrics(), *take_report()]:
                 channel.send([encode_control(FrameType.METRICS, metrics)])
             channel.send(encode_result(frame.batch_id, result))
             alone_reason = _report_alone(channel, runner, alone_reason)
@@ -137,6 +140,7 @@ def _serve(channel: Channel, runner: Runner, spec: LoadSpec, ready: Ready) -> No
         elif frame.type is FrameType.CONFIGURE:
             runner.batch_size = decode_control(frame)
             runner.try_joining()
+            take_report()
             alone_reason = _report_alone(channel, runner, alone_reason)
         elif frame.type is FrameType.STOP:
             return

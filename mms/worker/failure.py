@@ -27,6 +27,7 @@ from mms.errors import (
 )
 from mms.service import PredictionException
 from mms.worker.confine import limit_hint
+from mms.worker.headers import is_final_status
 
 logger = logging.getLogger("mms.worker")
 
@@ -219,6 +220,6 @@ def _missing_module(package: str) -> str:
     return f"; install {package!r} in the environment of the server, or put it into the archive"
 
 
-def _error_status(code: object) -> int:
-    """Return the service's status if it is an error status: a 200 would hide the failure."""
-    return code if isinstance(code, int) and 400 <= code <= 599 else 500
+def _error_status(code: Any) -> int:
+    """Return the service's status if HTTP can express it as that of a final answer."""
+    return code if is_final_status(code) else 500

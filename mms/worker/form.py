@@ -70,17 +70,29 @@ def is_form(media_type: str) -> bool:
 
 
 def form_parts(
-    body: memoryview, media_type: str, parameters: Mapping[str, str], limits: RequestLimits
+    body: memoryview,
+    media_type: str,
+    parameters: Mapping[str, str],
+    limits: RequestLimits,
+    is_1x: bool = False,
 ) -> list[Part]:
     """Return the fields of a form, in order.
+
+    Args:
+        body: The form.
+        media_type: Its media type.
+        parameters: Parameters of its media type.
+        limits: Limits on its length and the number of its fields.
+        is_1x: Whether the fields are those that 1.x saw. URL-encoded ones are valid UTF-8, and a
+            last name without ``=`` is none. A file without a type is application/octet-stream.
 
     Raises:
         InvalidRequest: The form is malformed.
         PayloadTooLarge: It is too long, or has too many fields.
     """
     if media_type == "multipart/form-data":
-        return _multipart_parts(body, parameters, limits)
-    return _urlencoded_parts(body, parameters.get("charset", ""), limits)
+        return _multipart_parts(body, parameters, limits, is_1x)
+    return _urlencoded_parts(body, parameters.get("charset", ""), limits, is_1x)
 
 
 def in_utf8(data: Buffer, charset: str, what: str) -> Buffer:
@@ -113,7 +125,9 @@ def in_utf8(data: Buffer, charset: str, what: str) -> Buffer:
     return data if codec in _UTF_8 else text.encode(errors="surrogatepass")
 
 
-def _urlencoded_parts(body: memoryview, charset: str, limits: RequestLimits) -> list[Part]:
+def _urlencoded_parts(
+    body: memoryview, charset: str, limits: RequestLimits, is_1x: bool
+) -> list[Part]:
     if len(body) > limits.max_form_bytes:
         raise PayloadTooLarge(
             f"the form is longer than max_form_bytes ({limits.max_form_bytes}); start the server "
@@ -122,12 +136,18 @@ def _urlencoded_parts(body: memoryview, charset: str, limits: RequestLimits) -> 
     data = bytes(body)
     if data.count(b"&") >= limits.max_form_fields:
         raise _too_many_fields(limits)
+    fields = data.split(b"&")
+    if is_1x and b"=" not in fields[-1]:
+        fields.pop()
     parts = []
-    for field in data.split(b"&"):
+    for field in fields:
         if field:
             name, _, value = field.replace(b"+", b" ").partition(b"=")
             text = unquoted(name).decode(errors="replace")
-            parts.append(Part(text, "", unquoted(value), charset))
+            value = unquoted(value)
+            if is_1x:
+                value = value.decode(errors="replace").encode()
+            parts.append(Part(text, "", value, charset))
     return parts
 
 
@@ -160,7 +180,7 @@ def _unquoted_step(data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bytes:
 
 
 def _multipart_parts(
-    body: memoryview, parameters: Mapping[str, str], limits: RequestLimits
+    body: memoryview, parameters: Mapping[str, str], limits: RequestLimits, is_1x: bool
 ) -> list[Part]:
     boundary = parameters.get("boundary", "")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY_CHARS:
@@ -183,7 +203,7 @@ def _multipart_parts(
                 elif event:
                     chunks.append(bytes(event))
                 elif segment is not None:
-                    parts.append(_part(segment, b"".join(chunks)))
+                    parts.append(_part(segment, b"".join(chunks), is_1x))
     except multipart.MultipartError as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from None
     except UnicodeError:
@@ -191,8 +211,9 @@ def _multipart_parts(
     return parts
 
 
-def _part(segment: multipart.MultipartSegment, value: bytes) -> Part:
-    media_type, parameters = parse_media_type(segment.header("Content-Type", ""))
+def _part(segment: multipart.MultipartSegment, value: bytes, is_1x: bool) -> Part:
+    default = "application/octet-stream" if is_1x else ""
+    media_type, parameters = parse_media_type(segment.header("Content-Type", default))
     if segment.filename is None:
         # 1.x ignored the media type of fields that are not files.
         media_type = ""

@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 from mms import log
 from mms.archive.manifest import MAR_MANIFEST_NAME
-from mms.context import Context, RequestProcessor
+from mms.context import Context, RequestProcessor, RequestProcessors
 from mms.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -53,6 +55,8 @@ EntryPoint = Callable[[Any, Context], Any]
 
 #: The default function if the manifest names only a module.
 _DEFAULT_FUNCTION = "handle"
+#: Where the package `mms` lies.
+_SERVER_FOLDER = Path(__file__).parents[2]
 #: Packages whose threads do not survive a fork.
 _UNFORKABLE = ("torch", "tensorflow", "jax", "onnxruntime")
 
@@ -208,6 +212,10 @@ class HandlerRunner:
         self._take_report()
         encoding = time.perf_counter()
         self._seconds[Stage.INFERENCE] += encoding - started
+        # A handler may have assigned others.
+        processors = self._context.request_processor or ()
+        for job, processor in zip(batch, processors, strict=False):
+            job.processor = processor
         for job, value in zip(batch, values, strict=True):
             try:
                 self._encode(job, value)
@@ -220,7 +228,7 @@ class HandlerRunner:
     def _call(self, batch: list[_Job], ids: list[str]) -> list[Any]:
         context = self._context
         context.request_ids = dict(enumerate(ids))
-        context.request_processor = [job.processor for job in batch]
+        context.request_processor = RequestProcessors(job.processor for job in batch)
         context.metrics = MetricsStore(context.request_ids, self._spec.model_name)
         values = self._handle([job.data for job in batch], context)
         if not isinstance(values, list):
@@ -265,10 +273,12 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
     # 1.x ran its workers in that folder, and handlers open their files by bare names.
     os.chdir(folder)
     sys.path.insert(0, spec.folder)
+    os.environ.update(_environment_of_1x(spec))
     path = folder / MAR_MANIFEST_NAME
     manifest = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     context = Context(spec.model_name, spec.folder, manifest, spec.batch_size, spec.gpu)
-    context.metrics = MetricsStore(None, spec.model_name)
+    # As in 1.x, the id of no request.
+    context.metrics = MetricsStore(uuid.uuid4(), spec.model_name)
     module, function = _import(spec.handler)
     target = getattr(module, function or _DEFAULT_FUNCTION, None)
     if target is None:
@@ -282,6 +292,20 @@ def load_handler(spec: LoadSpec) -> tuple[HandlerRunner, str]:
     target(None, context)
     name = f"{module.__name__}:{getattr(target, '__name__', function)}"
     return HandlerRunner(target, context, spec, threads), name
+
+
+def _environment_of_1x(spec: LoadSpec) -> dict[str, str]:
+    """Return what handlers, and the programs that they start, found in the environment in 1.x.
+
+    Only OMP_NUM_THREADS differs: it was 1, here it is the number of compute threads.
+    """
+    path = [os.environ.get("PYTHONPATH", ""), spec.folder, str(_SERVER_FOLDER)]
+    return {
+        "MMS_DECODE_INPUT_REQUEST": "true" if spec.decode_input_request else "false",
+        "MXNET_USE_OPERATOR_TUNING": os.environ.get("MXNET_USE_OPERATOR_TUNING", "0"),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "TEMP": os.environ.get("TEMP") or tempfile.gettempdir(),
+    }
 
 
 def _native_threads() -> int:
@@ -360,7 +384,7 @@ def decode_parameters(
             headers[name] = {"content-type": ""}
     media_type, parameters = parse_media_type(meta.content_type)
     if is_form(media_type):
-        for part in form_parts(request.body, media_type, parameters, limits):
+        for part in form_parts(request.body, media_type, parameters, limits, is_1x=True):
             data[part.name] = _decoded(
                 part.name, part.media_type, part.value, decodes, limits, part.charset
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from mms.errors import InvalidServiceOutput
 
@@ -105,9 +105,16 @@ def checked_status(status: object) -> int:
     Raises:
         InvalidServiceOutput: It is not a valid status, or an interim one (1xx).
     """
-    if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
-        raise InvalidServiceOutput(f"the handler set the status {_short(status)}, which is invalid")
+    if not is_final_status(status):
+        raise InvalidServiceOutput(
+            f"the handler set the status {_short(status)}; it must be an integer from 200 to 999"
+        )
     return int(status)
+
+
+def is_final_status(status: object) -> TypeGuard[int]:
+    """Return whether an answer can have this status; from 600 they are the model's own."""
+    return isinstance(status, int) and not isinstance(status, bool) and 200 <= status <= 999
 
 
 def checked_reason(phrase: object) -> str:

@@ -14,6 +14,7 @@ from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_man
 from mms.archive.signature import Signature, parse_signature
 from mms.engines.imports import import_mxnet
 from mms.errors import ModelLoadFailed
+from mms.metrics_manager import MetricsManager
 from mms.model_service.model_service import ModelService, SingleNodeService, load_service
 from mms.wire.messages import LoadSpec
 from mms.worker.handler import HandlerRunner, load_handler
@@ -63,6 +64,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
     if manifest.model_format is not ModelFormat.ONNX:
         # First, so that a missing library is reported as such and not from inside the service.
         import_mxnet()
+    MetricsManager.start("", (spec.model_name, manifest.model_name), None)
     path = spec.service_file or str(folder / manifest.service)
     service_class = maintained_class(path)
     if service_class is None:

@@ -29,6 +29,7 @@ async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
         {"debug_errors": "on"},
         inspecting=inspecting,
         undecoded=(inspecting, {"decode_input_request": False}),
+        first=make_mar(folder, "first_release", name="first"),
         batching=batching,
     )
 
@@ -137,7 +138,7 @@ class TestRequests:
     ) -> None:
         status, answer = await ask(server, "/invocations", b"x")
         assert status == 400
-        assert "batching, inspecting, undecoded" in answer["message"]
+        assert "batching, first, inspecting, undecoded" in answer["message"]
         status, answer = await ask(server, "/invocations?model_name=none", b"x")
         assert (status, answer["type"]) == (404, "ModelNotFoundException")
 
@@ -277,6 +278,90 @@ class TestLoading:
         async with running_servers(tmp_path) as start:
             server = await start(loose=(folder, {"handler": "own:work"}))
             assert await ask(server, "/predictions/loose", b"x") == (200, 1)
+
+
+class TestFirstReleases:
+    """What handlers of the first releases of 1.x do; values as multi-model-server 1.1.11's."""
+
+    async def said(self, server: RunningServer, text: str) -> tuple[int, Any]:
+        return await ask(
+            server, "/predictions/first", text.encode(), {"Content-Type": "text/plain"}
+        )
+
+    async def test_the_processors_are_also_the_one_object_that_they_were(
+        self, server: RunningServer
+    ) -> None:
+        url = f"{server.url}/predictions/first"
+        headers = {"X-Own": "mine", "Content-Type": "image/x"}
+        async with server.session.post(url, data=b"x", headers=headers) as response:
+            assert (response.status, response.reason) == (202, "Later")
+            assert response.headers["X-First"] == "mine"
+            assert await response.json() == {"body": "x"}
+
+    async def test_processors_that_a_handler_assigns_count(self, server: RunningServer) -> None:
+        url = f"{server.url}/predictions/first"
+        async with server.session.post(
+            url, data=b"assign", headers={"Content-Type": "text/plain"}
+        ) as response:
+            assert (response.status, response.reason) == (207, "Assigned")
+            assert await response.text() == "assigned"
+
+    async def test_while_loading_there_are_metrics_and_no_request(
+        self, server: RunningServer
+    ) -> None:
+        assert await self.said(server, "load") == (
+            200,
+            {"ids": None, "processor": None, "level": "Level:Model"},
+        )
+
+    async def test_the_environment(self, server: RunningServer) -> None:
+        status, found = await self.said(server, "environment")
+        assert status == 200
+        assert found["MMS_DECODE_INPUT_REQUEST"] == "true"
+        assert found["MXNET_USE_OPERATOR_TUNING"] == "0"
+        assert Path(found["TEMP"]).is_dir()
+        folders = found["PYTHONPATH"].split(":")
+        assert folders[-2] == found["cwd"]
+        assert (Path(folders[-1]) / "mms" / "context.py").is_file()
+
+    async def test_numbers_are_those_of_pythons_json(self, server: RunningServer) -> None:
+        body = b'{"n": 1, "n": 123456789012345678901234567890, "x": NaN}'
+        status, found = await ask(server, "/predictions/first", body, JSON)
+        assert (status, found["kind"]) == (202, "int")
+        assert found["square"] == str(123456789012345678901234567890**2)
+
+    @pytest.mark.parametrize(
+        ("body", "fields"),
+        [
+            (b"a=1&b=&c=%FF%41&d=x+y", {"a": "1", "b": "", "c": "\ufffdA", "d": "x y"}),
+            # A last name without a sign is lost.
+            (b"a", {}),
+            (b"a=1&b", {"a": "1"}),
+            (b"a&b", {"a": ""}),
+            (b"a&", {"a": ""}),
+            (b"&a", {}),
+            (b"a=1&a=2", {"a": "2"}),
+            (b"a;b=1&&c==", {"a;b": "1", "c": "="}),
+        ],
+    )
+    async def test_fields_of_url_encoded_forms(
+        self, server: RunningServer, body: bytes, fields: dict[str, str]
+    ) -> None:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        _, found = await ask(server, "/predictions/first", body, headers)
+        assert found == fields
+
+    async def test_a_file_without_a_type_is_bytes(self, server: RunningServer) -> None:
+        body = (
+            b'--B\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\nhi\r\n'
+            b'--B\r\nContent-Disposition: form-data; name="b"\r\n\r\nhi\r\n--B--\r\n'
+        )
+        headers = {"Content-Type": "multipart/form-data; boundary=B"}
+        _, found = await ask(server, data=body, headers=headers)
+        assert found["types"] == {
+            "a": {"content-type": "application/octet-stream"},
+            "b": {"content-type": ""},
+        }
 
 
 class TestBatches:

@@ -51,6 +51,27 @@ async def test_every_request_is_in_the_files_when_the_server_has_stopped(
     assert set(written(folder, "MemoryUsed")) == {""}
 
 
+async def test_what_a_service_updates_is_shown_and_written(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    # In 0.4 the server and the service share these metrics.
+    folder = tmp_path / "metrics"
+    csv_ = {"metrics_write_to": "csv", "metrics_dir": str(folder), "metrics_interval": 3600.0}
+    archive = make_archive(tmp_path, "metering", name="in_archive")
+    server = await start_server(csv_, metering=archive)
+    for words in (["a"], ["b", "c"]):
+        assert (await server.ask("metering", words))[0] == 200
+    assert await server.metric("mms_service_words_total", model="metering") == 3
+    assert await server.metric("mms_service_prediction5_xx_total", model="metering") == 2
+    assert await server.metric("mms_service_latency_preprocess_seconds_sum") == 0.04
+    assert await server.metric("mms_service_latency_preprocess_seconds_count") == 2
+    await server.stop()
+    assert written(folder, "Words") == {"metering": 3}
+    assert written(folder, "Prediction5XX") == {"metering": 2}
+    assert written(folder, "PredictionTotal") == {"metering": 2}
+    assert written(folder, "LatencyPreprocess") == {"metering": 20}
+
+
 async def test_nothing_is_written_unless_asked_for(
     start_server: StartServer, tmp_path: Path
 ) -> None:

@@ -17,6 +17,21 @@ def test_the_server_process_starts_without_mxnet_numpy_and_grpc() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
+def test_the_package_alone_imports_next_to_nothing() -> None:
+    program = (
+        "import sys, mms\n"
+        "print(*sorted(name for name in sys.modules if name.split('.')[0] == 'mms'))\n"
+        "mms.log, mms.metric, mms.metrics_manager, mms.model_service.model_service\n"
+        "print(*sorted({'mxnet', 'numpy'} & set(sys.modules)))\n"
+        "mms.model_service.mxnet_vision_service, mms.model_service.mxnet_model_service\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == ["mms mms.lazy mms.version", ""], done.stderr
+    assert done.returncode == 0
+
+
 def test_services_for_onnx_models_and_the_helpers_that_they_share_need_no_mxnet() -> None:
     program = (
         "import sys, mms.model_service.onnx_service, mms.utils.mxnet.ndarray\n"

@@ -132,7 +132,7 @@ IMPOSSIBLE = [
     {"status": 100},
     {"status": 101},
     {"status": 199},
-    {"status": 600},
+    {"status": 1000},
     {"status": "200"},
     {"status": True},
     {"status": 2**70},
@@ -183,12 +183,32 @@ async def test_v14_in_the_open_inference_protocol_too(server: RunningServer, sta
     assert bool(body) == (status == 200)
 
 
-@pytest.mark.parametrize("code", [100, 200, 204, 304, 999, "x"])
-async def test_v14_a_status_raised_that_is_none_for_errors_is_500(
+@pytest.mark.parametrize("code", [100, 101, 199, 1000, "x"])
+async def test_v14_a_status_raised_that_no_answer_can_have_is_500(
     server: RunningServer, code: Any
 ) -> None:
     status, _, body = await pipelined(server, {"raises": code})
     assert (status, json.loads(body)["error"]["code"]) == (500, "rejected_by_service")
+
+
+@pytest.mark.parametrize("code", [200, 302, 600, 999])
+async def test_v14_any_other_status_may_be_raised(server: RunningServer, code: int) -> None:
+    # 1.x sends it with a document of code, type and message.
+    status, _, body = await pipelined(server, {"raises": code})
+    document = json.loads(body)
+    assert (status, document["code"], document["message"]) == (code, code, "chosen")
+
+
+@pytest.mark.parametrize("code", [204, 304])
+async def test_v14_one_without_a_body_has_none(server: RunningServer, code: int) -> None:
+    assert (await pipelined(server, {"raises": code}))[::2] == (code, b"")
+
+
+@pytest.mark.parametrize("status", [600, 999])
+async def test_v14_statuses_of_ones_own_are_sent(server: RunningServer, status: int) -> None:
+    # 1.x sends them, too.
+    found, _, body = await pipelined(server, {"status": status})
+    assert (found, body) == (status, b"ok")
 
 
 async def test_v14_a_phrase_is_cut_and_its_line_breaks_go(server: RunningServer) -> None:

@@ -117,8 +117,16 @@ def test_a_rejection_keeps_its_words_and_its_status(service: Service) -> None:
     assert (str(error), error.status) == ("too dark", 422)
 
 
-@pytest.mark.parametrize("code", [200, 302, 0, -1, 600, 10**9, "404", None, True])
-def test_a_rejection_never_looks_like_a_success(code: int) -> None:
+@pytest.mark.parametrize("code", [200, 302, 442, 600, 999])
+def test_a_rejection_has_the_status_that_its_service_chose(code: int) -> None:
+    # As in 1.x, a success included.
+    error = from_exception(PredictionException("no", code), "inference", "/x")
+    assert isinstance(error, RejectedByService)
+    assert error.status == code
+
+
+@pytest.mark.parametrize("code", [0, -1, 100, 199, 1000, 10**9, "404", None, True])
+def test_a_status_that_no_final_answer_can_have_is_500(code: int) -> None:
     error = from_exception(PredictionException("no", code), "inference", "/x")
     assert isinstance(error, RejectedByService)
     assert error.status == 500

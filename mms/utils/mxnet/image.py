@@ -23,10 +23,10 @@ def transform_shape(img_arr: Any, dim_order: Literal["NCHW", "NHWC"] = "NCHW") -
     Shapes: (H, W, C) -> (1, C, H, W) for NCHW, (1, H, W, C) for NHWC; the dtype stays.
 
     Raises:
-        ValueError: `dim_order` has another value.
+        AssertionError: `dim_order` has another value.
     """
     if dim_order not in ("NCHW", "NHWC"):
-        raise ValueError(f"dim_order must be 'NCHW' or 'NHWC', got {dim_order!r}")
+        raise AssertionError(f"dim_order must be 'NCHW' or 'NHWC', got {dim_order!r}")
     if dim_order == "NCHW":
         img_arr = mx.nd.transpose(img_arr, (2, 0, 1))
     return mx.nd.expand_dims(img_arr, axis=0)
@@ -68,19 +68,21 @@ def write(
         dim_order: Axis order of `img_arr`.
 
     Raises:
-        ValueError: `dim_order` has another value.
+        AssertionError: `dim_order` has another value.
     """
     from PIL import Image
 
     if dim_order not in ("CHW", "HWC"):
-        raise ValueError(f"dim_order must be 'CHW' or 'HWC', got {dim_order!r}")
-    pixels = img_arr.asnumpy() if isinstance(img_arr, mx.nd.NDArray) else np.asarray(img_arr)
+        raise AssertionError(f"dim_order must be 'CHW' or 'HWC', got {dim_order!r}")
+    # NDArrays by the engine's own cast, which decides what becomes of values outside 0 to 255.
+    img_arr = img_arr.astype(np.uint8)
+    pixels = img_arr.asnumpy() if isinstance(img_arr, mx.nd.NDArray) else img_arr
     if dim_order == "CHW":
         pixels = pixels.transpose(1, 2, 0)
     if flag == 0:
         pixels = pixels.reshape(pixels.shape[:2])
     output = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8))).save(output, format=format)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(output, format=format)
     return base64.b64encode(output.getvalue()).decode("ascii")
 
 
@@ -118,6 +120,7 @@ def fixed_crop(
 def color_normalize(src: Any, mean: Any, std: Any = None) -> Any:
     """Return ``(src - mean) / std`` as float32.
 
-    Shapes: (H, W, 3) -> (H, W, 3) float32; `mean` and `std` are NDArrays of (3,) float32.
+    Shapes: (H, W, 3) -> (H, W, 3) float32; `mean` and `std` are NDArrays of (3,) float32, numbers,
+    or None.
     """
     return mx.image.color_normalize(src.astype(np.float32), mean, std)

@@ -1,0 +1,7 @@
+"""PUBLIC: 1.x's entry points, for scripts that start the server themselves."""
+
+from mms.cli.serve import main as start
+
+old_start = start
+
+__all__ = ["old_start", "start"]

@@ -1,0 +1,1 @@
+"""PUBLIC: 1.x's messages between server and worker."""
