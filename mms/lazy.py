@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from types import ModuleType
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
 
 
 def lazily(package: str, names: tuple[str, ...]) -> Callable[[str], ModuleType]:
@@ -16,6 +17,9 @@ def lazily(package: str, names: tuple[str, ...]) -> Callable[[str], ModuleType]:
     """
 
     def find(name: str) -> ModuleType:
+        # Here, as every interpreter of an environment with this package imports `mms`.
+        import importlib
+
         if name in names:
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
