@@ -104,7 +104,13 @@ class GluonTSHandler:
             forecasts = list(self._predictor.predict(series, num_samples=configuration.samples))
         except self._fault_of_data as error:
             raise InvalidRequest(short_text(error)) from error
-        predictions = [self._described(forecast, configuration) for forecast in forecasts]
+        try:
+            predictions = [self._described(forecast, configuration) for forecast in forecasts]
+        except NotImplementedError:
+            raise InvalidRequest(
+                "this predictor answers a distribution without quantiles; ask for "
+                '"output_types": ["mean"]'
+            ) from None
         return {"predictions": self._encode(predictions)}
 
     def _series(self, instances: list[Any], freq: str) -> Any:
