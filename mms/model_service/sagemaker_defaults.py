@@ -267,7 +267,7 @@ def module_input(array: Array, content_type: str, module: Any) -> Any:
         module: A bound Module with one input.
 
     Raises:
-        InvalidRequest: The array has no rows, or too few dimensions, or the CSV does not fill them.
+        InvalidRequest: The array has no rows, or a CSV does not fill them.
     """
     mx = import_mxnet()
     if len(module.data_shapes) != 1:
@@ -283,10 +283,6 @@ def module_input(array: Array, content_type: str, module: Any) -> Any:
                 f"the CSV has {array.size} numbers, a row of {name!r} takes {math.prod(row)}"
             )
         array = array.reshape(-1, *row)
-    if array.ndim != len(shape):
-        raise InvalidInputShape(
-            f"the body has the shape {array.shape}, {name!r} takes (rows, {_listed(row)})"
-        )
     rows = len(array)
     if not rows:
         raise InvalidRequest("the body has no rows")
@@ -314,7 +310,7 @@ def module_predict(data: Any, module: Any) -> Any:
         if len(given) != len(bound) or given == bound:
             raise
         raise InvalidInputShape(
-            f"the rows of the body have the shape ({_listed(given[0])}), the model takes "
+            f"each row of the body has the shape ({_listed(given[0])}), the model takes "
             f"({_listed(bound[0])})"
         ) from None
 
