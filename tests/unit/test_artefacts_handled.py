@@ -57,6 +57,10 @@ class TestSageMaker:
             {"model_algo_1-symbol.json": "{}", "model-shapes.json": "[]"},
             {**CHECKPOINT, "signature.json": "{}"},
             {"code": "a file"},
+            # A code/ of somebody else's.
+            {"code/train.py": "", "net-symbol.json": "{}", "net-0000.params": ""},
+            {"code/train.py": "", "net.onnx": ""},
+            {"code/inference.py": "", "signature.json": "{}", "service.py": ""},
             {"readme.md": ""},
         ],
     )

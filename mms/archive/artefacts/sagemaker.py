@@ -28,6 +28,8 @@ _HANDLER = "mms.model_service.sagemaker:SageMakerHandler"
 _FUNCTION = re.compile(
     rb"^\s*(?:async\s+)?(?:def|from|import)\b.*\b(?:model_fn|transform_fn|predict_fn)\b", re.M
 )
+#: Ends of the names of files that make another model of a folder, whatever its code/ is for.
+_OTHERS = ("-symbol.json", ".params", ".onnx", ".py", SIGNATURE_NAME)
 #: A script longer than this is not looked into.
 _MAX_SCRIPT_BYTES = 1 << 20
 
@@ -50,12 +52,14 @@ def recognise(
         ArchiveError: It is a model of this container, but without its script.
     """
     script = find_script(folder, environment)
+    # That file is the contract of this server's own models.
+    is_ours = (folder / SIGNATURE_NAME).is_file()
     has_checkpoint = all((folder / file).is_file() for file in CHECKPOINT)
-    if script:
+    if script and not (is_ours and not _has_function(folder / script)):
         note = f"{script} runs by the rules of SageMaker's MXNet container"
-    elif has_checkpoint and not (folder / SIGNATURE_NAME).is_file():
+    elif has_checkpoint and not is_ours:
         note = "no script: the default functions of SageMaker's MXNet container run"
-    elif scripts := _scripts(folder / CODE):
+    elif (scripts := _scripts(folder / CODE)) and not _may_be_another(folder):
         raise ArchiveError(
             f"{folder}: {CODE}/ holds neither {_SCRIPT} nor a script with model_fn or "
             f"transform_fn; set {PROGRAM} to one of: {', '.join(scripts[:10])}"
@@ -87,6 +91,11 @@ def find_script(folder: Path, environment: Mapping[str, str] = os.environ) -> st
 
 def _scripts(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.py")) if folder.is_dir() else []
+
+
+def _may_be_another(folder: Path) -> bool:
+    """Whether a folder has files of which other kinds of models consist."""
+    return any(entry.name.endswith(_OTHERS) for entry in folder.iterdir())
 
 
 def _has_function(path: Path) -> bool:
