@@ -52,10 +52,16 @@ def recognise(
         ArchiveError: It is a model of this container, but without its script.
     """
     script = find_script(folder, environment)
-    # That file is the contract of this server's own models.
+    # That file is the contract of this server's own models: only a script in code/ outweighs it.
     is_ours = (folder / SIGNATURE_NAME).is_file()
+    if (
+        script
+        and is_ours
+        and not (script.startswith(f"{CODE}/") and _has_function(folder / script))
+    ):
+        script = None
     has_checkpoint = all((folder / file).is_file() for file in CHECKPOINT)
-    if script and not (is_ours and not _has_function(folder / script)):
+    if script:
         note = f"{script} runs by the rules of SageMaker's MXNet container"
     elif has_checkpoint and not is_ours:
         note = "no script: the default functions of SageMaker's MXNet container run"
@@ -73,8 +79,9 @@ def find_script(folder: Path, environment: Mapping[str, str] = os.environ) -> st
     """Return the script of a model by its path in the folder; None if there is none.
 
     The one that ``SAGEMAKER_PROGRAM`` names comes first, then ``inference.py``, then the only one
-    with one of the container's functions: SageMaker's SDK keeps the name that a script was
-    deployed by in that variable, which is not part of the model.
+    with one of the container's functions, in ``code/`` or else in the folder itself: SageMaker's
+    SDK keeps the name that a script was deployed by in that variable, which is not part of the
+    model.
     """
     program = environment.get(PROGRAM, "")
     if program and not program.endswith(".py"):
@@ -85,8 +92,12 @@ def find_script(folder: Path, environment: Mapping[str, str] = os.environ) -> st
             return f"{CODE}/{script}"
         if script and "/" not in script and _has_function(folder / script):
             return script
-    found = [script for script in _scripts(folder / CODE) if _has_function(folder / CODE / script)]
-    return f"{CODE}/{found[0]}" if len(found) == 1 else None
+    for place in (f"{CODE}/", ""):
+        scripts = [place + name for name in _scripts(folder / place)]
+        found = [script for script in scripts if _has_function(folder / script)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _scripts(folder: Path) -> list[str]:
