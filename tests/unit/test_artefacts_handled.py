@@ -99,6 +99,13 @@ class TestSageMaker:
         with pytest.raises(ArchiveError, match="set SAGEMAKER_PROGRAM"):
             found(folder)
 
+    @pytest.mark.parametrize("text", ["\n", " ", "def ", "import ", "\r", "model_fn ", "def model"])
+    def test_a_script_is_searched_in_linear_time(self, tmp_path: Path, text: str) -> None:
+        # A square of a million would take hours.
+        count = (1 << 20) // len(text)
+        folder = write_folder(tmp_path / "model", {"code/a.py": text * count})
+        assert sagemaker.find_script(folder, {}) is None
+
     def test_folders_that_are_links_are_kept_as_links(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "model", {"code/inference.py": "", "a/b": ""})
         os.symlink(folder, folder / "a" / "loop")

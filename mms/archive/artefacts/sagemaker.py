@@ -25,8 +25,9 @@ CODE = "code"
 #: The container's variable for the script's name, and that name by default.
 PROGRAM, _SCRIPT = "SAGEMAKER_PROGRAM", "inference.py"
 _HANDLER = "mms.model_service.sagemaker:SageMakerHandler"
+#: Nothing in it matches the end of a line, so that each line is looked at once.
 _FUNCTION = re.compile(
-    rb"^\s*(?:async\s+)?(?:def|from|import)\b.*\b(?:model_fn|transform_fn|predict_fn)\b", re.M
+    rb"^[ \t]*(?:def|from|import)[ \t].*\b(?:model_fn|transform_fn|predict_fn)\b", re.M
 )
 #: Ends of the names of files that make another model of a folder, whatever its code/ is for.
 _OTHERS = ("-symbol.json", ".params", ".onnx", ".py", SIGNATURE_NAME)
