@@ -32,6 +32,7 @@ from mms.archive.onnx_graph import (
     check_outputs,
     make_signature,
 )
+from mms.archive.pictures import picture_layout
 from mms.archive.reader import Archive
 from mms.archive.signature import Signature
 from mms.archive.writer import write_archive
@@ -53,6 +54,8 @@ from mms.export.service_file import own_methods
 from mms.version import __version__
 
 _LABELS_NAME = "synset.txt"
+_ONNX_BASES = ("OnnxBaseService", "OnnxVisionService")
+_VISION_BASES = ("MXNetVisionService", "GluonVisionService")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ def export_model(
     else:
         signature = read_signature(model_path)
         service = add_service(contents, model_path, service_file, symbol, parameters, signature)
+        _check_pictures(contents[service], model_path, signature)
         engine = {"MXNet": engine_version(files[symbol]) if symbol else "1.9.1"}
     defaults = replace(parse_serving(serving or {}, "--serving"), sample=find_sample(list(files)))
     manifest = _make_manifest(model_name, symbol, parameters, service, engine, defaults)
@@ -223,7 +227,7 @@ def _check_onnx_signature(
     """
     source = str(folder / SIGNATURE_NAME)
     path = contents[service]
-    own = set() if isinstance(path, bytes) else own_methods(path)
+    own = set() if isinstance(path, bytes) else own_methods(path, _ONNX_BASES)
     if own is None:
         # Only loading it shows; the service then checks it itself.
         return
@@ -234,6 +238,10 @@ def _check_onnx_signature(
     if isinstance(path, Path) or not signature.takes_images:
         return
     check_images(signature, graph, source)
+    declared = signature.postprocess
+    # Without labels, declared classes are numbers; detectors and embeddings have no classes.
+    if declared and not (declared.ranks_classes and _LABELS_NAME in contents):
+        return
     labels = contents.get(_LABELS_NAME)
     if not isinstance(labels, Path):
         raise SignatureError(
@@ -241,3 +249,17 @@ def _check_onnx_signature(
             "one with one class per line, or set --service-file-path to a service of your own"
         )
     check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
+
+
+def _check_pictures(service: Path | bytes, folder: Path, signature: Signature) -> None:
+    """Check that the default service for pictures can feed the network, if it is the one to do so.
+
+    Raises:
+        SignatureError: No picture fits into an input; the message names a shape that would do.
+    """
+    if not signature.takes_images:
+        return
+    own = set() if isinstance(service, bytes) else own_methods(service, _VISION_BASES)
+    if own is not None and not own & {"_preprocess", "inference"}:
+        for spec in signature.inputs:
+            picture_layout(spec.name, spec.shape, spec.preprocess, str(folder / SIGNATURE_NAME))

@@ -27,7 +27,7 @@ from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
-from mms.worker.slips import refuse_slips
+from mms.worker.slips import refuse_slips, warn_of_scores
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import (
     gives_tensors,
@@ -99,6 +99,7 @@ class Stages:
         self.gives_tensors = self.has_any and gives_tensors(service, signature)
         self.seconds = [0.0] * len(Stage)
         self.is_quiet = False
+        self._has_warned = False
         self._room_bytes = MAX_ANSWERS_BYTES
         self._started = 0.0
         self._decoding: _Steps = ((Stage.DECODE, self._decode),)
@@ -198,7 +199,10 @@ class Stages:
     def _postprocess(self, job: Job) -> None:
         # Tensor requests get the network's own arrays, without the postprocessing for others.
         if job.asked is None or not self.gives_tensors:
-            job.value = job.service._postprocess(job.value)
+            outputs = job.value
+            job.value = job.service._postprocess(outputs)
+            if self._spec.is_strict and not self._has_warned:
+                self._has_warned = warn_of_scores(job.service, outputs, job.value)
 
     def _encode(self, job: Job) -> None:
         if self._spec.is_strict:
