@@ -36,8 +36,10 @@ class GluonVisionService(GluonImperativeBaseService):
         net: Any = None,
         gpu: int | None = None,
     ) -> None:
+        pictures = read_pictures(type(self), model_dir, manifest)
         super().__init__(model_name, model_dir, manifest, net, gpu)
-        self._pictures = read_pictures(self, model_dir, manifest)
+        pictures.document = self._signature
+        self._pictures = pictures
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
         """Decode the bytes of one image per input -> float32 NDArray of the input's layout."""

@@ -27,9 +27,11 @@ class MXNetVisionService(MXNetBaseService):
     def __init__(
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
     ) -> None:
+        pictures = read_pictures(type(self), model_dir, manifest)
         super().__init__(model_name, model_dir, manifest, gpu)
-        self._pictures = read_pictures(self, model_dir, manifest)
-        if not overrides(self, "_postprocess") and hasattr(self, "labels"):
+        pictures.document = self._signature
+        self._pictures = pictures
+        if not overrides(type(self), "_postprocess") and hasattr(self, "labels"):
             self._pictures.check_labels(self._known_classes(), len(self.labels))
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
@@ -59,8 +61,7 @@ class MXNetVisionService(MXNetBaseService):
 
     def _known_classes(self) -> list[tuple[str, int]]:
         """Return the number of classes of each output; nothing if it depends on the picture."""
-        specs = self.signature["inputs"]
-        shapes = {spec["data_name"]: (1, *spec["data_shape"][1:]) for spec in specs}
+        shapes = self._pictures.shapes
         if any(0 in shape for shape in shapes.values()):
             return []
         symbol = self.mx_model.symbol

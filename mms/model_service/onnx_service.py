@@ -122,7 +122,7 @@ class OnnxBaseService(SingleNodeService):
         self._inputs = _in_order(graph.inputs, signature.input_names)
         if len(self._inputs) < len(graph.inputs):
             self._inputs = list(graph.inputs)
-        if overrides(self, "_preprocess"):
+        if overrides(type(self), "_preprocess"):
             self._shapes = [value.shape for value in self._inputs]
         else:
             check_inputs(signature, graph, source)
@@ -130,7 +130,7 @@ class OnnxBaseService(SingleNodeService):
                 request_shape(spec, value)
                 for spec, value in zip(signature.inputs, self._inputs, strict=True)
             ]
-        if not overrides(self, "_postprocess"):
+        if not overrides(type(self), "_postprocess"):
             check_outputs(signature, graph, source)
         outputs = _in_order(graph.outputs, [spec.name for spec in signature.outputs])
         self.input_names = [value.name for value in self._inputs]
@@ -198,10 +198,10 @@ class OnnxVisionService(OnnxBaseService):
         self._pictures = Pictures(
             replace(signature, inputs=inputs), source, self._signature_document
         )
-        if not overrides(self, "_preprocess"):
+        if not overrides(type(self), "_preprocess"):
             check_images(signature, self._graph, source)
         if (
-            not overrides(self, "_postprocess")
+            not overrides(type(self), "_postprocess")
             and hasattr(self, "labels")
             and (signature.postprocess is None or signature.postprocess.ranks_classes)
         ):

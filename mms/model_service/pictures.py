@@ -28,18 +28,23 @@ class Pictures:
     Args:
         signature: The signature.
         source: Its origin, for messages.
-        document: The document that the service knows as its signature.
+        document: The document that the service has as its signature.
 
     Attributes:
-        document: That document.
+        document: That document; None until the service has one.
         postprocess: What is declared for the outputs; None if nothing is.
     """
 
-    def __init__(self, signature: Signature, source: str, document: Any) -> None:
+    def __init__(self, signature: Signature, source: str, document: Any = None) -> None:
         self.document = document
         self.postprocess: Postprocess | None = signature.postprocess
         self._inputs = signature.inputs
         self._source = source
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each input by its name, for one picture; 0 is any size."""
+        return {spec.name: (1, *spec.shape[1:]) for spec in self._inputs}
 
     def declared(self, index: int) -> Preprocess | None:
         """Return what is declared for an input; None if nothing is."""
@@ -94,20 +99,19 @@ class Pictures:
         return picture_layout(spec.name, spec.shape, spec.preprocess, self._source)
 
 
-def read_pictures(service: Any, model_dir: str, manifest: dict[str, Any]) -> Pictures:
-    """Return the plan of a service that has just been created, from its signature.json.
+def read_pictures(cls: type[Any], model_dir: str, manifest: dict[str, Any]) -> Pictures:
+    """Return the plan of a service that is being created, from its signature.json.
 
-    The file is read again, since services of 0.4 see free sizes as 1 in `signature`.
+    The file itself counts, since services of 0.4 see free sizes as 1 in their `signature`.
 
     Raises:
-        SignatureError: It is not valid; or no picture fits into an input, and the service leaves
+        SignatureError: It is not valid; or no picture fits into an input, and the class leaves
             `_preprocess` to its base.
     """
     name = manifest["Model"]["Signature"]
     with open(os.path.join(model_dir, name), encoding="utf-8-sig") as file:
-        document = json.load(file)
-    pictures = Pictures(parse_signature(document, name), name, service._signature)
-    if not overrides(service, "_preprocess"):
+        pictures = Pictures(parse_signature(json.load(file), name), name)
+    if not overrides(cls, "_preprocess"):
         pictures.check()
     return pictures
 
@@ -122,9 +126,8 @@ def pictures_of(service: Any) -> Pictures:
     return pictures
 
 
-def overrides(service: Any, stage: str) -> bool:
-    """Return whether a class outside this package overrides a stage of a service."""
-    cls = type(service)
+def overrides(cls: type[Any], stage: str) -> bool:
+    """Return whether a service's class, or a base outside this package, overrides a stage."""
     owner = getattr(getattr(cls, stage), "__module__", "")
     return not owner.startswith("mms.") or cls.inference is not SingleNodeService.inference
 

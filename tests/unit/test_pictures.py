@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,6 +238,20 @@ def test_boxes_in_pixels_need_a_fixed_size() -> None:
     parse_signature(document(postprocess=boxes))
     with pytest.raises(SignatureError, match="need a picture of fixed size; the input 'data'"):
         parse_signature(document([0, 3, 0, 0], postprocess=boxes))
+
+
+def test_every_example_of_the_documentation_is_a_signature() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()
+    examples = re.findall(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(examples) == 6
+    for example in examples:
+        parse_signature(json.loads(example))
+    for key in (
+        *Preprocess.__dataclass_fields__,
+        *(key for key in Postprocess.__dataclass_fields__),
+        *(f"boxes.{key}" for key in Boxes.__dataclass_fields__),
+    ):
+        assert f"| `{key}` |" in text
 
 
 # --- Layouts -------------------------------------------------------------------------------------
