@@ -7,11 +7,13 @@ from typing import Any
 from mms.engines.pictures import picture_array
 from mms.model_service.mxnet_model_service import MXNetBaseService, mx
 from mms.model_service.pictures import (
+    Pictures,
     class_counts,
     labels_of,
     overrides,
     pictures_of,
     read_pictures,
+    remember,
 )
 from mms.utils.mxnet import image, ndarray
 
@@ -29,10 +31,9 @@ class MXNetVisionService(MXNetBaseService):
     ) -> None:
         pictures = read_pictures(type(self), model_dir, manifest)
         super().__init__(model_name, model_dir, manifest, gpu)
-        pictures.document = self._signature
-        self._pictures = pictures
+        remember(pictures, self._signature)
         if not overrides(type(self), "_postprocess") and hasattr(self, "labels"):
-            self._pictures.check_labels(self._known_classes(), len(self.labels))
+            pictures.check_labels(self._known_classes(pictures), len(self.labels))
 
     def _preprocess(self, data: list[Any]) -> list[Any]:
         """Decode the bytes of one image per input -> NDArray of (1, C, H, W) or (1, H, W, C) each.
@@ -59,9 +60,9 @@ class MXNetVisionService(MXNetBaseService):
             return pictures.answer(data, pictures.postprocess, getattr(self, "labels", None))
         return [ndarray.top_probability(output, labels_of(self)) for output in data]
 
-    def _known_classes(self) -> list[tuple[str, int]]:
+    def _known_classes(self, pictures: Pictures) -> list[tuple[str, int]]:
         """Return the number of classes of each output; nothing if it depends on the picture."""
-        shapes = self._pictures.shapes
+        shapes = pictures.shapes
         if any(0 in shape for shape in shapes.values()):
             return []
         symbol = self.mx_model.symbol

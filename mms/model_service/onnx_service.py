@@ -195,9 +195,7 @@ class OnnxVisionService(OnnxBaseService):
             TensorSpec(value.name, tuple(shape), preprocess=declared.get(value.name, first))
             for value, shape in zip(self._inputs, self._shapes, strict=True)
         )
-        self._pictures = Pictures(
-            replace(signature, inputs=inputs), source, self._signature_document
-        )
+        self._pictures = Pictures(replace(signature, inputs=inputs), source)
         if not overrides(type(self), "_preprocess"):
             check_images(signature, self._graph, source)
         if (

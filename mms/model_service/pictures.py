@@ -19,6 +19,11 @@ from mms.engines.pictures import declared_answer
 from mms.errors import ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 
+_DEFAULTS = tuple(
+    f"mms.model_service.{name}"
+    for name in ("mxnet_vision_service", "gluon_vision_service", "onnx_service")
+)
+
 logger = logging.getLogger("mms.worker")
 
 
@@ -28,15 +33,12 @@ class Pictures:
     Args:
         signature: The signature.
         source: Its origin, for messages.
-        document: The document that the service has as its signature.
 
     Attributes:
-        document: That document; None until the service has one.
         postprocess: What is declared for the outputs; None if nothing is.
     """
 
-    def __init__(self, signature: Signature, source: str, document: Any = None) -> None:
-        self.document = document
+    def __init__(self, signature: Signature, source: str) -> None:
         self.postprocess: Postprocess | None = signature.postprocess
         self._inputs = signature.inputs
         self._source = source
@@ -99,6 +101,11 @@ class Pictures:
         return picture_layout(spec.name, spec.shape, spec.preprocess, self._source)
 
 
+#: The document that a service has as its signature, and its plan, by the document's id. Nothing is
+#: kept on the service, which may have any attributes of its own.
+_plans: dict[int, tuple[Any, Pictures]] = {}
+
+
 def read_pictures(cls: type[Any], model_dir: str, manifest: dict[str, Any]) -> Pictures:
     """Return the plan of a service that is being created, from its signature.json.
 
@@ -116,20 +123,25 @@ def read_pictures(cls: type[Any], model_dir: str, manifest: dict[str, Any]) -> P
     return pictures
 
 
+def remember(pictures: Pictures, document: Any) -> None:
+    """Note the plan of a service that has this document as its signature."""
+    _plans[id(document)] = (document, pictures)
+
+
 def pictures_of(service: Any) -> Pictures:
-    """Return the plan of a service: made when it was loaded, or from a signature of its own."""
-    pictures: Pictures | None = vars(service).get("_pictures")
+    """Return the plan of a service: the noted one, unless it has a signature of its own."""
     document = service.signature
-    if pictures is None or pictures.document is not document:
-        source = f"the signature of {type(service).__name__}"
-        pictures = service._pictures = Pictures(parse_signature(document, source), source, document)
-    return pictures
+    known = _plans.get(id(document))
+    if known is not None:
+        return known[1]
+    source = f"the signature of {type(service).__name__}"
+    return Pictures(parse_signature(document, source), source)
 
 
 def overrides(cls: type[Any], stage: str) -> bool:
-    """Return whether a service's class, or a base outside this package, overrides a stage."""
+    """Return whether a service's class overrides a stage of the default services."""
     owner = getattr(getattr(cls, stage), "__module__", "")
-    return not owner.startswith("mms.") or cls.inference is not SingleNodeService.inference
+    return owner not in _DEFAULTS or cls.inference is not SingleNodeService.inference
 
 
 def class_counts(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[tuple[str, int]]:

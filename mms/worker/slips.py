@@ -23,6 +23,7 @@ from mms.worker.arrays import arrays_of
 
 logger = logging.getLogger("mms.worker")
 
+_VISION_SERVICES = ("MXNetVisionService", "GluonVisionService", "OnnxVisionService")
 _STAGES = ("_preprocess", "_inference", "_postprocess")
 #: Minimum similarity of a method's name to a stage's for one to be meant as the other.
 _LIKENESS = 0.85
@@ -121,20 +122,27 @@ def warn_of_ignored_declarations(service: Any, signature: Signature) -> None:
     for key, is_declared in declared.items():
         method = getattr(type(service), f"_{key}", None)
         code = getattr(method, "__code__", None)
-        follows = hasattr(service, "_pictures") and (
+        follows = _is_vision_service(service) and (
             str(getattr(method, "__module__", "")).startswith("mms.")
             or (code is not None and {"super", f"_{key}"} <= {*code.co_names})
         )
         if is_declared and not follows:
             logger.warning(
                 "signature.json declares %s, but the service does not follow it: derive %s from "
-                "MXNetVisionService, GluonVisionService or OnnxVisionService, and call "
-                "super()._%s if it overrides _%s",
+                "%s, and call super()._%s if it overrides _%s",
                 key,
                 type(service).__name__,
+                " or ".join(_VISION_SERVICES),
                 key,
                 key,
             )
+
+
+def _is_vision_service(service: Any) -> bool:
+    return any(
+        cls.__module__.startswith("mms.") and cls.__name__ in _VISION_SERVICES
+        for cls in type(service).__mro__
+    )
 
 
 def refuse_uncalled_stages(service: Any, run: Callable[[], bool]) -> None:

@@ -201,6 +201,9 @@ async def shared(folder: Path, trained: Path, start_shared: StartServer) -> Runn
             path = export_model(key, source, None, folder).path
             settings = {"batch_size": 4, "max_batch_delay": 200.0} if name == "classes" else {}
             models[key] = (path, {"threads": 1, **settings})
+    for name, shape in (("gluon", [0, 3, 32, 32]), ("gluon-any", [0, 3, 0, 0])):
+        source = write(folder / name, trained, "gluon", document(shape), LABELS)
+        models[name] = (export_model(name, source, None, folder).path, {"threads": 1})
     colours = ["red", "green", "blue"]
     for name, symbol, shape, declared in (
         ("any", "means", [0, 3, 0, 0], {}),
@@ -279,6 +282,16 @@ class TestEngines:
     ) -> None:
         # 0.4 takes 0 for 1 and shrinks every picture to one pixel.
         assert await show(server, "any", plain(size=size)) == [MEANS]
+
+    async def test_a_gluon_network_s_pictures_may_keep_their_size_too(
+        self, server: RunningServer
+    ) -> None:
+        small = picture(32, 32)
+        fixed = await show(server, "gluon", small)
+        assert await show(server, "gluon-any", small) == fixed
+        assert await show(server, "gluon-any", picture(64, 40)) != fixed
+        # Without a declaration a Gluon service has a softmax of its own, as in 0.4.
+        assert sum(item["probability"] for item in fixed[0]) == pytest.approx(1, abs=1e-5)
 
     async def test_channels_may_come_last(self, server: RunningServer) -> None:
         # 0.4 takes the axes for channels first, and fails.

@@ -149,7 +149,8 @@ def test_a_signature_with_declarations_comes_back_from_its_document() -> None:
 
 def test_without_declarations_a_signature_has_none() -> None:
     signature = parse_signature(document())
-    assert signature.inputs[0].preprocess is signature.postprocess is None
+    assert signature.inputs[0].preprocess is None
+    assert signature.postprocess is None
     assert signature == Signature(
         signature.inputs, "image/jpeg", signature.outputs, "application/json"
     )
