@@ -35,8 +35,9 @@ from mms.archive.onnx_graph import (
 from mms.archive.pictures import picture_layout
 from mms.archive.reader import Archive
 from mms.archive.signature import Signature
+from mms.archive.text import blank_labels, read_labels
 from mms.archive.writer import write_archive
-from mms.errors import ExportError, SignatureError
+from mms.errors import ExportError, ModelLoadFailed, SignatureError
 from mms.export.model_folder import (
     SIGNATURE_NAME,
     check_names,
@@ -109,6 +110,8 @@ def export_model(
         raise ExportError(f"{model_path}: no such folder; set --model-path to the model's folder")
     files = dict(collect(model_path))
     check_names(model_path, files)
+    if _LABELS_NAME in files:
+        _check_labels_file(files[_LABELS_NAME])
     symbol, parameters = find_model_files(model_path, list(files))
     contents: dict[str, Path | bytes] = dict(files)
     if format_of(symbol) is ModelFormat.ONNX:
@@ -129,6 +132,23 @@ def export_model(
     target = _make_folder(expand(export_path)) / f"{model_name}.model"
     manifest = write_archive(target, manifest, contents, overwrite=force)
     return Export(target, manifest, len(contents) + 1)
+
+
+def _check_labels_file(path: Path) -> None:
+    """Refuse a synset.txt that cannot be read, or that names only some of its classes.
+
+    Raises:
+        ExportError: The message says which line, and what to do.
+    """
+    try:
+        blank = blank_labels(read_labels(path))
+    except ModelLoadFailed as error:
+        raise ExportError(f"{path}: {error}") from None
+    if blank:
+        raise ExportError(
+            f"{path}: line {blank[0]} is blank, and would be the name of a class; name the class, "
+            "or remove the line"
+        )
 
 
 def export_quantized(
@@ -248,7 +268,7 @@ def _check_onnx_signature(
             f"{source}: image models are answered with labels, but there is no {_LABELS_NAME}; add "
             "one with one class per line, or set --service-file-path to a service of your own"
         )
-    check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
+    check_labels(signature, graph, len(read_labels(labels)), source)
 
 
 def _check_pictures(service: Path | bytes, folder: Path, signature: Signature) -> None:

@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 
 from mms.engines.pictures import picture_array
-from mms.model_service.mxnet_model_service import (
-    GluonImperativeBaseService,
-    check_input_shape,
-    mx,
-)
+from mms.model_service.mxnet_model_service import GluonImperativeBaseService, mx
 from mms.model_service.pictures import labels_of, pictures_of, read_pictures, remember
 from mms.utils.mxnet import image, ndarray
 
@@ -23,9 +19,10 @@ _STD = (0.229, 0.224, 0.225)
 class GluonVisionService(GluonImperativeBaseService):
     """Encoded images in, the five most probable labels out, unless signature.json declares more.
 
-    Each image is decoded, resized to the signature's (N, 3, H, W), scaled to 0..1 and normalised
-    with ImageNet's mean and standard deviation; where height or width is 0 there, the image keeps
-    its own. The archive needs a synset.txt that names the classes.
+    Each image is decoded, resized with the engine's default (bilinear) to the signature's
+    (N, 3, H, W) or (N, H, W, 3), scaled to 0..1 and normalised with ImageNet's mean and standard
+    deviation; where height or width is 0 there, the image keeps its own. The archive needs a
+    synset.txt that names the classes.
     """
 
     def __init__(
@@ -64,7 +61,7 @@ class GluonVisionService(GluonImperativeBaseService):
 
         Where a postprocess is declared, return what the network returns.
         """
-        check_input_shape(data, self.signature)
+        super()._inference(data)
         if pictures_of(self).postprocess is not None:
             return self.net(*data)
         return self.net(data[0]).softmax()

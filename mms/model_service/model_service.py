@@ -87,6 +87,10 @@ class SingleNodeService(ModelService):
         return data
 
 
+class MultiNodesService(ModelService):
+    """Does nothing, as in 0.4: services import the name."""
+
+
 def load_service(path: str, name: str | None = None) -> ModuleType:
     """Import a service file as a module.
 
@@ -105,18 +109,19 @@ def load_service(path: str, name: str | None = None) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = name or os.path.splitext(os.path.basename(path))[0]
-    if name in sys.modules:
-        # A service called random.py must not replace the standard `random`.
-        name = f"mms_service_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Registered before it runs: dataclasses and pickle look their module up by name.
-    sys.modules[name] = module
+    # Registered before it runs: dataclasses and pickle look their module up by name. But a service
+    # called random.py must not replace the standard `random`.
+    is_free = name not in sys.modules
+    if is_free:
+        sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        if is_free:
+            del sys.modules[name]
         raise
     return module

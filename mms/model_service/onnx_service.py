@@ -24,6 +24,7 @@ from mms.archive.onnx_graph import (
 )
 from mms.archive.pictures import Preprocess
 from mms.archive.signature import Signature, TensorSpec, parse_signature
+from mms.archive.text import read_labels
 from mms.engines.onnx_session import graph_of, open_session
 from mms.engines.pictures import picture_array, softmax
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
@@ -80,8 +81,7 @@ class OnnxBaseService(SingleNodeService):
         signature = parse_signature(self._signature_document, model["Signature"])
         synset = os.path.join(model_dir, "synset.txt")
         if os.path.isfile(synset):
-            with open(synset, encoding="utf-8") as file:
-                self.labels = [line.strip() for line in file]
+            self.labels = read_labels(synset)
         self._threads = _worker_threads()
         path = os.path.join(model_dir, model["Symbol"])
         self.session = open_session(path, self._threads, gpu)

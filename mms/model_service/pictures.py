@@ -15,6 +15,7 @@ from typing import Any
 
 from mms.archive.pictures import ImageLayout, Postprocess, Preprocess, picture_layout
 from mms.archive.signature import Signature, parse_signature
+from mms.archive.text import read_text
 from mms.engines.pictures import declared_answer
 from mms.errors import ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
@@ -116,8 +117,8 @@ def read_pictures(cls: type[Any], model_dir: str, manifest: dict[str, Any]) -> P
             `_preprocess` to its base.
     """
     name = manifest["Model"]["Signature"]
-    with open(os.path.join(model_dir, name), encoding="utf-8-sig") as file:
-        pictures = Pictures(parse_signature(json.load(file), name), name)
+    document = json.loads(read_text(os.path.join(model_dir, name)))
+    pictures = Pictures(parse_signature(document, name), name)
     if not overrides(cls, "_preprocess"):
         pictures.check()
     return pictures

@@ -14,7 +14,12 @@ from mms.archive.manifest import MANIFEST_NAME, Manifest, ModelFormat, parse_man
 from mms.archive.signature import Signature, parse_signature
 from mms.engines.imports import import_mxnet
 from mms.errors import ModelLoadFailed
-from mms.model_service.model_service import ModelService, SingleNodeService, load_service
+from mms.model_service.model_service import (
+    ModelService,
+    MultiNodesService,
+    SingleNodeService,
+    load_service,
+)
 from mms.wire.messages import LoadSpec
 from mms.worker.handler import HandlerRunner, load_handler
 from mms.worker.originals import maintained_class
@@ -24,6 +29,8 @@ from mms.worker.samples import request_pairs, sample_request
 from mms.worker.warm_up import warm_up
 
 logger = logging.getLogger("mms.worker")
+
+_ABSTRACT = (ModelService, SingleNodeService, MultiNodesService)
 
 
 def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
@@ -73,11 +80,12 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
             os.path.basename(path),
             service_class.__name__,
         )
-    return (
-        service_class(manifest.model_name, spec.folder, document, spec.gpu),
-        signature,
-        manifest,
-    )
+    service = service_class(manifest.model_name, spec.folder, document, spec.gpu)
+    if manifest.model_format is not ModelFormat.ONNX:
+        from mms.engines.hybrid import start_trial
+
+        start_trial(getattr(service, "net", None))
+    return service, signature, manifest
 
 
 def find_service_class(module: ModuleType, path: str) -> type[Any]:
@@ -92,7 +100,7 @@ def find_service_class(module: ModuleType, path: str) -> type[Any]:
     classes = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, ModelService) and cls not in (ModelService, SingleNodeService)
+        if issubclass(cls, ModelService) and cls not in _ABSTRACT
     ]
     own = [cls for cls in classes if cls.__module__ == module.__name__]
     candidates = _leaves(own) or _leaves(classes)

@@ -96,7 +96,7 @@ DECLARED: dict[str, tuple[list[int], dict[str, Any]]] = {
     "embedding": (
         [0, 3, 0, 0],
         {
-            "preprocess": {"mean": 127.5, "std": 128},
+            "preprocess": {"crop": [24, 40], "mean": 127.5, "std": 128},
             "postprocess": {"normalize": True},
         },
     ),
