@@ -95,7 +95,9 @@ def reason_of(failure: MMSError) -> str:
     """Return a failure's message and its cause, on one line."""
     if failure.detail is None or not isinstance(failure, InferenceFailed):
         return str(failure)
-    return f"{failure}: {reason_line(failure.detail.traceback)}"
+    reason = reason_line(failure.detail.traceback)
+    # An error of ours is its own reason.
+    return str(failure) if str(failure) in reason else f"{failure}: {reason}"
 
 
 def log_failure(failure: MMSError) -> None:

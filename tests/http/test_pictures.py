@@ -44,6 +44,12 @@ data = mx.sym.var("data")
 last = mx.sym.load("cnn-symbol.json")
 whole = last(data=mx.sym.transpose(data, axes=(0, 3, 1, 2)))
 whole.save("last-symbol.json")
+rows = mx.sym.broadcast_add(
+    mx.sym.var("rows"), mx.sym.reshape(mx.sym.mean(data, axis=(1, 2, 3)) / 1000, (-1, 1, 1)) * 0
+)
+rows.save("rows-symbol.json")
+detected = [[[2, 0.6, 4, 0, 8, 2], [0, 0.9, 0, 0, 16, 8], [1, 0.2, 0, 0, 1, 1], [-1] * 6]]
+mx.nd.save("rows-0000.params", {"arg:rows": mx.nd.array(detected)})
 eye = {"arg:fc_weight": mx.nd.array(np.eye(3))}
 for name, axes in (("means", (2, 3)), ("means-last", (1, 2))):
     mean = mx.sym.mean(data, axis=axes)
@@ -210,6 +216,7 @@ async def shared(folder: Path, trained: Path, start_shared: StartServer) -> Runn
         ("last", "means-last", [1, 8, 8, 3], {}),
         ("fixed", "means", [0, 3, 8, 8], {}),
         ("asis", "means", [0, 3, 0, 0], {"postprocess": {}}),
+        ("found", "rows", [0, 3, 8, 16], {"postprocess": {"boxes": {"coordinates": "pixels"}}}),
         ("boxed", "means-last", [1, 8, 8, 0], {"preprocess": {"layout": "NHWC"}}),
     ):
         signature = document(shape, **declared)
@@ -300,6 +307,14 @@ class TestEngines:
 
     async def test_an_empty_postprocess_leaves_the_outputs(self, server: RunningServer) -> None:
         assert await show(server, "asis", plain()) == [[[200.0, 100.0, 50.0]]]
+
+    async def test_rows_of_a_detector_become_objects(self, server: RunningServer) -> None:
+        objects = [
+            {"class": "red", "score": 0.9, "box": [0.0, 0.0, 1.0, 1.0]},
+            {"class": "blue", "score": 0.6, "box": [0.25, 0.0, 0.5, 0.25]},
+        ]
+        [found] = await show(server, "found", plain())
+        assert [{**item, "score": pytest.approx(item["score"])} for item in found] == objects
 
     @pytest.mark.parametrize("kind", FORMATS)
     async def test_every_promised_format_is_decoded(self, server: RunningServer, kind: str) -> None:

@@ -105,6 +105,10 @@ def picture(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
     return output.getvalue()
 
 
+def _listed(size: Any) -> Any:
+    return list(size) if isinstance(size, tuple) else size
+
+
 def gradient(height: int, width: int) -> Any:
     """Return pixels that all differ from their neighbours: (H, W, 3) uint8."""
     rows, columns = np.mgrid[:height, :width]
@@ -297,6 +301,59 @@ def test_a_shape_that_holds_no_picture_is_refused_with_one_that_does(
         picture_layout("data", shape, None, "s.json")
     assert f"write {written}" in str(refused.value)
     picture_layout("data", written, None, "s.json")
+
+
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=6),
+    st.none() | st.builds(Preprocess, layout=st.sampled_from(["", *LAYOUTS])),
+)
+@BOUNDED
+def test_any_shape_has_a_layout_or_is_refused_with_one_that_has(
+    shape: list[int], how: Preprocess | None
+) -> None:
+    try:
+        layout = picture_layout("data", shape, how, "s.json")
+    except SignatureError as error:
+        written = re.search(r"write (\[[\d, ]+\])", str(error))
+        assert written is not None
+        picture_layout("data", json.loads(written[1]), None, "s.json")
+        return
+    spatial = shape[2:] if layout.is_channels_first else shape[1:3]
+    assert [layout.height, layout.width] == spatial
+    assert layout.channels in (1, 3)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.none() | st.integers(1, 40) | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.none() | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(INTERPOLATIONS),
+)
+@BOUNDED
+def test_every_picture_gets_the_declared_size(
+    height: int, width: int, resize: Any, crop: tuple[int, int] | None, interpolation: str
+) -> None:
+    try:
+        how = parse_preprocess(
+            {
+                "interpolation": interpolation,
+                **({} if resize is None else {"resize": _listed(resize)}),
+                **({} if crop is None else {"crop": _listed(crop)}),
+            },
+            "preprocess",
+            "s.json",
+        )
+    except SignatureError:
+        return
+    _, channels, *size = picture_array(picture(gradient(height, width)), how, FREE).shape
+    assert channels == 3
+    if how.size is not None:
+        assert tuple(size) == how.size
+    elif isinstance(how.resize, int):
+        assert min(size) == how.resize
+    else:
+        assert size == [height, width]
 
 
 # --- Pixels --------------------------------------------------------------------------------------
