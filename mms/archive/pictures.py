@@ -20,7 +20,7 @@ DECLARATIONS = ("preprocess", "postprocess")
 #: Number of channels by the order of colours.
 COLORS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 LAYOUTS = ("NCHW", "NHWC")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area", "opencv-bilinear")
 #: Maximum height or width after resizing; no network takes more.
 MAX_SIDE = 16_384
 #: Maximum number of classes or boxes in an answer.

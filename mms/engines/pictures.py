@@ -19,6 +19,7 @@ from mms.archive.pictures import (
     Preprocess,
 )
 from mms.engines.images import max_pixels, read_image
+from mms.engines.opencv_bilinear import resize
 from mms.errors import InvalidServiceOutput, UndecodableImage
 
 Array = NDArray[Any]
@@ -53,8 +54,7 @@ def picture_array(
         UndecodableImage: The bytes are not an image, or it would become too large.
     """
     image = read_image(bytes(data)).convert("L" if layout.channels == 1 else "RGB")
-    image = _resized(image, how, layout)
-    pixels: Array = np.asarray(image).reshape(image.height, image.width, layout.channels)
+    pixels = _resized(image, how, layout)
     if how.color == "BGR":
         pixels = pixels[..., ::-1]
     if not how.is_raw:
@@ -104,10 +104,12 @@ def softmax(scores: Any) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def _resized(image: Any, how: Preprocess, layout: ImageLayout) -> Any:
-    """Resize and crop in one step, whose cost depends on the result and not on what is cut off."""
-    from PIL.Image import Resampling
+def _resized(image: Any, how: Preprocess, layout: ImageLayout) -> Array:
+    """Resize and crop in one step, whose cost depends on the result and not on what is cut off.
 
+    Returns:
+        Array of (H, W, C) uint8.
+    """
     height, width = image.height, image.width
     if isinstance(how.resize, int):
         side = how.resize
@@ -122,24 +124,34 @@ def _resized(image: Any, how: Preprocess, layout: ImageLayout) -> Any:
             f"the image of {width} x {height} pixels would become {target[1]} x {target[0]}, more "
             f"than {max_pixels()} pixels"
         )
-    box = (0.0, 0.0, float(width), float(height))
     if how.crop and how.resize is None:
         # The largest part in the middle that has the crop's proportions.
         factor = min(height / target[0], width / target[1])
-        top, left = (height - target[0] * factor) / 2, (width - target[1] * factor) / 2
-        box = (left, top, width - left, height - top)
-    elif how.crop:
-        top, left = (whole[0] - target[0]) // 2, (whole[1] - target[1]) // 2
-        down, right = height / whole[0], width / whole[1]
-        # Rounding must not lead out of the picture.
-        box = (
-            left * right,
-            top * down,
-            min((left + target[1]) * right, width),
-            min((top + target[0]) * down, height),
+        whole = (max(target[0], round(height / factor)), max(target[1], round(width / factor)))
+    top, left = (whole[0] - target[0]) // 2, (whole[1] - target[1]) // 2
+    if how.interpolation == "opencv-bilinear":
+        source: Array = np.asarray(image).reshape(height, width, layout.channels)
+        return (
+            source
+            if whole == target == (height, width)
+            else resize(source, whole, top, left, *target)
         )
-    method = getattr(Resampling, _FILTERS[how.interpolation])
-    return image.resize((target[1], target[0]), method, box)
+    down, right = height / whole[0], width / whole[1]
+    # Rounding must not lead out of the picture.
+    box = (
+        left * right,
+        top * down,
+        min((left + target[1]) * right, width),
+        min((top + target[0]) * down, height),
+    )
+    part = image.resize((target[1], target[0]), _filter(how.interpolation), box)
+    return np.asarray(part).reshape(*target, layout.channels)
+
+
+def _filter(interpolation: str) -> Any:
+    from PIL.Image import Resampling
+
+    return getattr(Resampling, _FILTERS[interpolation])
 
 
 def _best_classes(array: Any, how: Postprocess, labels: Sequence[str] | None) -> list[Any]:
