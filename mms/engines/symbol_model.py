@@ -65,7 +65,6 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
         self._param_file = param_file
         self._shapes = dict(shapes)
         self._data_names = list(shapes)
-        self.is_bound = False
         self.was_asked_for_outputs = False
         self._inputs: Sequence[Any] = ()
         self._outputs: list[Any] | None = None
@@ -78,6 +77,7 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
         with self._semantics():
             self._symbol = (mx.np_symbol if self._is_numpy else mx.sym).load(symbol_file)
         self._output_names = self._symbol.list_outputs()
+        self.is_bound = False
         if quantized is None:
             self._load(Graph(document))
 
@@ -88,6 +88,12 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._bind()
         return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Become a bound Module before its state is changed, as `bind` does first of all."""
+        if name in _MODULE_STATE and not vars(self).get("is_bound", True):
+            self._bind()
+        super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the network.
@@ -297,8 +303,10 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
                 allow_missing=True,
                 allow_extra=True,
             )
-            if self._inputs:
-                # Whatever a Module keeps of the last forward pass is there.
+            shapes = [array.shape for array in self._inputs]
+            if shapes and (not self._free or shapes == [desc.shape for desc in self._data_shapes]):
+                # Whatever a Module keeps of the last forward pass is there. Only the sizes that it
+                # was bound to, where free arguments would have to change theirs, too.
                 super().forward(mx.io.DataBatch(list(self._inputs)))
                 self._inputs = ()
 
