@@ -132,7 +132,7 @@ class TestModule:
         assert model.get_states(merge_multi_context=False) == []
         with pytest.raises(AssertionError):
             model.update()
-        with pytest.raises(AttributeError, match="SymbolModel.*nothing"):
+        with pytest.raises(AttributeError, match=r"SymbolModel.*nothing"):
             _ = model.nothing
 
     def test_what_it_keeps_of_the_last_forward_pass_is_there(self, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ class TestFreeArguments:
             make_service(tmp_path, fc(data() + mx.sym.Variable("data1")))
 
     def test_a_weight_is_never_zero(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadFailed, match="'fc_weight' is neither.*a parameter of 'fc'"):
+        with pytest.raises(ModelLoadFailed, match=r"'fc_weight' is neither.*a parameter of 'fc'"):
             make_service(tmp_path, fc(data()), {"fc_bias": BIAS})
 
 
@@ -244,7 +244,7 @@ class TestParameters:
         make_service(tmp_path, fc(data()))
         (tmp_path / "m-0000.params").write_bytes(b"nothing")
         model = {"Signature": "signature.json", "Symbol": "m-symbol.json"}
-        with pytest.raises(ModelLoadFailed, match="^m-0000.params is not a parameter file"):
+        with pytest.raises(ModelLoadFailed, match=r"^m-0000\.params is not a parameter file"):
             MXNetBaseService(
                 "m", str(tmp_path), {"Model": {**model, "Parameters": "m-0000.params"}}
             )
