@@ -95,8 +95,17 @@ def test_one_whose_code_looks_at_more_than_numbers_is_not(net: Any, answers: lis
     assert not net._active
 
 
+def test_one_that_draws_numbers_is_not_even_tried() -> None:
+    assert run(Random(), ZEROS, ZEROS) == [([[1, 1, 1]], False), ([[2, 2, 2]], False)]
+
+
+class Sampling(HybridBlock):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return F.broadcast_add(x, F.sample_normal(F.zeros((3,)), F.ones((3,))).reshape((1, 3)))
+
+
 def test_one_that_returns_something_else_each_time_is_not() -> None:
-    (first, _), (second, active) = run(Random(), ZEROS, ZEROS)
+    (first, _), (second, active) = run(Sampling(), ZEROS, ZEROS)
     assert first != second
     assert not active
 
@@ -106,13 +115,14 @@ class Flag(HybridBlock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flag, self.modes = 1, [1]
+        self.flag, self.modes, self.nested = 1, [1], {"deep": [(1, [1])]}
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        return x * self.flag * self.modes[0] * self.factor * _MODES[0]
+        deep = self.nested["deep"][0][1][0]
+        return x * self.flag * self.modes[0] * self.factor * _MODES[0] * deep
 
 
-@pytest.mark.parametrize("where", ["attribute", "list", "class", "global"])
+@pytest.mark.parametrize("where", ["attribute", "list", "class", "nested", "global"])
 def test_one_whose_python_state_changes_follows_it(where: str) -> None:
     net = Flag()
     assert run(net, ONES, ROWS) == [([[1, 1, 1]], True), ([[1, 2, 3]], True)]
@@ -121,6 +131,8 @@ def test_one_whose_python_state_changes_follows_it(where: str) -> None:
             net.flag = 5
         case "list":
             net.modes[0] = 5
+        case "nested":
+            net.nested["deep"][0][1][0] = 5
         case "class":
             Flag.factor = 5
         case _:
