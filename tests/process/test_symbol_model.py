@@ -240,6 +240,13 @@ class TestParameters:
         service = make_service(tmp_path, fc(mx.sym.Cast(data(), dtype="float64")), parameters)
         assert service.inference([[[1, 2, 3]]]) == ["[[14.0, 33.0]]"]
 
+    def test_inputs_that_no_engine_takes_change_nothing(self, tmp_path: Path) -> None:
+        service = make_service(tmp_path, fc(data()), inputs=[("data", (0, 0))])
+        with pytest.raises(mx.base.MXNetError):
+            service.inference([[[1, 2]]])
+        assert service.inference([[[1, 2, 3]]]) == ["[[14.0, 33.0]]"]
+        assert not service.mx_model.is_bound
+
     def test_what_is_no_parameter_file_is_told_by_its_name(self, tmp_path: Path) -> None:
         make_service(tmp_path, fc(data()))
         (tmp_path / "m-0000.params").write_bytes(b"nothing")
