@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,21 @@ _STATELESS = ("mxnet", "gluoncv", "gluonnlp")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, dict, set, deque)
 #: Values that are compared by identity: code, or state of the engine's.
-_OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
-#: Longest container whose entries are watched.
+_OPAQUE = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    logging.Logger,
+    property,
+    staticmethod,
+    classmethod,
+)
+#: Entries of containers that are watched, all together, and how deeply nested. Each costs some
+#: nanoseconds in each forward pass.
 _MAX_ENTRIES = 256
+_MAX_DEPTH = 4
 #: What every block keeps; the network itself changes it.
 _OF_BLOCKS = frozenset(vars(mx.gluon.HybridBlock()))
 _GONE = object()
@@ -43,6 +56,7 @@ class PythonState:
         self._sizes: list[tuple[Mapping[str, Any], int]] = []
         self._cells: list[tuple[Any, Any]] = []
         self._contents: list[tuple[Any, list[Any]]] = []
+        self._entries = 0
         seen_classes: set[type[Any]] = set()
         for block in blocks_of(net):
             if not _is_stateless(type(block)):
@@ -85,11 +99,15 @@ class PythonState:
 
     def _watch_code(self, function: types.FunctionType) -> None:
         """Watch the globals that a function names, and the variables that it closes over."""
-        for name in function.__code__.co_names:
+        names = function.__code__.co_names
+        if "random" in names:
+            # Drawing twice would change what is drawn next.
+            self.unwatched = "random numbers"
+        for name in names:
             value = function.__globals__.get(name, _GONE)
-            if isinstance(value, (*_PLAIN, *_CONTAINERS)):
+            if value is not _GONE and not isinstance(value, _OPAQUE):
                 self._values.append((function.__globals__, name, value))
-                self._watch(value, name)
+                self._watch(value, f"the global {name}")
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
@@ -99,25 +117,21 @@ class PythonState:
                 self._cells.append((cell, value))
                 self._watch(value, "a variable of an enclosing function")
 
-    def _watch(self, value: Any, path: str) -> None:
-        if isinstance(value, _CONTAINERS):
-            if len(value) > _MAX_ENTRIES:
+    def _watch(self, value: Any, path: str, depth: int = 0) -> None:
+        if isinstance(value, (*_CONTAINERS, tuple, frozenset)):
+            self._entries += len(value)
+            if self._entries > _MAX_ENTRIES or depth > _MAX_DEPTH:
                 self.unwatched = path
                 return
             entries = _entries(value)
-            self._contents.append((value, entries))
-        elif isinstance(value, (tuple, frozenset)):
-            entries = list(value)
-        elif isinstance(value, (*_PLAIN, *_OPAQUE, mx.gluon.Block)) or _is_stateless(type(value)):
-            return
-        else:
+            if isinstance(value, _CONTAINERS):
+                self._contents.append((value, entries))
+            for entry in entries:
+                self._watch(entry, path, depth + 1)
+        elif not isinstance(value, (*_PLAIN, *_OPAQUE, mx.gluon.Block)) and not _is_stateless(
+            type(value)
+        ):
             self.unwatched = path
-            return
-        for entry in entries:
-            if not isinstance(entry, _CONTAINERS):
-                self._watch(entry, path)
-            elif entry:
-                self.unwatched = f"{path}, which is nested"
 
 
 def blocks_of(net: Any) -> Iterator[Any]:
@@ -139,7 +153,7 @@ def _is_stateless(cls: type[Any]) -> bool:
 def _entries(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
-    return sorted(value, key=id) if isinstance(value, set) else list(value)
+    return sorted(value, key=id) if isinstance(value, (set, frozenset)) else list(value)
 
 
 def _is_same(one: list[Any], other: list[Any]) -> bool:

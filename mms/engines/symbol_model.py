@@ -22,6 +22,8 @@ logger = logging.getLogger("mms.engines")
 
 #: What a Module keeps on itself; the first use of any of it binds a SymbolModel.
 _MODULE_STATE = frozenset(vars(mx.mod.Module(mx.sym.Variable("data"), label_names=None)))
+#: What it has of that before.
+_OWN_STATE = frozenset(("_symbol", "_data_names", "_output_names"))
 #: Operators of MXNet's NumPy interface, whose networks need its semantics.
 _NUMPY_OPERATORS = ("_np_", "_npi_", "_npx_")
 #: Input shapes for which the zeros of free arguments are kept.
@@ -65,7 +67,6 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
         self._param_file = param_file
         self._shapes = dict(shapes)
         self._data_names = list(shapes)
-        self.is_bound = False
         self.was_asked_for_outputs = False
         self._inputs: Sequence[Any] = ()
         self._outputs: list[Any] | None = None
@@ -78,6 +79,7 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
         with self._semantics():
             self._symbol = (mx.np_symbol if self._is_numpy else mx.sym).load(symbol_file)
         self._output_names = self._symbol.list_outputs()
+        self.is_bound = False
         if quantized is None:
             self._load(Graph(document))
 
@@ -88,6 +90,12 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._bind()
         return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Become a bound Module before its state is changed, as `bind` does first of all."""
+        if name in _MODULE_STATE and not vars(self).get("is_bound", True):
+            self._bind()
+        super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the network.
@@ -100,18 +108,16 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
             The outputs, one NDArray each.
         """
         if self.is_bound:
-            super().forward(mx.io.DataBatch(list(inputs)))
-            outputs: list[Any] = super().get_outputs()
-            return outputs
+            return self._run_module(inputs)
         try:
             self._outputs = self._run_block(inputs)
         except mx.base.MXNetError as error:
-            # The executor infers types and shapes that a block does not: of a symbol that casts
-            # its input, say. A network that has run once is not to blame.
-            if self._has_run or not self._binds():
+            # The executor infers types that a block does not: of a symbol that casts its input,
+            # say. A network that has run once is not to blame.
+            outputs = None if self._has_run else self._bind_for(error, inputs)
+            if outputs is None:
                 raise
-            logger.info("the network runs as a Module: %s", reason_line(str(error)))
-            return self(*inputs)
+            return outputs
         self._has_run = True
         self._inputs = inputs
         return list(self._outputs)
@@ -188,12 +194,11 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
                 self.block = self._make_block(arrays)
         except (AssertionError, ValueError, RuntimeError, mx.base.MXNetError) as error:
             # Parameters of storage types that only a Module knows, for one.
-            if not self._binds():
+            if self._bind_for(error, ()) is None:
                 raise ModelLoadFailed(
                     f"the parameters in {os.path.basename(self._param_file)} do not fit the "
                     f"symbol: {reason_line(str(error))}"
                 ) from error
-            logger.info("the network runs as a Module: %s", reason_line(str(error)))
 
     def _check_inputs(self, free: Sequence[str]) -> None:
         for name in self._data_names:
@@ -297,23 +302,40 @@ class SymbolModel(mx.mod.Module):  # type: ignore[name-defined,misc] # mxnet has
                 allow_missing=True,
                 allow_extra=True,
             )
-            if self._inputs:
-                # Whatever a Module keeps of the last forward pass is there.
+            shapes = [array.shape for array in self._inputs]
+            if shapes and (not self._free or shapes == [desc.shape for desc in self._data_shapes]):
+                # Whatever a Module keeps of the last forward pass is there. Only the sizes that it
+                # was bound to, where free arguments would have to change theirs, too.
                 super().forward(mx.io.DataBatch(list(self._inputs)))
                 self._inputs = ()
 
-    def _binds(self) -> bool:
-        """Become a Module if that is possible; return whether it was."""
+    def _bind_for(self, error: BaseException, inputs: Sequence[Any]) -> list[Any] | None:
+        """Become a Module because a block cannot run the network, unless that cannot either.
+
+        Args:
+            error: What the block said.
+            inputs: The inputs that it was to run; none to bind only.
+
+        Returns:
+            The outputs; None if the network does not run as a Module.
+        """
         block = self.block
         try:
             self._bind()
-        except Exception as error:  # noqa: BLE001 - then the block's own error is the one to tell
-            logger.debug("no Module can be bound: %s", reason_line(str(error)))
-            self.is_bound, self.block = False, block
-            for name in _MODULE_STATE - {"_symbol", "_data_names", "_output_names"}:
+            outputs = self._run_module(inputs) if inputs else []
+        except Exception as other:  # noqa: BLE001 - then the block's own error is the one to tell
+            logger.debug("the network runs as no Module: %s", reason_line(str(other)))
+            for name in _MODULE_STATE - _OWN_STATE:
                 self.__dict__.pop(name, None)
-            return False
-        return True
+            self.block, self.is_bound = block, False
+            return None
+        logger.info("the network runs as a Module: %s", reason_line(str(error)))
+        return outputs
+
+    def _run_module(self, inputs: Sequence[Any]) -> list[Any]:
+        super().forward(mx.io.DataBatch(list(inputs)))
+        outputs: list[Any] = super().get_outputs()
+        return outputs
 
     @contextlib.contextmanager
     def _semantics(self) -> Iterator[None]:

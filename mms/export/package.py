@@ -143,7 +143,7 @@ def _check_labels_file(path: Path) -> None:
     try:
         blank = blank_labels(read_labels(path))
     except ModelLoadFailed as error:
-        raise ExportError(f"{path}: {error}") from None
+        raise ExportError(f"{path.parent}: {error}") from None
     if blank:
         raise ExportError(
             f"{path}: line {blank[0]} is blank, and would be the name of a class; name the class, "

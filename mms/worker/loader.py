@@ -21,6 +21,7 @@ from mms.model_service.model_service import (
     load_service,
 )
 from mms.wire.messages import LoadSpec
+from mms.worker.adopted import initialize, overrides_handle
 from mms.worker.handler import HandlerRunner, load_handler
 from mms.worker.originals import maintained_class
 from mms.worker.process import may_fork
@@ -46,8 +47,15 @@ def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
     return load_handler(spec) if spec.handler else _load_service(spec)
 
 
-def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
+def _load_service(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
     service, signature, manifest = make_service(spec)
+    context = initialize(service, spec, _manifest_document(spec))
+    if manifest.model_format is not ModelFormat.ONNX:
+        from mms.engines.hybrid import start_trial
+
+        start_trial(getattr(service, "net", None))
+    if overrides_handle(service):
+        return HandlerRunner(service.handle, context, spec, 0), type(service).__name__
     sample = sample_request(Path(spec.folder), manifest)
     runner = ServiceRunner(service, signature, spec, lambda: request_pairs(sample, signature))
     warm_up(runner, service, signature, manifest, sample, spec)
@@ -63,7 +71,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
         Exception: Any exception of the service itself.
     """
     folder = Path(spec.folder)
-    document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
+    document = _manifest_document(spec)
     manifest = parse_manifest(document)
     signature_text = (folder / manifest.signature).read_text(encoding="utf-8-sig")
     signature = parse_signature(json.loads(signature_text), manifest.signature)
@@ -80,12 +88,17 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
             os.path.basename(path),
             service_class.__name__,
         )
-    service = service_class(manifest.model_name, spec.folder, document, spec.gpu)
-    if manifest.model_format is not ModelFormat.ONNX:
-        from mms.engines.hybrid import start_trial
+    return (
+        service_class(manifest.model_name, spec.folder, document, spec.gpu),
+        signature,
+        manifest,
+    )
 
-        start_trial(getattr(service, "net", None))
-    return service, signature, manifest
+
+def _manifest_document(spec: LoadSpec) -> dict[str, Any]:
+    text = (Path(spec.folder) / MANIFEST_NAME).read_text(encoding="utf-8-sig")
+    document: dict[str, Any] = json.loads(text)
+    return document
 
 
 def find_service_class(module: ModuleType, path: str) -> type[Any]:

@@ -8,6 +8,7 @@ methods created in ``__init__`` still refer to. Never imports mxnet.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections import deque
@@ -192,6 +193,7 @@ def _module_of(cls: type[Any]) -> dict[str, Any]:
     return content if not others or any(found is content for found in others) else others[0]
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_opaque(cls: type[Any]) -> bool:
     if cls.__module__.partition(".")[0] not in _OPAQUE:
         return False

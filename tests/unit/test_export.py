@@ -241,6 +241,16 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
         None,
         "only a parameter file .*--service-file-path.*net-symbol.json",
     ),
+    "a blank line between labels": (
+        {**GLUON, "synset.txt": "red\n\ngreen\n"},
+        None,
+        "synset.txt: line 2 is blank, and would be the name of a class; name the class",
+    ),
+    "labels in another encoding": (
+        {**GLUON, "synset.txt": "\u7ea2\n".encode("gbk")},
+        None,
+        r"synset.txt is not in UTF-8 but in another encoding \(line 1\); save it as",
+    ),
     "onnx and mxnet": (
         {**GLUON, "net.onnx": b""},
         None,
