@@ -63,6 +63,7 @@ RunBatch = Callable[[int], None]
 def load_batch_runner(folder: Path) -> RunBatch:
     """Load the service of an unpacked archive; return a function that runs so many requests."""
     mx = import_mxnet()
+    from mms.engines.hybrid import start_trial
     from mms.model_service.model_service import load_service
     from mms.worker.loader import find_service_class
 
@@ -70,6 +71,7 @@ def load_batch_runner(folder: Path) -> RunBatch:
     path = str(folder / manifest["Model"]["Service"])
     service_class = find_service_class(load_service(path), path)
     service = service_class(manifest["Model"]["Model-Name"], str(folder), manifest, None)
+    start_trial(getattr(service, "net", None))
     body = (folder / manifest["Serving"]["sample"]["file"]).read_bytes()
     takes_images = service.signature["input_type"].startswith("image/")
 

@@ -43,6 +43,7 @@ def _write_network(unpacked: Path, folder: Path) -> None:
     path = str(unpacked / manifest["Model"]["Service"])
     service_class = find_service_class(load_service(path), path)
     service = service_class(manifest["Model"]["Model-Name"], str(unpacked), manifest, None)
+    service.net.hybridize()
     service.net(mx.nd.zeros(INPUT_SHAPE)).wait_to_read()
     service.net.export(str(folder / "crepe"))
     values = [parameter.data().asnumpy() for parameter in service.net.collect_params().values()]

@@ -66,7 +66,7 @@ class HybridAlexNet(HybridBlock):  # type: ignore[misc]  # mxnet is untyped
 class HybridAlexNetService(GluonVisionService):
     """Encoded picture in, its five most probable textures out.
 
-    The base class loads the parameters, and hybridizes the network because it is a HybridBlock.
+    The base class loads the parameters. A HybridBlock is hybridized if it answers the same then.
     """
 
     def __init__(

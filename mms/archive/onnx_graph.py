@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from mms.archive.data_types import TABLE
+from mms.archive.pictures import ImageLayout, image_layout, picture_layout
 from mms.archive.signature import JSON_TYPE, Signature, TensorSpec
 from mms.errors import SignatureError
 
@@ -22,7 +23,6 @@ _DATA_TYPES = {type_.onnx: type_.name for type_ in TABLE}
 _FLOATS = tuple(type_.name for type_ in TABLE if type_.is_float)
 #: Element types of image inputs: pixels are scaled for the first three, and raw for the last.
 _PIXEL_TYPES = (*_FLOATS, "UINT8")
-_IMAGE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +69,6 @@ class Graph:
     inputs: tuple[GraphValue, ...]
     outputs: tuple[GraphValue, ...]
     runtime: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLayout:
-    """The layout of an image in an input of four axes; a height or width of 0 is any size."""
-
-    is_channels_first: bool
-    channels: int
-    height: int
-    width: int
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
@@ -189,8 +179,8 @@ def check_outputs(signature: Signature, graph: Graph, source: str) -> None:
             _check_shape("output", spec, value, source)
 
 
-def check_images(signature: Signature, graph: Graph, source: str) -> None:
-    """Check that the inputs can be images; call `check_inputs` first.
+def check_images(signature: Signature, graph: Graph, source: str) -> tuple[ImageLayout, ...]:
+    """Check that the inputs can be images, and return their layouts; call `check_inputs` first.
 
     Args:
         signature: The signature.
@@ -201,17 +191,25 @@ def check_images(signature: Signature, graph: Graph, source: str) -> None:
         SignatureError: The message names the input that cannot.
     """
     values = {value.name: value for value in graph.inputs}
+    layouts = []
     for spec in signature.inputs:
         value = values[spec.name]
         shape = request_shape(spec, value)
-        fits = image_layout(shape) is not None and shape[0] in (0, 1)
-        if not fits or value.data_type not in _PIXEL_TYPES:
+        layouts.append(picture_layout(spec.name, shape, spec.preprocess, source))
+        if value.data_type not in _PIXEL_TYPES or shape[0] not in (0, 1):
             raise SignatureError(
                 f"{source}: the input {spec.name!r} of shape {show_shape(shape)} and type "
-                f"{value.type} cannot be an image: that has the shape (?, C, H, W) or "
-                "(?, H, W, C), with 1 or 3 channels, of floats or uint8; set input_type to "
-                f"{JSON_TYPE}, or override _preprocess in a service"
+                f"{value.type} cannot be an image: that has a batch axis of any size or 1, and "
+                f"consists of floats or uint8; set input_type to {JSON_TYPE}, or override "
+                "_preprocess in a service"
             )
+        how = spec.preprocess
+        if value.data_type not in _FLOATS and how is not None and not how.is_raw:
+            raise SignatureError(
+                f"{source}: the graph's input {spec.name!r} is a {value.type} and takes pixels "
+                "from 0 to 255; remove scale, mean and std from its preprocess"
+            )
+    return tuple(layouts)
 
 
 def check_labels(signature: Signature, graph: Graph, label_count: int, source: str) -> None:
@@ -263,16 +261,6 @@ def can_batch(inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> bo
         value.is_rows_of_maps or (value.data_type and not (value.shape and value.shape[0]))
         for value in outputs
     )
-
-
-def image_layout(shape: Sequence[int]) -> ImageLayout | None:
-    """Return the image layout of an input of this shape, or None if it cannot be an image."""
-    if len(shape) != 4:
-        return None
-    _, first, middle, last = shape
-    if first in _IMAGE_CHANNELS:
-        return ImageLayout(True, first, middle, last)
-    return ImageLayout(False, last, first, middle) if last in _IMAGE_CHANNELS else None
 
 
 def show_shape(shape: Sequence[int]) -> str:

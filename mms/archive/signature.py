@@ -2,18 +2,28 @@
 
 The format is v0.4's: ``inputs`` and ``outputs`` are lists of ``{"data_name", "data_shape"}``, and
 ``input_type`` and ``output_type`` are MIME types. Entry 0 of a shape is the batch axis; a 0
-anywhere in a shape means "any size". An entry may also have a ``data_type``, which v0.4 did not
-have: one of the names of the Open Inference Protocol.
+anywhere in a shape means "any size". v0.4 did not have, but ignores: an entry's ``data_type``, one
+of the names of the Open Inference Protocol; ``preprocess`` of pictures, for all inputs or for one;
+``postprocess`` of the outputs.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from mms.archive.data_types import TABLE
+from mms.archive.pictures import (
+    DECLARATIONS,
+    Postprocess,
+    Preprocess,
+    parse_postprocess,
+    parse_preprocess,
+    picture_layout,
+    refuse_typos,
+)
 from mms.errors import SignatureError
 from mms.quoting import quoted
 
@@ -39,11 +49,13 @@ class TensorSpec:
         name: What clients call it.
         shape: Size of each axis, axis 0 being the batch; 0 is any size.
         data_type: Element type, one of `DATA_TYPES`; "" if the signature does not state it.
+        preprocess: What is done to its pictures; None if the signature does not declare it.
     """
 
     name: str
     shape: tuple[int, ...]
     data_type: str = ""
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +67,14 @@ class Signature:
         input_type: ``application/json`` or ``image/...``.
         outputs: At least one.
         output_type: ``application/json`` or ``image/...``.
+        postprocess: What is done to the outputs; None if the signature does not declare it.
     """
 
     inputs: tuple[TensorSpec, ...]
     input_type: str
     outputs: tuple[TensorSpec, ...]
     output_type: str
+    postprocess: Postprocess | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -79,12 +93,15 @@ class Signature:
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document that `parse_signature` reads."""
-        return {
+        document: dict[str, Any] = {
             "inputs": [_spec_document(spec) for spec in self.inputs],
             "input_type": self.input_type,
             "outputs": [_spec_document(spec) for spec in self.outputs],
             "output_type": self.output_type,
         }
+        if self.postprocess is not None:
+            document["postprocess"] = self.postprocess.to_document()
+        return document
 
 
 def parse_signature(document: Any, source: str = "signature.json") -> Signature:
@@ -107,12 +124,90 @@ def parse_signature(document: Any, source: str = "signature.json") -> Signature:
                 f"{source}: two inputs are named {quoted(spec.name)}; give each its own data_name"
             )
         seen.add(spec.name)
-    return Signature(
-        inputs=inputs,
-        input_type=_mime_type(document, "input_type", source),
-        outputs=_specs(document, "outputs", source),
-        output_type=_mime_type(document, "output_type", source),
+    input_type = _mime_type(document, "input_type", source)
+    outputs = _specs(document, "outputs", source)
+    output_type = _mime_type(document, "output_type", source)
+    refuse_typos(document, "", source)
+    signature = Signature(
+        _with_preprocess(inputs, document, source),
+        input_type,
+        outputs,
+        output_type,
+        parse_postprocess(document["postprocess"], "postprocess", source)
+        if "postprocess" in document
+        else None,
     )
+    if any("postprocess" in entry for entry in (*document["inputs"], *document["outputs"])):
+        raise SignatureError(
+            f'{source}: postprocess concerns all outputs together; write it beside "outputs"'
+        )
+    _check_declarations(signature, source)
+    return signature
+
+
+def _with_preprocess(
+    inputs: tuple[TensorSpec, ...], document: dict[str, Any], source: str
+) -> tuple[TensorSpec, ...]:
+    """Return the inputs, each with what is declared for it or else for all."""
+    shared = (
+        parse_preprocess(document["preprocess"], "preprocess", source)
+        if "preprocess" in document
+        else None
+    )
+    found = []
+    for index, (spec, entry) in enumerate(zip(inputs, document["inputs"], strict=True)):
+        where = f"inputs[{index}]"
+        refuse_typos(entry, f"{where}: ", source)
+        own = (
+            parse_preprocess(entry["preprocess"], f"{where}.preprocess", source)
+            if "preprocess" in entry
+            else shared
+        )
+        found.append(replace(spec, preprocess=own))
+    return tuple(found)
+
+
+def _check_declarations(signature: Signature, source: str) -> None:
+    """Check what is declared against the inputs.
+
+    Raises:
+        SignatureError: A picture of that kind does not fit into its input.
+    """
+    for spec in signature.inputs:
+        if spec.preprocess is None:
+            continue
+        if not signature.takes_images:
+            raise SignatureError(
+                f"{source}: preprocess is for pictures, but input_type is "
+                f'"{signature.input_type}"; set it to "image/jpeg", or remove preprocess'
+            )
+        picture_layout(spec.name, spec.shape, spec.preprocess, source)
+        if spec.data_type == "UINT8" and not spec.preprocess.is_raw:
+            raise SignatureError(
+                f"{source}: the input {spec.name!r} of data_type UINT8 takes pixels from 0 to 255; "
+                "remove scale, mean and std from its preprocess"
+            )
+    if signature.postprocess is None:
+        return
+    if not signature.takes_images:
+        raise SignatureError(
+            f"{source}: postprocess is for models that take pictures, but input_type is "
+            f'"{signature.input_type}"; set it to "image/jpeg", or remove postprocess'
+        )
+    if signature.gives_images:
+        raise SignatureError(
+            f'{source}: postprocess gives numbers, but output_type is "{signature.output_type}"; '
+            f'set it to "{JSON_TYPE}", or remove postprocess'
+        )
+    boxes = signature.postprocess.boxes
+    if boxes is not None and boxes.coordinates == "pixels":
+        spec = signature.inputs[0]
+        layout = picture_layout(spec.name, spec.shape, spec.preprocess, source)
+        if not (layout.height and layout.width):
+            raise SignatureError(
+                f"{source}: postprocess.boxes.coordinates in pixels need a picture of fixed size; "
+                f"the input {spec.name!r} has the data_shape {list(spec.shape)}"
+            )
 
 
 def _specs(document: dict[str, Any], key: str, source: str) -> tuple[TensorSpec, ...]:
@@ -193,13 +288,16 @@ def _required(document: dict[str, Any], key: str, source: str, fix: str, where: 
 
 
 def _may_be_meant(name: Any) -> bool:
-    return isinstance(name, str) and name not in _KEYS and len(name) <= 2 * len("output_type")
+    known = (*_KEYS, *DECLARATIONS)
+    return isinstance(name, str) and name not in known and len(name) <= 2 * len("output_type")
 
 
 def _spec_document(spec: TensorSpec) -> dict[str, Any]:
     document: dict[str, Any] = {"data_name": spec.name, "data_shape": list(spec.shape)}
     if spec.data_type:
         document["data_type"] = spec.data_type
+    if spec.preprocess is not None:
+        document["preprocess"] = spec.preprocess.to_document()
     return document
 
 

@@ -264,13 +264,10 @@ def _check(export: Export) -> str:
     # The service's own output helps its author.
     logging.getLogger("mms.output").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX) as folder:
-        answer = asyncio.run(_ask(export, Path(folder)))
-    if answer is None:
-        return "; it has no sample request (sample.json) to run"
-    return f" and answers its sample: {answer}"
+        return asyncio.run(_ask(export, Path(folder)))
 
 
-async def _ask(export: Export, folder: Path) -> str | None:
+async def _ask(export: Export, folder: Path) -> str:
     become_subreaper()
     archive = open_archive(export.path, folder)
     settings = ModelSettings(workers=1, preload=False)
@@ -287,7 +284,9 @@ async def _ask(export: Export, folder: Path) -> str | None:
         await servable.load()
         sample = archive.manifest.serving.sample
         if sample is None:
-            return None
+            takes_images = archive.signature is not None and archive.signature.takes_images
+            name = "sample.jpg" if takes_images else "sample.json"
+            return f"; it has no sample request ({name}) to run"
         body = (archive.folder / sample.file).read_bytes()
         meta = RequestMeta("check", Dialect.PLAIN, sample.content_type, "")
         answer = await servable.infer(meta.encode(), [body], len(body))
@@ -299,7 +298,7 @@ async def _ask(export: Export, folder: Path) -> str | None:
         raise ExportError(f"the sample request failed: {reason}", error.detail) from error
     finally:
         await servable.unload(0.0, asyncio.Event())
-    return bytes(answer.body).decode(errors="replace")
+    return f" and answers its sample: {bytes(answer.body).decode(errors='replace')}"
 
 
 if __name__ == "__main__":

@@ -53,11 +53,16 @@ _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": 
 _max_pixels = RequestLimits().max_image_pixels
 
 
-def configure(max_pixels: int) -> None:
+def configure(limit: int) -> None:
     """Set this process's pixel limit, also for services that use Pillow directly."""
     global _max_pixels
-    _max_pixels = max_pixels
-    after_import("PIL.Image", lambda: set_pillow_limit(max_pixels))
+    _max_pixels = limit
+    after_import("PIL.Image", lambda: set_pillow_limit(limit))
+
+
+def max_pixels() -> int:
+    """Return this process's pixel limit."""
+    return _max_pixels
 
 
 def is_image(data: bytes) -> bool:

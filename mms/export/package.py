@@ -32,10 +32,12 @@ from mms.archive.onnx_graph import (
     check_outputs,
     make_signature,
 )
+from mms.archive.pictures import picture_layout
 from mms.archive.reader import Archive
 from mms.archive.signature import Signature
+from mms.archive.text import blank_labels, read_labels
 from mms.archive.writer import write_archive
-from mms.errors import ExportError, SignatureError
+from mms.errors import ExportError, ModelLoadFailed, SignatureError
 from mms.export.model_folder import (
     SIGNATURE_NAME,
     check_names,
@@ -53,6 +55,8 @@ from mms.export.service_file import own_methods
 from mms.version import __version__
 
 _LABELS_NAME = "synset.txt"
+_ONNX_BASES = ("OnnxBaseService", "OnnxVisionService")
+_VISION_BASES = ("MXNetVisionService", "GluonVisionService")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ def export_model(
         raise ExportError(f"{model_path}: no such folder; set --model-path to the model's folder")
     files = dict(collect(model_path))
     check_names(model_path, files)
+    if _LABELS_NAME in files:
+        _check_labels_file(files[_LABELS_NAME])
     symbol, parameters = find_model_files(model_path, list(files))
     contents: dict[str, Path | bytes] = dict(files)
     if format_of(symbol) is ModelFormat.ONNX:
@@ -119,12 +125,30 @@ def export_model(
     else:
         signature = read_signature(model_path)
         service = add_service(contents, model_path, service_file, symbol, parameters, signature)
+        _check_pictures(contents[service], model_path, signature)
         engine = {"MXNet": engine_version(files[symbol]) if symbol else "1.9.1"}
     defaults = replace(parse_serving(serving or {}, "--serving"), sample=find_sample(list(files)))
     manifest = _make_manifest(model_name, symbol, parameters, service, engine, defaults)
     target = _make_folder(expand(export_path)) / f"{model_name}.model"
     manifest = write_archive(target, manifest, contents, overwrite=force)
     return Export(target, manifest, len(contents) + 1)
+
+
+def _check_labels_file(path: Path) -> None:
+    """Refuse a synset.txt that cannot be read, or that names only some of its classes.
+
+    Raises:
+        ExportError: The message says which line, and what to do.
+    """
+    try:
+        blank = blank_labels(read_labels(path))
+    except ModelLoadFailed as error:
+        raise ExportError(f"{path.parent}: {error}") from None
+    if blank:
+        raise ExportError(
+            f"{path}: line {blank[0]} is blank, and would be the name of a class; name the class, "
+            "or remove the line"
+        )
 
 
 def export_quantized(
@@ -223,7 +247,7 @@ def _check_onnx_signature(
     """
     source = str(folder / SIGNATURE_NAME)
     path = contents[service]
-    own = set() if isinstance(path, bytes) else own_methods(path)
+    own = set() if isinstance(path, bytes) else own_methods(path, _ONNX_BASES)
     if own is None:
         # Only loading it shows; the service then checks it itself.
         return
@@ -234,10 +258,28 @@ def _check_onnx_signature(
     if isinstance(path, Path) or not signature.takes_images:
         return
     check_images(signature, graph, source)
+    declared = signature.postprocess
+    # Without labels, declared classes are numbers; detectors and embeddings have no classes.
+    if declared and not (declared.ranks_classes and _LABELS_NAME in contents):
+        return
     labels = contents.get(_LABELS_NAME)
     if not isinstance(labels, Path):
         raise SignatureError(
             f"{source}: image models are answered with labels, but there is no {_LABELS_NAME}; add "
             "one with one class per line, or set --service-file-path to a service of your own"
         )
-    check_labels(signature, graph, len(labels.read_bytes().splitlines()), source)
+    check_labels(signature, graph, len(read_labels(labels)), source)
+
+
+def _check_pictures(service: Path | bytes, folder: Path, signature: Signature) -> None:
+    """Check that the default service for pictures can feed the network, if it is the one to do so.
+
+    Raises:
+        SignatureError: No picture fits into an input; the message names a shape that would do.
+    """
+    if not signature.takes_images:
+        return
+    own = set() if isinstance(service, bytes) else own_methods(service, _VISION_BASES)
+    if own is not None and not own & {"_preprocess", "inference"}:
+        for spec in signature.inputs:
+            picture_layout(spec.name, spec.shape, spec.preprocess, str(folder / SIGNATURE_NAME))

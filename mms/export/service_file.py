@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 
 from mms.archive.manifest import ModelFormat
@@ -65,24 +66,24 @@ def has_imported_base(path: Path) -> bool:
     )
 
 
-def own_methods(path: Path) -> set[str] | None:
-    """Return the names of the methods of all classes in the service file of an ONNX model.
+def own_methods(path: Path, roots: Collection[str]) -> set[str] | None:
+    """Return the names of the methods of all classes in a service file.
+
+    Args:
+        path: The service file.
+        roots: Names of the bases of this package from which the service must derive.
 
     Returns:
-        None if the service does not derive from a class of this package, or may inherit methods
-        from elsewhere.
+        None if it does not, or may inherit methods from elsewhere.
 
     Raises:
         ExportError: The file is not valid Python.
     """
-    if not any(model_format is ModelFormat.ONNX for _, model_format in service_classes(path)):
-        return None
     tree = _parse(path)
     aliases = _imported_names(tree)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    known = {*_BASES, *(cls.name for cls in classes)}
     bases = {aliases.get(name, name) for cls in classes for name in map(_last_name, cls.bases)}
-    if not bases <= known:
+    if not bases & {*roots} or not bases <= {*_BASES, *(cls.name for cls in classes)}:
         return None
     return {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Collection
@@ -10,6 +12,8 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 URL_PREFIX = ("http://", "https://", "s3://")
+#: Python's parser takes a hundred times the memory of a literal.
+_MAX_LITERAL_BYTES = 1 << 20
 
 
 class ModelService:
@@ -22,10 +26,37 @@ class ModelService:
         gpu: Number of the GPU to run on; None is the CPU.
     """
 
+    #: 1.x's `mms.context.Context`, once `initialize` has been called.
+    _context: Any = None
+
     def __init__(
         self, model_name: str, model_dir: str, manifest: dict[str, Any], gpu: int | None = None
     ) -> None:
         self.ctx: Any = None
+
+    def initialize(self, context: Any) -> None:
+        """Keep the context as ``self._context``; called once after ``__init__``, as in 1.x."""
+        if "_context" not in vars(self):
+            self._context = context
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
+        """Answer a request in 1.x's form, for subclasses that override this method.
+
+        Args:
+            data: The request as its only entry: values by name, or as ``body`` or ``data``.
+            context: 1.x's context; not used.
+
+        Returns:
+            The answer of `inference` if it is a list, else a list of it.
+        """
+        signature = self.signature
+        name = signature["inputs"][0]["data_name"]
+        values = [data[0][key] for key in (name, "body", "data") if data[0].get(key) is not None]
+        value = values[0] if values else None
+        if signature["input_type"] == "application/json" and isinstance(value, (bytes, bytearray)):
+            value = _literal(value)
+        answer = self.inference([value])
+        return answer if isinstance(answer, list) else [answer]
 
     def inference(self, data: list[Any]) -> Any:
         """Answer one request.
@@ -47,6 +78,23 @@ class ModelService:
     def signature(self) -> dict[str, Any]:
         """signature.json as a dict; a subclass that reads one overrides this."""
         return {}
+
+
+def _literal(text: bytes | bytearray) -> Any:
+    """Return the value of JSON, or of a Python literal of moderate length.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        if len(text) > _MAX_LITERAL_BYTES:
+            raise
+    try:
+        return ast.literal_eval(text.decode())
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError("the request is neither JSON nor a Python literal") from error
 
 
 class SingleNodeService(ModelService):
@@ -87,6 +135,10 @@ class SingleNodeService(ModelService):
         return data
 
 
+class MultiNodesService(ModelService):
+    """Does nothing, as in 0.4: services import the name."""
+
+
 def load_service(path: str, name: str | None = None) -> ModuleType:
     """Import a service file as a module.
 
@@ -105,18 +157,19 @@ def load_service(path: str, name: str | None = None) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = name or os.path.splitext(os.path.basename(path))[0]
-    if name in sys.modules:
-        # A service called random.py must not replace the standard `random`.
-        name = f"mms_service_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Registered before it runs: dataclasses and pickle look their module up by name.
-    sys.modules[name] = module
+    # Registered before it runs: dataclasses and pickle look their module up by name. But a service
+    # called random.py must not replace the standard `random`.
+    is_free = name not in sys.modules
+    if is_free:
+        sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        if is_free:
+            del sys.modules[name]
         raise
     return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,22 @@ from numpy.typing import NDArray
 from mms.archive.data_types import TABLE
 from mms.archive.onnx_graph import (
     GraphValue,
-    ImageLayout,
     can_batch,
     check_images,
     check_inputs,
     check_labels,
     check_outputs,
-    image_layout,
     request_shape,
     show_shape,
 )
-from mms.archive.signature import Signature, parse_signature
-from mms.engines.images import read_image
+from mms.archive.pictures import Preprocess
+from mms.archive.signature import Signature, TensorSpec, parse_signature
+from mms.archive.text import read_labels
 from mms.engines.onnx_session import graph_of, open_session
+from mms.engines.pictures import picture_array, softmax
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
+from mms.model_service.pictures import Pictures, labels_of, overrides
 from mms.utils.mxnet.ndarray import top_probability
 
 Array = NDArray[Any]
@@ -35,9 +37,12 @@ Array = NDArray[Any]
 #: NumPy's type for each of the V2 protocol's names; strings stay Python objects.
 _DTYPES: dict[str, np.dtype[Any]] = {type_.name: np.dtype(type_.numpy) for type_ in TABLE}
 _KINDS = {"b": "booleans", "u": "integers", "i": "integers", "f": "numbers", "O": "strings"}
-#: Mean and standard deviation of ImageNet's channels in RGB order, as model zoos use.
-_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+#: What is done without a declaration, by the number of channels: ImageNet's mean and standard
+#: deviation in RGB order, as model zoos use.
+_USUAL = {
+    1: Preprocess(scale=1 / 255),
+    3: Preprocess(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+}
 #: Tolerance for the sum of probabilities due to rounding; half precision needs all of it.
 _SUM_TOLERANCE = 5e-3
 
@@ -76,8 +81,7 @@ class OnnxBaseService(SingleNodeService):
         signature = parse_signature(self._signature_document, model["Signature"])
         synset = os.path.join(model_dir, "synset.txt")
         if os.path.isfile(synset):
-            with open(synset, encoding="utf-8") as file:
-                self.labels = [line.strip() for line in file]
+            self.labels = read_labels(synset)
         self._threads = _worker_threads()
         path = os.path.join(model_dir, model["Symbol"])
         self.session = open_session(path, self._threads, gpu)
@@ -118,7 +122,7 @@ class OnnxBaseService(SingleNodeService):
         self._inputs = _in_order(graph.inputs, signature.input_names)
         if len(self._inputs) < len(graph.inputs):
             self._inputs = list(graph.inputs)
-        if self._overrides("_preprocess"):
+        if overrides(type(self), "_preprocess"):
             self._shapes = [value.shape for value in self._inputs]
         else:
             check_inputs(signature, graph, source)
@@ -126,18 +130,12 @@ class OnnxBaseService(SingleNodeService):
                 request_shape(spec, value)
                 for spec, value in zip(signature.inputs, self._inputs, strict=True)
             ]
-        if not self._overrides("_postprocess"):
+        if not overrides(type(self), "_postprocess"):
             check_outputs(signature, graph, source)
         outputs = _in_order(graph.outputs, [spec.name for spec in signature.outputs])
         self.input_names = [value.name for value in self._inputs]
         self.output_names = [value.name for value in outputs]
         self._can_batch = can_batch(self._inputs, outputs)
-
-    def _overrides(self, stage: str) -> bool:
-        """Return whether a subclass outside this module overrides a stage."""
-        cls = type(self)
-        is_other = getattr(getattr(cls, stage), "__module__", "") != __name__
-        return is_other or cls.inference is not SingleNodeService.inference
 
     def _preprocess(self, data: list[Any]) -> Any:
         """Return each input, a nested list or an array, as an array of the graph's type.
@@ -180,7 +178,7 @@ class OnnxBaseService(SingleNodeService):
 
 
 class OnnxVisionService(OnnxBaseService):
-    """Encoded images in, the five most probable labels out.
+    """Encoded images in, the five most probable labels out, unless signature.json declares more.
 
     Each image is decoded with its EXIF orientation applied, and resized with Pillow's bilinear
     filter to the input's shape, (N, C, H, W) or (N, H, W, C); where height or width is free there,
@@ -191,11 +189,21 @@ class OnnxVisionService(OnnxBaseService):
 
     def _plan(self, signature: Signature, source: str) -> None:
         super()._plan(signature, source)
-        if not self._overrides("_preprocess"):
+        declared = {spec.name: spec.preprocess for spec in signature.inputs}
+        first = signature.inputs[0].preprocess
+        inputs = tuple(
+            TensorSpec(value.name, tuple(shape), preprocess=declared.get(value.name, first))
+            for value, shape in zip(self._inputs, self._shapes, strict=True)
+        )
+        self._pictures = Pictures(replace(signature, inputs=inputs), source)
+        if not overrides(type(self), "_preprocess"):
             check_images(signature, self._graph, source)
-        if not self._overrides("_postprocess") and hasattr(self, "labels"):
+        if (
+            not overrides(type(self), "_postprocess")
+            and hasattr(self, "labels")
+            and (signature.postprocess is None or signature.postprocess.ranks_classes)
+        ):
             check_labels(signature, self._graph, len(self.labels), source)
-        self._layouts = [image_layout(shape) for shape in self._shapes]
 
     def _preprocess(self, data: list[Any]) -> Any:
         """Decode the bytes of one image per input -> (1, C, H, W) or (1, H, W, C) each.
@@ -203,19 +211,21 @@ class OnnxVisionService(OnnxBaseService):
         Raises:
             UndecodableImage: The bytes are not an image.
         """
-        return [
-            _to_pixels(buffer, target, layout)
-            for buffer, target, layout in zip(data, self._inputs, self._layouts, strict=True)
-        ]
+        arrays = []
+        for index, (buffer, target) in enumerate(zip(data, self._inputs, strict=True)):
+            layout, how = self._pictures.layout(index), self._pictures.declared(index)
+            dtype = _DTYPES[target.data_type]
+            if how is None:
+                how = _USUAL[layout.channels] if dtype.kind == "f" else Preprocess()
+            arrays.append(picture_array(buffer, how, layout, dtype))
+        return arrays
 
     def _postprocess(self, data: Any) -> Any:
-        """Return the five best ``{"probability", "class"}`` of each output of (1, classes)."""
-        labels: list[str] | None = getattr(self, "labels", None)
-        if labels is None:
-            raise ModelLoadFailed(
-                "the archive has no synset.txt; add one with one class name per line, or set "
-                "self.labels in the service"
-            )
+        """Return the declared answer, or the five best ``{"probability", "class"}`` per output."""
+        how = self._pictures.postprocess
+        if how is not None:
+            return self._pictures.answer(data, how, getattr(self, "labels", None))
+        labels = labels_of(self)
         return [top_probability(_probabilities(scores), labels) for scores in data]
 
 
@@ -316,31 +326,10 @@ def _answer(output: Any) -> Any:
     return output
 
 
-def _to_pixels(buffer: bytes, target: GraphValue, layout: ImageLayout | None) -> Array:
-    """Decode an image into an array of the graph's type, as a batch of one."""
-    from PIL import Image
-
-    if layout is None:
-        raise ModelLoadFailed(f"the graph's input {target.name!r} cannot be an image")
-    image = read_image(bytes(buffer)).convert("L" if layout.channels == 1 else "RGB")
-    size = (layout.width or image.width, layout.height or image.height)
-    pixels: Array = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    pixels = pixels.reshape(size[1], size[0], layout.channels)
-    dtype = _DTYPES[target.data_type]
-    if dtype.kind == "f":
-        pixels = pixels.astype(np.float32) / 255
-        if layout.channels == len(_MEAN):
-            pixels = (pixels - _MEAN) / _STD
-    if layout.is_channels_first:
-        pixels = pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(pixels[np.newaxis], dtype=dtype)
-
-
 def _probabilities(scores: Any) -> Array:
     """Return probabilities of (N, classes): the scores' softmax unless they already are."""
     rows = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     rows = rows.reshape(len(rows), -1)
     if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE):
         return rows
-    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    return softmax(rows)

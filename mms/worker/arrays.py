@@ -104,7 +104,10 @@ def split(outputs: Any, rows: list[int]) -> list[Any]:
 def _concatenate(arrays: Sequence[Any]) -> Any:
     if isinstance(arrays[0], np.ndarray):
         return np.concatenate(arrays)
-    return sys.modules["mxnet"].nd.concat(*arrays, dim=0)
+    mx = sys.modules["mxnet"]
+    if isinstance(arrays[0], mx.np.ndarray):
+        return mx.np.concatenate(list(arrays), axis=0)
+    return mx.nd.concat(*arrays, dim=0)
 
 
 def _cut(array: Any, rows: list[int]) -> list[Any]:
@@ -113,8 +116,12 @@ def _cut(array: Any, rows: list[int]) -> list[Any]:
         return np.split(array.copy(), ends[:-1])
     # Copied out once for the whole batch: slicing an NDArray costs an engine operation per request.
     values = array.asnumpy()
-    from_numpy = sys.modules["mxnet"].nd.from_numpy
-    return [
+    mx = sys.modules["mxnet"]
+    from_numpy = mx.nd.from_numpy
+    parts = [
         from_numpy(values[end - count : end]) if count else array[0:0]
         for end, count in zip(ends, rows, strict=True)
     ]
+    # Of a network made under npx.set_np.
+    is_np = isinstance(array, mx.np.ndarray)
+    return [part.as_np_ndarray() for part in parts] if is_np else parts

@@ -20,7 +20,7 @@ from mms.wire.messages import Answer, Request, Stage
 from mms.worker.agreement import TOLERANCE, output_distance
 from mms.worker.arrays import detached, fits_batch_axis, join, join_key, rows_of, split
 from mms.worker.isolated import run_isolated
-from mms.worker.shared_state import SharedState, engine_object
+from mms.worker.shared_state import SharedState, engine_object, lazy_model
 from mms.worker.stages import Job, Stages
 from mms.worker.trial import reason_against_joining
 
@@ -57,6 +57,7 @@ class Joiner:
         self._failure = ""
         self._did_differ = False
         self._agreeing: set[Hashable] = set()
+        self._model: Any = None
 
     def try_once(self, may_fork: bool) -> None:
         """Decide by a trial whether requests can be joined.
@@ -67,6 +68,7 @@ class Joiner:
         if self._was_tried:
             return
         self._was_tried = True
+        self._model = lazy_model(self._stages.service)
         self.alone_reason = self._obstacle() or self._try(may_fork)
         if self.alone_reason:
             logger.warning("requests run one at a time: %s", self.alone_reason)
@@ -166,11 +168,27 @@ class Joiner:
             for job in group:
                 if is_joined:
                     self._stages.answer(job)
+                    if self._has_read_outputs():
+                        self._start_over(group)
+                        return
                 else:
                     self._stages.finish(job)
             if len(group) > 1 and not is_joined:
                 self._note_failure(group)
         self._has_changed(shared)
+
+    def _has_read_outputs(self) -> bool:
+        """Return whether a request's stage looked at the network's last outputs: the batch's."""
+        if self._model is None or not self._model.was_asked_for_outputs:
+            return False
+        self._stop("_postprocess reads the outputs of the network, which are the whole batch's")
+        return True
+
+    @staticmethod
+    def _start_over(group: Sequence[Job]) -> None:
+        """Drop what a joint forward pass has led to."""
+        for job in group:
+            job.answer = None
 
     def _has_changed(self, shared: list[Any]) -> bool:
         """Return whether a stage has changed state shared by a batch, and end joining if so."""
@@ -193,6 +211,9 @@ class Joiner:
         try:
             outputs = service._inference(join([job.value for job in jobs]))
             parts = split(outputs, rows)
+            if self._model is not None:
+                # `_inference` itself may look at them; it gets the batch and returns rows.
+                self._model.was_asked_for_outputs = False
             _check_unchanged(before, vars(service))
             if self._stages.is_quiet:
                 self._did_differ = output_distance(parts[0], parts[-1]) > 0

@@ -15,8 +15,14 @@ from mms.archive.signature import Signature, parse_signature
 from mms.engines.imports import import_mxnet
 from mms.errors import ModelLoadFailed
 from mms.metrics_manager import MetricsManager
-from mms.model_service.model_service import ModelService, SingleNodeService, load_service
+from mms.model_service.model_service import (
+    ModelService,
+    MultiNodesService,
+    SingleNodeService,
+    load_service,
+)
 from mms.wire.messages import LoadSpec
+from mms.worker.adopted import initialize, overrides_handle
 from mms.worker.handler import HandlerRunner, load_handler
 from mms.worker.originals import maintained_class
 from mms.worker.process import may_fork
@@ -25,6 +31,8 @@ from mms.worker.samples import request_pairs, sample_request
 from mms.worker.warm_up import warm_up
 
 logger = logging.getLogger("mms.worker")
+
+_ABSTRACT = (ModelService, SingleNodeService, MultiNodesService)
 
 
 def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
@@ -40,8 +48,15 @@ def load(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
     return load_handler(spec) if spec.handler else _load_service(spec)
 
 
-def _load_service(spec: LoadSpec) -> tuple[ServiceRunner, str]:
+def _load_service(spec: LoadSpec) -> tuple[ServiceRunner | HandlerRunner, str]:
     service, signature, manifest = make_service(spec)
+    context = initialize(service, spec, _manifest_document(spec))
+    if manifest.model_format is not ModelFormat.ONNX:
+        from mms.engines.hybrid import start_trial
+
+        start_trial(getattr(service, "net", None))
+    if overrides_handle(service):
+        return HandlerRunner(service.handle, context, spec, 0), type(service).__name__
     sample = sample_request(Path(spec.folder), manifest)
     runner = ServiceRunner(service, signature, spec, lambda: request_pairs(sample, signature))
     warm_up(runner, service, signature, manifest, sample, spec)
@@ -57,7 +72,7 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
         Exception: Any exception of the service itself.
     """
     folder = Path(spec.folder)
-    document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
+    document = _manifest_document(spec)
     manifest = parse_manifest(document)
     signature_text = (folder / manifest.signature).read_text(encoding="utf-8-sig")
     signature = parse_signature(json.loads(signature_text), manifest.signature)
@@ -82,6 +97,12 @@ def make_service(spec: LoadSpec) -> tuple[Any, Signature, Manifest]:
     )
 
 
+def _manifest_document(spec: LoadSpec) -> dict[str, Any]:
+    text = (Path(spec.folder) / MANIFEST_NAME).read_text(encoding="utf-8-sig")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
 def find_service_class(module: ModuleType, path: str) -> type[Any]:
     """Return the one service class of a module.
 
@@ -94,7 +115,7 @@ def find_service_class(module: ModuleType, path: str) -> type[Any]:
     classes = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, ModelService) and cls not in (ModelService, SingleNodeService)
+        if issubclass(cls, ModelService) and cls not in _ABSTRACT
     ]
     own = [cls for cls in classes if cls.__module__ == module.__name__]
     candidates = _leaves(own) or _leaves(classes)

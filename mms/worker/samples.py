@@ -14,7 +14,9 @@ import orjson
 
 from mms.archive.data_types import TABLE
 from mms.archive.manifest import Manifest
+from mms.archive.pictures import picture_layout
 from mms.archive.signature import Signature, TensorSpec
+from mms.errors import SignatureError
 from mms.wire.messages import Dialect, Request, RequestMeta
 
 _JSON = "application/json"
@@ -109,12 +111,12 @@ def _picture(
 
 
 def _picture_size(spec: TensorSpec) -> tuple[int, int]:
-    """Return (height, width) from a shape of (N, C, H, W) or (N, H, W, C)."""
-    axes = spec.shape[1:]
-    if len(axes) == 3 and axes[0] not in (0, 1, 3) and axes[2] in (1, 3):
-        axes = (axes[2], *axes[:2])
-    height, width = axes[1:] if len(axes) == 3 else (0, 0)
-    return height or _FREE_SIZES[-1], width or _FREE_SIZES[-1]
+    """Return (height, width) of a picture for an input; a service may take any other shape."""
+    try:
+        layout = picture_layout(spec.name, spec.shape, spec.preprocess, "")
+    except SignatureError:
+        return _FREE_SIZES[-1], _FREE_SIZES[-1]
+    return layout.height or _FREE_SIZES[-1], layout.width or _FREE_SIZES[-1]
 
 
 def _base64_png(image: Any) -> str:

@@ -8,6 +8,7 @@ methods created in ``__init__`` still refer to. Never imports mxnet.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections import deque
@@ -38,16 +39,24 @@ _SMALL_ARRAY_BYTES = 4096
 def engine_object(service: Any) -> str:
     """Return a description of an executor or Module that a service owns; "" if it owns none.
 
-    Every forward pass overwrites its output arrays.
+    Every forward pass overwrites its output arrays. The base class's own model is a Module as well,
+    but runs as none unless the service uses it as one.
     """
     mx = sys.modules.get("mxnet")
     if mx is None:
         return ""
     kinds = (mx.executor.Executor, mx.mod.BaseModule)
     for path, value in _reachable(service):
-        if isinstance(value, kinds):
+        if isinstance(value, kinds) and getattr(value, "is_bound", True):
             return f"{path}, a {type(value).__name__}"
     return ""
+
+
+def lazy_model(service: Any) -> Any:
+    """Return the service's `SymbolModel`; None if it has none."""
+    module = sys.modules.get("mms.engines.symbol_model")
+    model = getattr(service, "mx_model", None)
+    return model if module is not None and isinstance(model, module.SymbolModel) else None
 
 
 class SharedState:
@@ -140,8 +149,7 @@ def _roots(service: Any) -> Iterator[tuple[str, Any, int]]:
         for name, value in vars(cls).items():
             if not name.startswith("__"):
                 yield f"{cls.__name__}.{name}", value, 0
-        module = sys.modules.get(cls.__module__)
-        for name, value in vars(module).items() if module else ():
+        for name, value in _module_of(cls).items():
             if not name.startswith("__"):
                 yield f"{cls.__module__}.{name}", value, 0
 
@@ -169,5 +177,25 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield path, attributes
 
 
+def _module_of(cls: type[Any]) -> dict[str, Any]:
+    """Return the content of the module that defines a class.
+
+    Not by its name alone: a service file may be called like a module that was there before.
+    """
+    named = sys.modules.get(cls.__module__)
+    content: dict[str, Any] = vars(named) if named is not None else {}
+    others = [
+        value.__globals__
+        for value in vars(cls).values()
+        if isinstance(value, FunctionType) and value.__module__ == cls.__module__
+    ]
+    # Decorated methods have the globals of their decorator's module.
+    return content if not others or any(found is content for found in others) else others[0]
+
+
+@functools.lru_cache(maxsize=1024)
 def _is_opaque(cls: type[Any]) -> bool:
-    return cls.__module__.partition(".")[0] in _OPAQUE
+    if cls.__module__.partition(".")[0] not in _OPAQUE:
+        return False
+    named = sys.modules.get(cls.__module__)
+    return named is None or _module_of(cls) is vars(named)

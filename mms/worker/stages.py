@@ -25,9 +25,10 @@ from mms.wire.messages import Answer, Dialect, LoadSpec, Request, Stage
 from mms.worker.arrays import arrays_of, is_ndarray
 from mms.worker.content import unpacked
 from mms.worker.failure import from_exception, log_failure
+from mms.worker.own_signature import OwnSignature
 from mms.worker.request import decode_inputs
 from mms.worker.response import encode_json, encode_output, image_bytes, within
-from mms.worker.slips import refuse_slips
+from mms.worker.slips import refuse_slips, warn_of_scores
 from mms.worker.v2 import InferRequest, decode_request, encode_response, header_length
 from mms.worker.v2_model import (
     gives_tensors,
@@ -38,6 +39,9 @@ from mms.worker.v2_model import (
     takes_tensors,
 )
 
+#: Of a request that has not been decoded.
+_UNREAD = Signature((), "", (), "")
+
 
 class Job:
     """One request on its way through the stages.
@@ -45,17 +49,19 @@ class Job:
     Attributes:
         request: The request as received.
         service: The service whose stages it runs: the original, or a copy of its own.
+        signature: What the service says of its inputs and outputs at the time of this request.
         inputs: One value per input of the signature, once decoded.
         value: Result of the last stage.
         asked: The decoded request if it came in the Open Inference Protocol V2.
         answer: Setting it ends the job.
     """
 
-    __slots__ = ("answer", "asked", "inputs", "request", "service", "value")
+    __slots__ = ("answer", "asked", "inputs", "request", "service", "signature", "value")
 
     def __init__(self, request: Request, service: Any) -> None:
         self.request = request
         self.service = service
+        self.signature = _UNREAD
         self.inputs: list[Any] = []
         self.value: Any = None
         self.answer: Answer | MMSError | None = None
@@ -90,6 +96,7 @@ class Stages:
     def __init__(self, service: Any, signature: Signature, spec: LoadSpec) -> None:
         self.service = service
         self.signature = signature
+        self._own_signature = OwnSignature(signature)
         self._spec = spec
         self.has_any = (
             isinstance(service, SingleNodeService)
@@ -99,6 +106,7 @@ class Stages:
         self.gives_tensors = self.has_any and gives_tensors(service, signature)
         self.seconds = [0.0] * len(Stage)
         self.is_quiet = False
+        self._has_warned = False
         self._room_bytes = MAX_ANSWERS_BYTES
         self._started = 0.0
         self._decoding: _Steps = ((Stage.DECODE, self._decode),)
@@ -173,12 +181,13 @@ class Stages:
         job.request.body = unpacked(job.request, self._spec.limits)
         # A request that starts over is not decompressed twice.
         meta.content_encoding = ""
+        job.signature = self._own_signature.of(job.service)
         if meta.dialect is not Dialect.OIP:
-            job.inputs = decode_inputs(job.request, self.signature, self._spec.limits)
+            job.inputs = decode_inputs(job.request, job.signature, self._spec.limits)
             return
-        raw = raw_input(self.signature, self.takes_tensors)
+        raw = raw_input(job.signature, self.takes_tensors)
         job.asked = decode_request(job.request.body, header_length(meta), raw, self._spec.limits)
-        job.inputs = service_inputs(job.asked, self.signature, self._spec.limits)
+        job.inputs = service_inputs(job.asked, job.signature, self._spec.limits)
 
     def _whole_inference(self, job: Job) -> None:
         job.value = job.service.inference(job.inputs)
@@ -198,7 +207,10 @@ class Stages:
     def _postprocess(self, job: Job) -> None:
         # Tensor requests get the network's own arrays, without the postprocessing for others.
         if job.asked is None or not self.gives_tensors:
-            job.value = job.service._postprocess(job.value)
+            outputs = job.value
+            job.value = job.service._postprocess(outputs)
+            if self._spec.is_strict and not self._has_warned:
+                self._has_warned = warn_of_scores(job.service, outputs, job.value)
 
     def _encode(self, job: Job) -> None:
         if self._spec.is_strict:
@@ -206,29 +218,29 @@ class Stages:
         # All answers of a batch share one frame; each one alone fits.
         limit = min(self._spec.max_response_bytes, self._room_bytes)
         if job.asked is None:
-            job.answer = encode_output(job.value, job.request.meta, self.signature, limit)
+            job.answer = encode_output(job.value, job.request.meta, job.signature, limit)
         else:
-            job.answer = within(self._encode_v2(job.value, job.asked), limit)
+            job.answer = within(self._encode_v2(job, job.asked), limit)
         self._room_bytes -= len(job.answer.body)
 
-    def _encode_v2(self, value: Any, asked: InferRequest) -> Answer:
-        names = [spec.name for spec in self.signature.outputs]
+    def _encode_v2(self, job: Job, asked: InferRequest) -> Answer:
+        value, names = job.value, [spec.name for spec in job.signature.outputs]
         outputs = network_outputs(value, names) if self.gives_tensors else None
         if outputs is None:
-            encode = image_bytes if self.signature.gives_images else encode_json
+            encode = image_bytes if job.signature.gives_images else encode_json
             outputs = outputs_of(value, names, lambda: encode(value))
         return encode_response(self._spec.model_name, self._spec.version, asked, outputs)
 
     def _blame_image(self, failure: MMSError, job: Job, stage: Stage) -> MMSError:
         """Distinguish a bad image from a bad service if the service decodes images itself."""
         if (
-            not self.signature.takes_images
+            not job.signature.takes_images
             or stage not in (Stage.PREPROCESS, Stage.INFERENCE)
             or isinstance(failure, RejectedByService)
             or (isinstance(failure, InvalidRequest) and not isinstance(failure, UndecodableImage))
         ):
             return failure
-        blamed = bad_image(self.signature.input_names, job.inputs)
+        blamed = bad_image(job.signature.input_names, job.inputs)
         if blamed is None:
             return failure
         blamed.detail = failure.detail

@@ -19,7 +19,7 @@ from mms.worker.isolated import run_isolated
 from mms.worker.process import may_fork
 from mms.worker.runner import ServiceRunner
 from mms.worker.samples import zero_requests
-from mms.worker.slips import refuse_uncalled_stages
+from mms.worker.slips import refuse_uncalled_stages, warn_of_ignored_declarations
 
 logger = logging.getLogger("mms.worker")
 
@@ -49,6 +49,7 @@ def warm_up(
             return _try_zeros(runner, service, signature, spec)
         return _run_sample(runner, sample, manifest)
 
+    warn_of_ignored_declarations(service, signature)
     if spec.is_strict:
         refuse_uncalled_stages(service, answers)
     else:
@@ -108,9 +109,10 @@ def _try_zeros(runner: ServiceRunner, service: Any, signature: Signature, spec: 
         ) from failure
     logger.info(
         "a request of zeros, generated from the signature (%s), failed: %s; add a sample request "
-        "(sample.json) to have the model tested when it is loaded",
+        "(%s) to have the model tested when it is loaded",
         shapes,
         reason_of(failure),
+        "sample.jpg" if signature.takes_images else "sample.json",
     )
     return False
 

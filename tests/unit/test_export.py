@@ -78,13 +78,42 @@ def test_a_symbolic_model_is_packed_with_the_version_that_made_it(tmp_path: Path
 def test_a_symbol_without_a_service_gets_the_default_one(
     tmp_path: Path, input_type: str, base: str
 ) -> None:
-    signature = json.dumps({**SIGNATURE, "input_type": input_type})
+    inputs = [{"data_name": "data", "data_shape": [0, 3, 8, 8]}]
+    signature = json.dumps({**SIGNATURE, "inputs": inputs, "input_type": input_type})
     made = export(tmp_path, {**SYMBOLIC, "signature.json": signature})
     folder = open_archive(made.path, tmp_path).folder
     assert f"({base})" in (folder / made.manifest.service).read_text()
     assert service_classes(folder / made.manifest.service) == [
         ("DefaultService", ModelFormat.SYMBOLIC)
     ]
+
+
+@pytest.mark.parametrize(
+    ("service", "is_refused"),
+    [
+        ("", True),
+        (
+            "class Mine(MXNetVisionService):\n    def _postprocess(self, data):\n        pass\n",
+            True,
+        ),
+        (
+            "class Mine(MXNetVisionService):\n    def _preprocess(self, data):\n        pass\n",
+            False,
+        ),
+        ("class Mine(MXNetBaseService):\n    pass\n", False),
+    ],
+)
+def test_a_shape_that_no_picture_fits_is_refused_if_the_default_service_is_to_feed_it(
+    tmp_path: Path, service: str, is_refused: bool
+) -> None:
+    inputs = [{"data_name": "data", "data_shape": [3, 8, 8]}]
+    signature = json.dumps({**SIGNATURE, "inputs": inputs, "input_type": "image/jpeg"})
+    files = {**SYMBOLIC, "signature.json": signature} | ({"service.py": service} if service else {})
+    if is_refused:
+        with pytest.raises(SignatureError, match=r"\[3, 8, 8\].* write \[0, 3, 8, 8\]"):
+            export(tmp_path, files)
+    else:
+        export(tmp_path, files)
 
 
 def test_the_only_service_of_the_folder_is_found(tmp_path: Path) -> None:
@@ -211,6 +240,16 @@ MISTAKES: dict[str, tuple[dict[str, bytes | str], str | None, str]] = {
         without(GLUON, "service.py"),
         None,
         "only a parameter file .*--service-file-path.*net-symbol.json",
+    ),
+    "a blank line between labels": (
+        {**GLUON, "synset.txt": "red\n\ngreen\n"},
+        None,
+        "synset.txt: line 2 is blank, and would be the name of a class; name the class",
+    ),
+    "labels in another encoding": (
+        {**GLUON, "synset.txt": "\u7ea2\n".encode("gbk")},
+        None,
+        r"synset.txt is not in UTF-8 but in another encoding \(line 1\); save it as",
     ),
     "onnx and mxnet": (
         {**GLUON, "net.onnx": b""},

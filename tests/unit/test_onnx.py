@@ -15,18 +15,17 @@ from mms.archive.onnx_external import external_files, external_members
 from mms.archive.onnx_graph import (
     Graph,
     GraphValue,
-    ImageLayout,
     can_batch,
     check_images,
     check_inputs,
     check_labels,
     check_outputs,
     graph_document,
-    image_layout,
     make_signature,
     parse_graph,
     request_shape,
 )
+from mms.archive.pictures import ImageLayout, image_layout
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import ExportError, SignatureError
 from tests.kit.onnx_models import linear, write_external
@@ -232,18 +231,25 @@ def test_the_axis_of_one_or_three_is_that_of_the_channels(
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "message"),
     [
-        GraphValue("image", FLOATS, ("N", 8, 6)),
-        GraphValue("image", FLOATS, (8, 3, 8, 6)),
-        GraphValue("image", "tensor(int64)", ("N", 3, 8, 6)),
+        (
+            GraphValue("image", FLOATS, ("N", 8, 6)),
+            r"'image' has the data_shape \[0, 8, 6\], .* write \[0, 1, 8, 6\]: a batch axis",
+        ),
+        (
+            GraphValue("image", FLOATS, (8, 3, 8, 6)),
+            r"'image' of shape \(8, 3, 8, 6\) .* cannot be an image: that has a batch axis of any",
+        ),
+        (
+            GraphValue("image", "tensor(int64)", ("N", 3, 8, 6)),
+            r"'image' .* type tensor\(int64\) cannot be an image: .* consists of floats or uint8",
+        ),
     ],
 )
-def test_an_input_that_cannot_be_an_image_is_explained(value: GraphValue) -> None:
+def test_an_input_that_cannot_be_an_image_is_explained(value: GraphValue, message: str) -> None:
     spec = TensorSpec("image", value.shape)
-    with pytest.raises(
-        SignatureError, match=r"'image' of shape .* cannot be an image: .* \(\?, C, H, W\)"
-    ):
+    with pytest.raises(SignatureError, match=message):
         check_images(signature(spec), graph(value), "s.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
 from mms.archive.manifest import Sample
+from mms.archive.pictures import Boxes, Postprocess
 from mms.archive.signature import Signature, TensorSpec
 from mms.http.openapi.description import ModelDescription, input_schemas
 from mms.http.openapi.document import (
@@ -181,6 +183,27 @@ def test_one_model_s_document_has_every_way_to_ask_it() -> None:
         "/crepe/predict",
         "/models/crepe/invoke",
     }
+
+
+@pytest.mark.parametrize(
+    ("declared", "keys"),
+    [
+        (Postprocess(softmax=True), {"class", "probability"}),
+        (Postprocess(top_k=3), {"class", "score"}),
+        (Postprocess(boxes=Boxes()), {"class", "score", "box"}),
+        (Postprocess(normalize=True), None),
+        (None, None),
+    ],
+)
+def test_a_declared_answer_is_described(
+    declared: Postprocess | None, keys: set[str] | None
+) -> None:
+    signature = replace(of_shape(0, 3, 8, 8, kind="image/jpeg"), postprocess=declared)
+    document = checked(api_document(ROUTES, [describe(signature)]))
+    answer = document["paths"]["/predictions/crepe"]["post"]["responses"]["200"]
+    schema = answer["content"]["application/json"]["schema"]
+    items = schema.get("items", {}).get("items", {})
+    assert items.get("properties", {}).keys() == (keys or set())
 
 
 def test_several_images_can_only_come_in_a_form() -> None:

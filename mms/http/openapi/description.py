@@ -195,6 +195,24 @@ def request_body(model: ModelDescription) -> Document:
     return {"required": True, "content": _json_content(signature, model.sample_value())}
 
 
+def answer_schema(signature: Signature) -> Document:
+    """Return the schema of a model's answer; what a service makes of its outputs is unknown."""
+    names = ", ".join(spec.name for spec in signature.outputs)
+    schema: Document = {"description": f"the service's result; outputs: {names}"}
+    declared = signature.postprocess
+    number = {"type": "number"}
+    if declared is None or not (declared.boxes or declared.ranks_classes):
+        return schema
+    # A class without a label is its number.
+    item: Document = {"class": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    if declared.boxes:
+        item |= {"score": number, "box": {"type": "array", "items": number}}
+    else:
+        item["probability" if declared.softmax else "score"] = number
+    entry = {"type": "array", "items": {"type": "object", "properties": item}}
+    return {**schema, "type": "array", "items": entry}
+
+
 def free_content() -> Document:
     """Return the content of a body whose format is unknown."""
     return {

@@ -36,6 +36,7 @@ from mms.http.openapi.description import (
     BYTES_TYPE,
     Document,
     ModelDescription,
+    answer_schema,
     free_content,
     request_body,
 )
@@ -230,8 +231,7 @@ def _answer(route: Route, signature: Signature | None) -> Document:
     if signature is None:
         content: Document = {"*/*": {"schema": BINARY}}
     else:
-        names = ", ".join(spec.name for spec in signature.outputs)
-        schema: Document = {"description": f"the service's result; outputs: {names}"}
+        schema = answer_schema(signature)
         if route.wraps:
             schema = {
                 "type": "object",
