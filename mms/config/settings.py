@@ -86,6 +86,9 @@ class ServerSettings:
         "Allow allowed_urls to resolve to private addresses and to this machine, and use a proxy "
         "for them.",
     )
+    keep_going: bool = setting(
+        False, "Start without the models that do not load, with a warning for each."
+    )
     state_file: str = setting(
         "", "File that keeps registrations across restarts; nothing is kept if empty."
     )
@@ -226,12 +229,14 @@ class ServerSettings:
     log_level: str = setting(
         "INFO",
         "Lowest level to log.",
-        choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+        choices=("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     )
     log_format: str = setting("text", "Log as text or as JSON.", choices=("text", "json"))
     log_file: str = setting("", "File to log to instead of standard error.")
     log_rotation_time: str = setting(
-        "", "When to start a new log file: '1 H' (S, M, H, D, W) or 'midnight'."
+        "",
+        "When to start a new log file: '1 H', an interval and one of S, M, H, D, midnight and W0 "
+        "to W6 (Monday to Sunday); without an interval, 1.",
     )
     work_dir: str = setting(
         "", "Folder to unpack archives in; the system's temporary folder if empty."
