@@ -35,6 +35,9 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, shortened options and lists of values included."""
+        if ctx.resilient_parsing:
+            # A shell completes what is not written out yet.
+            return super().parse_args(ctx, args)
         options = {
             name: parameter
             for parameter in self.get_params(ctx)

@@ -68,12 +68,14 @@ class Shell:
         return [sys.executable, "-c", code, *args]
 
     def servers(self) -> list[psutil.Process]:
-        """Find the server as SageMaker's toolkits do: the word is one of its arguments."""
+        """Find the server as SageMaker's toolkits do: the word is one of its arguments.
+
+        Its port tells it from those of other tests.
+        """
         return [
             process
-            for process in psutil.process_iter(["cmdline", "environ"])
-            if MARK in (process.info["cmdline"] or [])
-            and (process.info["environ"] or {}).get("TMPDIR") == str(self.temporary)
+            for process in psutil.process_iter(["cmdline"])
+            if {MARK, str(self.port)} <= set(process.info["cmdline"] or [])
         ]
 
     def is_up(self) -> bool:
@@ -187,7 +189,7 @@ def test_a_configuration_is_found_in_the_current_folder(shell: Shell, store: Pat
         f"inference_address=http://127.0.0.1:$$PORT$$\n"
         f"management_address=http://127.0.0.1:$$PORT$$\n"
         f"model_store={store}\n"
-        f"load_models=e=echo.model,no-such.mar\n"
+        f"load_models=e=echo.model,no-such.mar,x=broken.mar\n"
         f"default_workers_per_model=1\n"
         f"number_of_netty_threads=4\n"
     )
@@ -197,7 +199,9 @@ def test_a_configuration_is_found_in_the_current_folder(shell: Shell, store: Pat
     wait_for(shell.is_up)
     assert predict(shell, "e") == [1]
     assert "number_of_netty_threads is ignored" in started.stdout
+    assert "a model is left out: " in started.stdout
     assert "no-such.mar" in started.stdout
+    assert "x does not load and is left out: " in started.stdout
     with urllib.request.urlopen(f"{shell.url}/models", timeout=LIMIT_S) as response:
         assert b'"e"' in response.read()
 
@@ -252,7 +256,7 @@ def test_a_mistake_is_one_clear_line(shell: Shell, args: list[str], message: str
     result = shell.run(*args)
     assert result.returncode == 2
     assert message in last_line(result.stdout)
-    assert not shell.servers()
+    assert not (shell.temporary / ".model_server.pid").exists()
 
 
 def test_a_model_may_be_a_plain_word(shell: Shell, store: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from mms.cli import export, serve
@@ -110,6 +111,12 @@ def test_an_option_is_no_value_of_the_one_before(args: str) -> None:
     # argparse: "expected one argument".
     with pytest.raises(click.UsageError, match="needs a value"):
         expand(args.split(), SERVER_OPTIONS)
+
+
+def test_a_shell_completes_options() -> None:
+    completion = ShellComplete(serve.command, {}, "mxnet-model-server", "_COMPLETE")
+    found = completion.get_completions(["--models", "a=x", "b=y"], "--log-f")
+    assert [item.value for item in found] == ["--log-format", "--log-file"]
 
 
 COMMANDS = {"mxnet-model-server": serve.command, "mxnet-model-export": export.command}
