@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,7 @@ class _StartUp:
     original: Original
     verb: str
     is_original: bool
-    environment: Any
+    environment: Mapping[str, str]
 
     def read(self, pairs: list[tuple[str, str]] | None = None) -> Config:
         """Return the configuration, without models of the command line unless given."""

@@ -80,6 +80,11 @@ def _flag(setting: str, remark: str = "") -> Key:
 def _address(host: str, port: str) -> Key:
     def read(text: str) -> dict[str, Any]:
         match = _ADDRESS.fullmatch(text)
+        if text.lower().startswith("unix:"):
+            raise ConfigError(
+                f"{text}: this server listens on no Unix sockets; set an http:// address, such as "
+                "http://127.0.0.1:8080"
+            )
         if match is None:
             raise ConfigError(
                 f"Invalid binding address {text!r}; write http://HOST:PORT, such as "
