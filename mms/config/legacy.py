@@ -16,6 +16,7 @@ from mms.config.bounds import MAX_BODY_BYTES
 from mms.config.hints import nearest
 from mms.config.layers import Layer
 from mms.config.properties import fill_variables, parse_properties
+from mms.config.resources import gpus
 from mms.errors import ConfigError
 
 #: The word by which 1.x's ``--mms-config`` names the configuration of a SageMaker container.
@@ -107,8 +108,9 @@ def _seconds(text: str) -> dict[str, Any]:
 
 
 def _gpus(text: str) -> dict[str, Any]:
-    is_count = text.isdecimal() and len(text) < 4
-    return {"gpu": ",".join(map(str, range(int(text))))} if is_count else {"gpu": text}
+    is_count = text.isdecimal() and len(text) < 11
+    # At most those that there are, as in 1.x: its configurations run on machines without one, too.
+    return {"gpu": ",".join(map(str, range(min(int(text), gpus()))))} if is_count else {"gpu": text}
 
 
 def _debug(text: str) -> dict[str, Any]:
@@ -137,7 +139,9 @@ KEYS: Mapping[str, Key] = {
     "job_queue_size": _same("queue_size"),
     "max_request_size": _size("max_request_bytes"),
     "max_response_size": _size("max_response_bytes"),
-    "number_of_gpu": Key(("gpu",), "a number; the default here is none", _gpus),
+    "number_of_gpu": Key(
+        ("gpu",), "a number, of those that there are; the default here is none", _gpus
+    ),
     "metric_time_interval": _same("metrics_interval", "for `metrics_write_to`"),
     "decode_input_request": _flag("decode_input_request"),
     "preload_model": _flag("preload", "on by default here"),

@@ -14,6 +14,7 @@ from mms.config.build import Config, build_config
 from mms.config.layers import Layer
 from mms.config.legacy import KEYS, SAGEMAKER, read_properties
 from mms.config.properties import fill_variables, parse_properties
+from mms.config.resources import gpus
 from mms.config.settings import TOKEN_VARIABLE, ModelSettings, ServerSettings
 from mms.errors import ConfigError
 
@@ -107,7 +108,9 @@ SET_OF_MODELS = [
     ("default_response_timeout=2", {"response_timeout": 120.0}),
     ("default_response_timeout_seconds=7\ndefault_response_timeout=2", {"response_timeout": 7.0}),
     ("default_response_timeout_seconds=-1\ndefault_response_timeout=2", {"response_timeout": 120}),
-    ("number_of_gpu=2", {"gpu": (0, 1)}),
+    # 1.x takes at most as many as there are.
+    ("number_of_gpu=2", {"gpu": tuple(range(min(2, gpus())))}),
+    ("number_of_gpu=2147483647", {"gpu": tuple(range(gpus()))}),
     ("number_of_gpu=0", {"gpu": ()}),
     ("decode_input_request=false", {"decode_input_request": False}),
     # Java: whatever is not "true" is false.
@@ -124,6 +127,12 @@ def test_a_key_sets_every_model(file: Path, text: str, values: dict[str, Any]) -
     file.write_text(text)
     [model] = build_config([("m", "m.mar")], {}, {}, properties=str(file)).models
     assert {name: getattr(model.settings, name) for name in values} == values
+
+
+def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert gpus(tmp_path) == 2
 
 
 def test_a_key_is_a_variable_too(file: Path) -> None:
