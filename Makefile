@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos simulate check image-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos simulate check image-test toolkits-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,6 +146,19 @@ simulate: setup ## A million events of the queue and the pools under a virtual c
 
 image-test: ## Build the container image with buildah, run it and check it (root, Debian)
 	PYTHON=$(PYTHON) BUILD=$(BUILD) docker/image-test.sh
+
+# SageMaker's toolkits beside this project, unmodified. Older than NumPy 1.24, which MXNet 1.9 does
+# not import, and older than the setuptools without pkg_resources, which they import.
+TOOLKITS = $(BUILD)/toolkits
+$(TOOLKITS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TOOLKITS)
+	$(TOOLKITS)/bin/pip install --quiet --disable-pip-version-check --editable . \
+	  sagemaker-inference==1.10.1 sagemaker-mxnet-inference==1.5.5 \
+	  sagemaker-huggingface-inference-toolkit==2.6.0 'transformers<5' 'numpy<1.24' 'setuptools<81'
+	@touch $@
+
+toolkits-test: setup $(TOOLKITS)/.installed ## SageMaker's three toolkits start this server, two minutes (root)
+	TOOLKITS_BIN=$(abspath $(TOOLKITS))/bin $(BIN)/pytest tests/toolkits
 
 check: lint type test ## Everything that CI runs
 

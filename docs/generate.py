@@ -1,7 +1,7 @@
 """Write what the documentation says of the code from the code itself: `make docs`.
 
-All of reference.md, metrics.md and mms.example.yaml, and the marked blocks of architecture.md. A
-test compares the files with what this returns, so that they cannot fall behind.
+All of reference.md, metrics.md and mms.example.yaml, and the marked blocks of architecture.md and
+migration.md. A test compares the files with what this returns, so that they cannot fall behind.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aiohttp import web
 
 from mms.config.build import Config
 from mms.config.declaration import rules_of
+from mms.config.legacy import KEYS
 from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import MMSError, StartupError, subclasses
 from mms.http.app import make_app
@@ -52,6 +53,7 @@ from mms.telemetry.readings import Counts
 from mms.telemetry.service_metrics import MAX_SERIES
 
 ROOT = Path(__file__).parents[1]
+MIGRATION = Path(__file__).parent / "migration.md"
 ARCHITECTURE = Path(__file__).parent / "architecture.md"
 REFERENCE = Path(__file__).parent / "reference.md"
 EXAMPLE = Path(__file__).parent / "mms.example.yaml"
@@ -125,6 +127,16 @@ def architecture(text: str, imports: Graph, starts: Graph) -> str:
     if missing:
         raise ValueError(f"{ARCHITECTURE.name} has no block for {sorted(missing)}")
     return _BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]}{match[3]}", text)
+
+
+def migration(text: str) -> str:
+    """Return the page on coming from 0.4 or 1.x with its marked block as it must be."""
+    rows = []
+    for name, key in KEYS.items():
+        sets = ", ".join(f"`{setting}`" for setting in key.sets) or "-"
+        rows.append(f"| `{name}` | {sets} | {key.remark} |\n")
+    table = "| 1.x | here | |\n| --- | --- | --- |\n" + "".join(rows)
+    return _BLOCK.sub(lambda match: f"{match[1]}{table}{match[3]}", text)
 
 
 def _package_table(imports: Graph) -> str:
@@ -446,6 +458,8 @@ def main() -> None:
 
     text = ARCHITECTURE.read_text(encoding="utf-8")
     ARCHITECTURE.write_text(architecture(text, ROOMS, STARTED), encoding="utf-8")
+    text = MIGRATION.read_text(encoding="utf-8")
+    MIGRATION.write_text(migration(text), encoding="utf-8")
     REFERENCE.write_text(reference(), encoding="utf-8")
     METRICS.write_text(metrics(), encoding="utf-8")
     EXAMPLE.write_text(example(), encoding="utf-8")

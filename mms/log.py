@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import logging.handlers
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,12 @@ RECORD_MARK = b"\x1e"
 
 #: Keeps years at four digits (2**37 is the year 6325). Printed output may look like a record.
 _MAX_TIMESTAMP = 2.0**37
+
+#: At most six digits: an interval of years already.
+_ROTATION = re.compile(
+    r"(?:(?P<interval>0*[1-9]\d{0,5})\s+)?(?P<unit>[SMHD]|midnight|W[0-6])",
+    re.ASCII | re.IGNORECASE,
+)
 
 _MAX_WORKER_LOGGERS = 1000
 _MAX_LOGGER_NAME = 200
@@ -208,11 +215,10 @@ def configure_logging(
     """Send the root logger's records to standard error, or to `file` if set.
 
     Args:
-        level: DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case.
+        level: NOTSET, DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case.
         format_: ``text`` or ``json``.
         file: Where to log instead of standard error.
-        rotation: When to start a new file: ``"1 H"`` as v0.4 wrote it (S, M, H, D, W, or
-            midnight).
+        rotation: When to start a new file: ``"1 H"`` as v0.4 wrote it.
 
     Returns:
         The handler, so that the caller can close or reopen it.
@@ -268,19 +274,14 @@ def _handler(file: Path | None, rotation: str | None) -> logging.Handler:
 
 
 def _parse_rotation(text: str) -> tuple[str, int]:
-    parts = text.upper().split()
-    if parts == ["MIDNIGHT"]:
-        return "midnight", 1
-    if len(parts) == 2 and parts[0].isdecimal() and int(parts[0]) > 0:
-        number, unit = int(parts[0]), parts[1]
-        if unit == "W":
-            return "D", 7 * number
-        if unit in ("S", "M", "H", "D"):
-            return unit, number
-    raise ConfigError(
-        f"log rotation {text!r} is not valid; write a number and a unit such as '1 H' "
-        "(S, M, H, D or W), or 'midnight'"
-    )
+    """Return unit and interval, as v0.4 wrote them: ``1 H``, ``W2``, ``2 midnight``."""
+    match = _ROTATION.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"log rotation {text!r} is not valid; write an interval and a unit, such as '1 H': S, "
+            "M, H, D, midnight, or a weekday from W0 (Monday) to W6"
+        )
+    return match["unit"].upper(), int(match["interval"] or 1)
 
 
 def _dump(document: dict[str, Any]) -> bytes:

@@ -35,6 +35,7 @@ from mms.http.context import Context
 from mms.http.edge import Edge
 from mms.http.guard import Guard
 from mms.http.management import make_management_app
+from mms.http.one_port import add_management, has_one_port
 from mms.http.openapi.description import models_of
 from mms.http.openapi.document import routes_of
 from mms.http.openapi.generate import find_generator
@@ -163,7 +164,7 @@ class Server:
             await self._listen_for_grpc()
         self.workspace = self._make_workspace()
         self.controlplane.open(self.workspace)
-        if self.config.server.management_port >= 0:
+        if self.config.server.management_port >= 0 and not self.management_port:
             await self._listen_for_management(guard)
         await self.startup.start()
         self.janitor.start()
@@ -251,10 +252,15 @@ class Server:
 
     async def _listen(self, guard: Guard) -> web.Application:
         settings = self.config.server
+        if has_one_port(settings):
+            self._check_management(guard)
         sock = _bind(settings.host, settings.port, "port")
         app = make_app(self.context, guard)
-        self._site = await self._serve(app, sock)
         self.port = sock.getsockname()[1]
+        if has_one_port(settings):
+            add_management(app, self.context, guard)
+            self.management_port = self.port
+        self._site = await self._serve(app, sock)
         return app
 
     async def _listen_for_grpc(self) -> None:
@@ -288,13 +294,17 @@ class Server:
             server, self._grpc = self._grpc, None
             await server.stop(timeout_s + _LAST_ANSWERS_S)
 
-    async def _listen_for_management(self, guard: Guard) -> None:
+    def _check_management(self, guard: Guard) -> None:
         settings = self.config.server
         if not guard.asks_for_token and not is_loopback(settings.management_host):
             raise ConfigError(
                 f"management_host {settings.management_host} can be reached from elsewhere; set a "
                 f"token in {TOKEN_VARIABLE}, or leave it on 127.0.0.1"
             )
+
+    async def _listen_for_management(self, guard: Guard) -> None:
+        settings = self.config.server
+        self._check_management(guard)
         sock = _bind(settings.management_host, settings.management_port, "management-port")
         app = make_management_app(self.context, guard)
         await self._serve(app, sock, is_management=True)

@@ -18,6 +18,7 @@ import click
 
 from mms.archive.manifest import SERVING_KEYS, Quantization
 from mms.archive.reader import open_archive
+from mms.cli.options import Command
 from mms.config.layers import check_keys
 from mms.config.resources import usable_cores
 from mms.config.settings import ModelSettings
@@ -38,7 +39,30 @@ def main() -> None:
     command.main(prog_name="mxnet-model-export")
 
 
-@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+def multi_model_export() -> None:
+    """Name what stands in for ``multi-model-export`` (console entry point)."""
+    click.echo(
+        "multi-model-export is gone, as since 1.0: model-archiver packs .mar archives of 1.x, and "
+        "mxnet-model-export packs .model archives",
+        err=True,
+    )
+    sys.exit(1)
+
+
+_HELP = """Pack a Gluon, MXNet symbolic or ONNX model into a .model archive.
+
+\b
+mxnet-model-export --model-name character_cnn --model-path FOLDER --check
+
+An option may be shortened to any unambiguous beginning.
+"""
+
+
+@click.command(
+    cls=Command,
+    help=_HELP,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 @click.option("--model-name", required=True, help="Name of the model and of the file to write.")
 @click.option(
     "--model-path",
@@ -110,11 +134,7 @@ def command(
     min_agreement: float,
     model_type: str | None,
 ) -> None:
-    r"""Pack a Gluon, MXNet symbolic or ONNX model into a .model archive.
-
-    \b
-    mxnet-model-export --model-name character_cnn --model-path FOLDER --check
-    """
+    """Pack a model."""
     try:
         if bool(quantize) != bool(calibration_data):
             raise ConfigError("--quantize and --calibration-data go together")

@@ -1,82 +1,156 @@
-"""``mxnet-model-server``: serve models over HTTP."""
+"""``mxnet-model-server`` and ``multi-model-server``: serve models over HTTP."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 import uvloop
 
 from mms.archive.manifest import ServingDefaults
-from mms.archive.reader import find_archives, read_manifest
+from mms.archive.reader import read_manifest
+from mms.cli import background
+from mms.cli.announce import announce
+from mms.cli.models import Finder, sagemaker_models
+from mms.cli.options import Command
 from mms.cli.progress import ProgressLine
-from mms.cli.terminal import printable, shell_word
+from mms.cli.terminal import printable
 from mms.config.build import Config, ModelConfig, build_config
-from mms.config.declaration import Unit, rules_of
-from mms.config.layers import with_archive_defaults
+from mms.config.declaration import Rules, Unit, rules_of
+from mms.config.environment import PROPERTIES_VARIABLE
+from mms.config.layers import Layer, resolve, with_archive_defaults
 from mms.config.printed import to_yaml
 from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import ConfigError, MMSError, StartupError
-from mms.fetch.download import cached, fetch, opening
-from mms.fetch.location import shown
+from mms.fetch.download import cached
 from mms.log import configure_logging
 from mms.server import Server
 from mms.serving.archives import fetch_options
-from mms.serving.registry import Registry
 from mms.version import __version__
+
+logger = logging.getLogger("mms.server")
 
 #: Exit status if a model fails with an error that is not a start-up error (out of memory, say).
 LOAD_FAILED_STATUS = 3
+#: Where 1.x looks for its configuration if none is named.
+_PROPERTIES = "config.properties"
+_VERBS = ("serve", "start", "dev")
+_HELP = """Serve MXNet, Gluon and ONNX models over HTTP.
+
+\b
+mxnet-model-server --models crepe=character_cnn.model
+curl http://127.0.0.1:8080/predictions/crepe -H 'content-type: application/json' -d '[...]'
+
+WORDS are models, as after --models; or one of these, first:
+
+\b
+dev FOLDER  serve a model under development: one worker, reload on each edit, show errors
+serve       what SageMaker starts; without models, serve the archives in /opt/ml/model
+start       what images of 1.x start; the same as no word
+
+An option may be shortened to any unambiguous beginning.
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """How the command was called.
+
+    Attributes:
+        program: The command's name.
+        args: Its arguments.
+        is_marked: Whether this is the process that serves, started by one with 1.x's options.
+    """
+
+    program: str
+    args: tuple[str, ...]
+    is_marked: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Original:
+    """The options of 1.x.
+
+    Attributes:
+        start: Serve; behind the starter unless `foreground`.
+        stop: End what `start` has started.
+        foreground: Serve in the foreground.
+        mms_config: A ``config.properties``.
+        log_config: A configuration of log4j; ignored.
+        vmargs: Arguments for Java; ignored.
+    """
+
+    start: bool
+    stop: bool
+    foreground: bool
+    mms_config: str | None
+    log_config: str | None
+    vmargs: str | None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any is set."""
+        return any((self.start, self.foreground, self.mms_config, self.log_config, self.vmargs))
+
+    def notes(self) -> list[str]:
+        """Return what was ignored."""
+        notes = []
+        if self.log_config:
+            notes.append(
+                f"--log-config {self.log_config} is ignored: this server has no log4j; see "
+                "--log-level, --log-file, --log-format and --access-log"
+            )
+        if self.vmargs:
+            notes.append("--vmargs is ignored: this server has no Java")
+        return notes
 
 
 def main() -> None:
-    """Run the command (console entry point)."""
-    command.main(args=expand_models(sys.argv[1:]), prog_name="mxnet-model-server")
+    """Run ``mxnet-model-server`` (console entry point)."""
+    _main("mxnet-model-server")
 
 
-def expand_models(args: Sequence[str]) -> list[str]:
-    """Repeat ``--models`` before each pair; click's options take only one value each."""
-    expanded: list[str] = []
-    in_models = False
-    for arg in args:
-        name, separator, value = arg.partition("=")
-        if name == "--models":
-            in_models = True
-            if separator:
-                expanded.extend(["--models", value])
-            continue
-        if arg.startswith("-"):
-            in_models = False
-        expanded.extend(["--models", arg] if in_models else [arg])
-    if args and args[-1] == "--models":
-        expanded.append("--models")
-    return expanded
+def multi_model_server() -> None:
+    """Run ``multi-model-server``, the name of 1.x (console entry point)."""
+    _main("multi-model-server")
 
 
-def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _main(program: str) -> None:
+    args = sys.argv[1:]
+    is_marked = args[:1] == [background.MARK]
+    args = args[1:] if is_marked else args
+    command.main(args=args, prog_name=program, obj=Call(program, tuple(args), is_marked))
+
+
+def _settings_options(command: Command) -> Command:
     """Add one flag per setting to the command, from the settings' own declarations."""
-    for cls in (ModelSettings, ServerSettings):
-        for f in reversed(dataclasses.fields(cls)):
-            flag = f"--{f.name.replace('_', '-')}"
-            is_flag = isinstance(f.default, bool)
-            shown = f" [default: {f.default}]" if f.default not in ("", (), None) else ""
-            declaration = f"{flag}/--no-{flag[2:]}" if is_flag else flag
-            command = click.option(
-                declaration,
-                f.name,
-                type=None if is_flag else _flag_type(f),
-                default=None,
-                metavar=None if is_flag else _metavar(f),
-                help=f"{rules_of(f).help}{shown}",
-            )(command)
+    groups = []
+    for title, cls in (("Each model", ModelSettings), ("The server", ServerSettings)):
+        fields = dataclasses.fields(cls)
+        command.params += [_option(f) for f in fields]
+        groups.append((title, [f.name for f in fields]))
+    command.groups = [("As in 1.x", [f.name for f in dataclasses.fields(Original)]), *groups]
     return command
+
+
+def _option(setting: dataclasses.Field[Any]) -> click.Option:
+    flag = f"--{setting.name.replace('_', '-')}"
+    is_flag = isinstance(setting.default, bool)
+    shown = f" [default: {setting.default}]" if setting.default not in ("", (), None) else ""
+    return click.Option(
+        [f"{flag}/--no-{flag[2:]}" if is_flag else flag, setting.name],
+        type=None if is_flag else _flag_type(setting),
+        default=None,
+        metavar=None if is_flag else _metavar(setting),
+        help=f"{rules_of(setting).help}{shown}",
+    )
 
 
 def _flag_type(setting: dataclasses.Field[Any]) -> Any:
@@ -86,13 +160,18 @@ def _flag_type(setting: dataclasses.Field[Any]) -> Any:
 
 
 def _metavar(setting: dataclasses.Field[Any]) -> str:
-    unit = rules_of(setting).unit
-    if unit is not None:
-        return "SIZE" if unit is Unit.BYTES else "TIME"
+    rules: Rules = rules_of(setting)
+    if rules.choices:
+        return f"[{'|'.join(filter(None, rules.choices))}]"
+    if rules.unit is not None:
+        return "SIZE" if rules.unit is Unit.BYTES else "TIME"
     return "LIST" if isinstance(setting.default, tuple) else type(setting.default).__name__.upper()
 
 
+@_settings_options
 @click.command(
+    cls=Command,
+    help=_HELP,
     epilog="Every flag can also be set in the environment: --batch-size is MMS_BATCH_SIZE.",
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
@@ -100,9 +179,9 @@ def _metavar(setting: dataclasses.Field[Any]) -> str:
     "--models",
     multiple=True,
     metavar="NAME=LOCATION ...",
-    help="Models to serve, as pairs of a name and a .model file, an unpacked folder, or an "
+    help="Models to serve, as pairs of a name and a .model or .mar file, a folder, or an "
     "http(s)://, s3:// or file:// URL; several may follow one --models. Without a name, the name "
-    "in the archive is used.",
+    "in the archive is used. A location may be relative to --model-store; ALL is all of it.",
 )
 @click.option(
     "--config",
@@ -112,151 +191,171 @@ def _metavar(setting: dataclasses.Field[Any]) -> str:
     help="YAML file with settings and models.",
 )
 @click.option("--print-config", is_flag=True, help="Print every setting and its origin, and exit.")
-@click.argument("mode", required=False, type=click.Choice(["serve"]))
-@_settings_options
+@click.option(
+    "--start", is_flag=True, help="Serve in the background: return at once. Ended by --stop."
+)
+@click.option("--stop", is_flag=True, help="End the server that --start has started.")
+@click.option("--foreground", is_flag=True, help="With --start: serve in the foreground.")
+@click.option(
+    "--mms-config", metavar="FILE", help="Configuration of 1.x, a config.properties; or sagemaker."
+)
+@click.option("--log-config", metavar="FILE", help="Ignored: a configuration of log4j.")
+@click.option("--vmargs", metavar="ARGS", help="Ignored: arguments for Java.")
+@click.option("--restart", is_flag=True, hidden=True)
+@click.argument("words", nargs=-1, metavar="[WORDS]...")
 @click.version_option(__version__, prog_name="mxnet-model-server")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     models: tuple[str, ...],
     config_file: Path | None,
     print_config: bool,
-    mode: str | None,
+    start: bool,
+    stop: bool,
+    foreground: bool,
+    mms_config: str | None,
+    log_config: str | None,
+    vmargs: str | None,
+    restart: bool,
+    words: tuple[str, ...],
     **flags: Any,
 ) -> None:
-    r"""Serve MXNet and Gluon models over HTTP.
-
-    SageMaker starts its containers with "serve"; without --models, it serves the archives in
-    /opt/ml/model.
-
-    \b
-    mxnet-model-server --models crepe=character_cnn.model
-    curl http://127.0.0.1:8080/predictions/crepe -H 'content-type: application/json' -d '[...]'
-    """
+    """Serve models, or do what the options say instead."""
+    call: Call = context.obj or Call("mxnet-model-server", (), False)
+    original = Original(start, stop, foreground, mms_config, log_config, vmargs)
+    if restart:
+        raise click.UsageError("--restart: use --stop and then --start, as with 1.x", context)
+    if start and stop:
+        raise click.UsageError("--start and --stop exclude each other, as in 1.x", context)
+    verb, words = (words[0], words[1:]) if words[:1] and words[0] in _VERBS else ("", words)
+    if verb == "dev" and not (words or models):
+        raise click.UsageError("dev: name the folder of the model, as in: dev FOLDER", context)
+    is_original = call.is_marked or original.is_used or call.program == "multi-model-server"
     try:
-        server = build_config([], flags, os.environ, config_file).server
-        if not print_config:
-            configure_logging(
-                server.log_level,
-                server.log_format,
-                Path(server.log_file) if server.log_file else None,
-                server.log_rotation_time or None,
-            )
-        progress = ProgressLine(sys.stderr) if sys.stderr.isatty() else None
-        pairs = [_parse_model(text, server, progress) for text in models]
-
-        def read() -> Config:
-            config = build_config(pairs, flags, os.environ, config_file)
-            if mode == "serve" and not config.models and not config.server.multi_model:
-                found = _sagemaker_models(os.environ)
-                config = build_config(found, flags, os.environ, config_file)
-            return config
-
-        config = read()
-        if print_config:
-            _print_config(config)
+        if stop:
+            click.echo(background.stop())
             return
-        if not (config.models or server.model_store or server.allowed_urls or server.state_file):
-            raise ConfigError("no model to serve; set --models NAME=PATH")
-        uvloop.run(Server(config, _announce, read, progress).run())
+        start_up = _StartUp(
+            (*words, *models), config_file, flags, original, verb, is_original, os.environ
+        )
+        config = start_up.read()
+        if print_config:
+            for note in start_up.notes(config):
+                click.echo(printable(note), err=True)
+            _print_config(start_up.complete(config, None))
+        elif is_original and not call.is_marked:
+            _launch(call, foreground or bool(verb))
+        else:
+            with background.noted() if call.is_marked else contextlib.nullcontext():
+                _serve(start_up, config)
     except MMSError as error:
         _report(error)
         sys.exit(error.exit_status if isinstance(error, StartupError) else LOAD_FAILED_STATUS)
 
 
-def _parse_model(
-    text: str, settings: ServerSettings, progress: ProgressLine | None
-) -> tuple[str, str]:
-    """Split ``NAME=LOCATION``; without a name, fetch the archive and use its manifest's."""
-    name, separator, location = text.partition("=")
-    # The first = of a URL is in its query, or in #sha256=.
-    if separator and "/" not in name and "#" not in name:
-        if not name or not location:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _StartUp:
+    """What was asked for, from which the configuration is built, and built again on SIGHUP."""
+
+    texts: tuple[str, ...]
+    config_file: Path | None
+    flags: dict[str, Any]
+    original: Original
+    verb: str
+    is_original: bool
+    environment: Mapping[str, str]
+
+    def read(self, pairs: list[tuple[str, str]] | None = None) -> Config:
+        """Return the configuration, without models of the command line unless given."""
+        if self.config_file and self.config_file.suffix == ".properties":
             raise ConfigError(
-                f"--models {name}={shown(location)}: expected NAME=PATH, such as crepe=crepe.model"
+                f"{self.config_file}: --config reads YAML; for a config.properties of 1.x, use "
+                f"--mms-config {self.config_file}"
             )
-        return name, location
-    options = fetch_options(settings, progress)
-    path = fetch(text, options)
-    with opening(text, path, options):
-        return read_manifest(path).model_name, text
-
-
-def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the archives that SageMaker has put into the container, named by their manifests.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-    found = find_archives(folder) if folder.is_dir() else []
-    if not found:
-        raise ConfigError(
-            f"no model to serve: {folder} holds neither a .model or .mar file nor an unpacked one"
+        return build_config(
+            pairs or [],
+            self.flags,
+            self.environment,
+            self.config_file,
+            self._properties(),
+            self._preset(),
         )
-    return [(read_manifest(path).model_name, str(path)) for path in found]
+
+    def complete(self, first: Config, progress: ProgressLine | None) -> Config:
+        """Return the configuration with the models of the command line, or 1.x's configuration."""
+        return self.read(self.find(first, progress))
+
+    def find(self, first: Config, progress: ProgressLine | None) -> list[tuple[str, str]]:
+        """Return the names and locations of the models that are not in the YAML file."""
+        shared, _ = resolve(ModelSettings, first.layers)
+        texts = self.texts or first.load_models
+        pairs = Finder(first.server, shared.handler, progress).find(texts)
+        if self.verb == "serve" and not (pairs or first.models or first.server.multi_model):
+            return sagemaker_models(self.environment)
+        return pairs
+
+    def notes(self, config: Config) -> list[str]:
+        """Return what is ignored."""
+        return [*self.original.notes(), *config.notes]
+
+    def may_lack_models(self, config: Config) -> bool:
+        """Return whether the server may start without a model."""
+        settings = config.server
+        return bool(
+            self.is_original or settings.model_store or settings.allowed_urls or settings.state_file
+        )
+
+    def _properties(self) -> str:
+        named = self.environment.get(PROPERTIES_VARIABLE) or self.original.mms_config
+        if named:
+            return str(named)
+        return _PROPERTIES if self.is_original and Path(_PROPERTIES).is_file() else ""
+
+    def _preset(self) -> Layer | None:
+        if self.verb == "dev":
+            return Layer("dev", {"workers": 1, "watch": True, "debug_errors": "on"})
+        return Layer("1.x", {"keep_going": True}) if self.is_original else None
+
+
+def _launch(call: Call, in_foreground: bool) -> None:
+    """Start the process that serves, which carries the mark of 1.x's."""
+    if in_foreground:
+        background.run_in_foreground(call.args)
+    else:
+        pid = background.run_in_background(call.args)
+        click.echo(
+            f"{call.program} started in the background as process {pid}, as 1.x's --start did; "
+            f"{call.program} --stop ends it, and --foreground keeps it in the foreground",
+            err=True,
+        )
+
+
+def _serve(start_up: _StartUp, first: Config) -> None:
+    server = first.server
+    configure_logging(
+        server.log_level,
+        server.log_format,
+        Path(server.log_file) if server.log_file else None,
+        server.log_rotation_time or None,
+    )
+    for note in start_up.notes(first):
+        logger.warning("%s", note)
+    progress = ProgressLine(sys.stderr) if sys.stderr.isatty() else None
+    pairs = start_up.find(first, progress)
+
+    def read() -> Config:
+        return start_up.read(pairs)
+
+    config = read()
+    if not (config.models or start_up.may_lack_models(config)):
+        raise ConfigError("no model to serve; set --models NAME=PATH")
+    uvloop.run(Server(config, _announce, read, progress).run())
 
 
 def _announce(server: Server) -> None:
-    """Print the models, their addresses and a command that works."""
-    base = server.url
-    rows = [
-        (
-            s.name,
-            s.version,
-            str(len(s.pool.workers)),
-            str(s.settings.batch_size),
-            f"{base}/predictions/{s.name}",
-        )
-        for s in server.registry.servables()
-    ]
-    header = ("MODEL", "VERSION", "WORKERS", "BATCH", "PREDICT (POST)")
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    ]
-    example = "\n".join(f"  {line}" for line in _examples(server.registry, base))
-    host = base.removeprefix("http://").rpartition(":")[0]
-    grpc = f"gRPC on {host}:{server.grpc_port}\n" if server.grpc_port else ""
-    management = (
-        f"Management on {server.management_url}/models\n\n" if server.management_port else ""
-    )
-    click.echo(
-        f"\nmxnet-model-server {__version__}, listening on {base}\n\n"
-        + "\n".join(f"  {line}" for line in lines)
-        + f"\n\n{grpc}{management}Try:\n{example}\n",
-        err=True,
-    )
-
-
-def _examples(registry: Registry, base: str) -> list[str]:
-    """Return a curl command for a model, preferably one with its own sample request."""
-    servables = registry.servables()
-    if not servables:
-        return [f"curl {base}/ping"]
-    servable = next((s for s in servables if s.archive.manifest.serving.sample), servables[0])
-    archive = servable.archive
-    url = f"{base}/predictions/{servable.name}"
-    sample = archive.manifest.serving.sample
-    if sample:
-        text = _inline(archive.folder / sample.file)
-        data = (
-            f"-d {shell_word(text)}" if text else f"--data-binary {shell_word('@' + sample.file)}"
-        )
-        header = shell_word(f"content-type: {sample.content_type}")
-        return [f"curl -X POST {url} -H {header} {data}"]
-    if archive.signature and archive.signature.takes_images:
-        return [f"curl -X POST {url} -T image.jpg"]
-    return [f"curl {base}/ping", f"curl {base}/api-description"]
-
-
-def _inline(path: Path) -> str:
-    """Return a sample as a single line; "" if it is not a short text."""
-    if path.stat().st_size > 500:
-        return ""
-    try:
-        return orjson.dumps(orjson.loads(path.read_bytes())).decode().replace("'", "\\u0027")
-    except orjson.JSONDecodeError:
-        return ""
+    announce(server)
+    background.note_ready()
 
 
 def _print_config(config: Config) -> None:

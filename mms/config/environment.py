@@ -1,35 +1,58 @@
-"""Settings from environment variables: the server's own, and SageMaker's."""
+"""Settings from environment variables: the server's own, those of MMS 1.x, and SageMaker's.
+
+The prefix ``MMS_`` is not this server's alone: the platform, another tool or the server before this
+one may set such variables, so an unknown one is reported and ignored.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mms.config.layers import Layer, check_keys, keys
+from mms.config.hints import nearest
+from mms.config.layers import Layer, keys
+from mms.config.legacy import KEYS, Legacy, translate
 from mms.config.settings import ENV_PREFIX, TOKEN_VARIABLE, ModelSettings, ServerSettings
 from mms.config.values import TRUE
 
+#: Names 1.x's configuration file.
+PROPERTIES_VARIABLE = "MMS_CONFIG_FILE"
 #: Environment variables with the prefix that are not settings.
-_OTHER_VARIABLES = {"MMS_CONFIG", TOKEN_VARIABLE}
-_SERVICE_LINK = re.compile(r"MMS_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
+_OTHER_VARIABLES = {"MMS_CONFIG", PROPERTIES_VARIABLE, TOKEN_VARIABLE}
+#: What Kubernetes sets in pods beside a Service whose name is mms, or begins with "mms-".
+_SERVICE_LINK = re.compile(
+    r"MMS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)",
+    re.ASCII,
+)
+_SERVICE_PORT = re.compile(r"MMS_(\w+_)?PORT", re.ASCII)
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.ASCII)
 
 
-def environment_layer(environment: Mapping[str, str]) -> Layer:
-    """Return the settings in ``MMS_*`` variables; ``MMS_PORT`` is ``port``.
+def environment_settings(environment: Mapping[str, str]) -> Legacy:
+    """Return what ``MMS_*`` variables set; ``MMS_PORT`` is ``port``.
 
-    Raises:
-        ConfigError: A variable with that prefix is not a setting.
+    The names of this server are stronger than those of 1.x.
     """
-    values = {
-        name[len(ENV_PREFIX) :].lower(): value
-        for name, value in environment.items()
-        if name.startswith(ENV_PREFIX)
-        and name not in _OTHER_VARIABLES
-        and not _is_service_link(name, value)
-    }
-    check_keys(values, keys(ServerSettings) + keys(ModelSettings), "environment (MMS_*)")
-    return Layer("environment", values)
+    names = {name for name in environment if name.startswith(ENV_PREFIX)} - _OTHER_VARIABLES
+    links = sorted(name for name in names if _is_service_link(name, environment[name]))
+    known = {*keys(ServerSettings), *keys(ModelSettings)}
+    ours, older, notes = {}, {}, []
+    if links:
+        notes.append("variables that Kubernetes sets for Services are ignored: " + ", ".join(links))
+    for name in sorted(names - set(links)):
+        key = name[len(ENV_PREFIX) :].lower()
+        if key in known:
+            ours[key] = environment[name]
+        elif key in KEYS:
+            older[key] = environment[name]
+        else:
+            near = nearest(key, (*known, *KEYS), _variable)
+            notes.append(f"environment variable {name} is ignored: it is no setting{near}")
+    legacy = translate(older, _variable)
+    layers = (Layer("environment", ours), *legacy.layers)
+    return replace(legacy, layers=layers, notes=(*notes, *legacy.notes))
 
 
 def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
@@ -43,6 +66,14 @@ def sagemaker_layer(environment: Mapping[str, str]) -> Layer:
     return Layer("SageMaker", values)
 
 
+def _variable(key: str) -> str:
+    return f"{ENV_PREFIX}{key.upper()}"
+
+
 def _is_service_link(name: str, value: str) -> bool:
-    """Return whether Kubernetes set a variable, as it does in pods beside a Service ``mms``."""
-    return value.startswith("tcp://") or bool(_SERVICE_LINK.fullmatch(name))
+    """Return whether Kubernetes set a variable.
+
+    Only the value tells ``MMS_PORT``, a setting, from the one of a Service called mms.
+    """
+    is_port = _SERVICE_PORT.fullmatch(name) and _SERVICE_URL.match(value)
+    return bool(is_port or _SERVICE_LINK.fullmatch(name))

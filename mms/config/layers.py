@@ -1,13 +1,13 @@
 """Resolve settings from several origins: the first that has a value wins.
 
-The order is flag > ``MMS_*`` environment > YAML file > the archive's ``Serving`` > default. An
-unknown key is an error that suggests the nearest known one.
+The order is flag > ``MMS_*`` environment > YAML file > 1.x's ``config.properties`` > the
+archive's ``Serving`` > default. An unknown key of a YAML file is an error that suggests the nearest
+known one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from mms.archive.manifest import ServingDefaults
 from mms.config.declaration import rules_of
+from mms.config.hints import nearest
 from mms.config.settings import ALIASES, ModelSettings
 from mms.config.values import convert
 from mms.errors import ConfigError
@@ -71,8 +72,7 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str], origin: str) -> 
     """
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            hint = nearest(str(key), known) or f"; known: {', '.join(known)}"
             raise ConfigError(f"{origin}: unknown key {key!r}{hint}")
 
 

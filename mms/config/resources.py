@@ -18,3 +18,12 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         pass
     return max(cores, 1)
+
+
+def gpus(devices: Path = Path("/dev")) -> int:
+    """Return how many NVIDIA GPUs this machine, or container, has.
+
+    Args:
+        devices: Folder of the device files.
+    """
+    return len(list(devices.glob("nvidia[0-9]*")))

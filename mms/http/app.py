@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from aiohttp import web
 
+from mms.config.address import is_loopback as is_loopback
 from mms.config.settings import ServerSettings
 from mms.http import describe, docs, inference, sagemaker, status
 from mms.http import oip as v2
@@ -51,13 +50,3 @@ def shows_errors(settings: ServerSettings) -> bool:
     if settings.debug_errors != "auto":
         return settings.debug_errors == "on"
     return is_loopback(settings.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a listen address is reachable from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -36,16 +36,23 @@ class Startup:
         """Load the models of the configuration and of the state file.
 
         Raises:
-            MMSError: A model of the configuration does not load. An entry of the state file that
-                does not load is logged, stays in the file, and does not stop the server.
+            MMSError: A model of the configuration does not load, and `keep_going` is off. An
+                entry of the state file that does not load is logged, stays in the file, and does
+                not stop the server.
         """
         # Before any registration, which rewrites the file.
         state = self._controlplane.saved.recall()
-        await _gather(
-            self._controlplane.register(_configured(model), stays=True)
-            for model in self._controlplane.config.models
-        )
+        await _gather(self._load(model) for model in self._controlplane.config.models)
         await self._restore(state)
+
+    async def _load(self, model: ModelConfig) -> None:
+        keep_going = self._controlplane.settings.keep_going
+        try:
+            await self._controlplane.register(_configured(model), stays=not keep_going)
+        except MMSError as error:
+            if not keep_going:
+                raise
+            logger.warning("%s does not load and is left out: %s", model.name, error)
 
     async def apply(self, config: Config) -> list[str]:
         """Apply a changed configuration to the start-up models.

@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from mms.cli import serve
+from mms.cli.announce import announce
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import Layer, resolve
 from mms.config.settings import ModelSettings, ServerSettings
@@ -362,7 +362,7 @@ class RunningServer:
 
     def announce(self) -> None:
         """Print the lines with which the command says that it serves."""
-        serve._announce(self._server)
+        announce(self._server)
 
     def request_reload(self) -> None:
         self._server.request_reload()

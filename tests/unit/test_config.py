@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from mms.archive.manifest import ServingDefaults
 from mms.config.build import build_config, read_file
 from mms.config.declaration import rules_of
-from mms.config.environment import environment_layer
 from mms.config.layers import keys, resolve, with_archive_defaults
 from mms.config.printed import to_yaml
 from mms.config.resources import usable_cores
@@ -112,9 +111,41 @@ def test_a_list_of_gpus_in_yaml_is_read(file: Path) -> None:
     assert build_config(CREPE, {}, {}, file).models[0].settings.gpu == (0, 1)
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(ConfigError, match=r"MMS_\*.*unknown key 'prot'.*did you mean 'port'"):
-        environment_layer({"MMS_PROT": "1"})
+def test_an_unknown_variable_is_noted_once_with_the_nearest_known_one() -> None:
+    config = build_config([], {}, {"MMS_PROT": "1", "MMS_TEAM_OF_OURS": "vision"})
+    assert config.server == ServerSettings()
+    assert config.notes == (
+        "environment variable MMS_PROT is ignored: it is no setting; did you mean 'MMS_PORT'?",
+        "environment variable MMS_TEAM_OF_OURS is ignored: it is no setting",
+    )
+
+
+LINKS = {
+    "MMS_PORT": "tcp://10.0.0.1:8080",
+    "MMS_SERVICE_HOST": "10.0.0.1",
+    "MMS_PORT_8080_TCP_ADDR": "10.0.0.1",
+    # Of a Service called mms-canary, and of one called mms-management.
+    "MMS_CANARY_SERVICE_HOST": "10.0.0.2",
+    "MMS_CANARY_SERVICE_PORT": "8080",
+    "MMS_CANARY_SERVICE_PORT_HTTP": "8080",
+    "MMS_CANARY_PORT": "udp://10.0.0.2:8080",
+    "MMS_CANARY_PORT_8080_UDP": "udp://10.0.0.2:8080",
+    "MMS_CANARY_PORT_8080_UDP_PROTO": "udp",
+    "MMS_MANAGEMENT_PORT": "tcp://10.0.0.3:8081",
+}
+
+
+def test_what_kubernetes_sets_for_services_is_ignored_whatever_their_names() -> None:
+    config = build_config([], {}, LINKS)
+    assert config.server == ServerSettings()
+    [note] = config.notes
+    assert all(name in note for name in LINKS)
+
+
+def test_a_port_beside_service_links_is_still_a_setting() -> None:
+    environment = {**LINKS, "MMS_PORT": "9000", "MMS_MANAGEMENT_PORT": "9001"}
+    server = build_config([], {}, environment).server
+    assert (server.port, server.management_port) == (9000, 9001)
 
 
 UNKNOWN = [
@@ -166,7 +197,11 @@ VALUES: list[tuple[str, Any, str]] = [
     ("preload", 2, "expected true or false, got 2"),
     ("host", {"a": 1}, "host: expected a string"),
     ("host", True, "expected a string, got True"),
-    ("log_level", "loud", "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, got 'loud'"),
+    (
+        "log_level",
+        "loud",
+        "must be one of NOTSET, DEBUG, INFO, WARNING, ERROR, CRITICAL, got 'loud'",
+    ),
     ("log_format", "xml", "must be one of text, json, got 'xml'"),
     ("debug_errors", "perhaps", "must be one of auto, on, off, got 'perhaps'"),
 ]

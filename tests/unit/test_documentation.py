@@ -52,6 +52,12 @@ def test_the_page_on_the_architecture_draws_what_the_code_does(generate: ModuleT
     assert page == generate.architecture(page, ROOMS, STARTED), "run: make docs"
 
 
+def test_the_map_of_1x_s_configuration_is_the_program_s(generate: ModuleType) -> None:
+    page = (ROOT / "docs" / "migration.md").read_text()
+    assert page == generate.migration(page), "run: make docs"
+    assert "| `job_queue_size` | `queue_size` |" in page
+
+
 @pytest.mark.parametrize("path", DEVELOPER_PAGES, ids=lambda path: path.name)
 def test_whatever_of_the_code_a_page_names_is_there(path: Path) -> None:
     page = path.read_text()

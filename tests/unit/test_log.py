@@ -236,8 +236,14 @@ def test_without_a_file_the_log_goes_to_standard_error(root: logging.Logger) -> 
         ("30 s", "S", 30),
         ("5 M", "M", 300),
         ("2 D", "D", 172_800),
-        ("1 W", "D", 604_800),
         ("midnight", "MIDNIGHT", 86_400),
+        # A unit alone, a weekday, and an interval before any of them: 0.4 took all of these.
+        ("H", "H", 3600),
+        ("D", "D", 86_400),
+        ("W0", "W0", 604_800),
+        ("W6", "W6", 604_800),
+        ("3 W2", "W2", 1_814_400),
+        ("2 midnight", "MIDNIGHT", 172_800),
     ],
 )
 def test_v04_s_rotation_times_are_understood(
@@ -248,10 +254,18 @@ def test_v04_s_rotation_times_are_understood(
     assert (handler.when, handler.interval) == (when, seconds)
 
 
-@pytest.mark.parametrize("rotation", ["", "H", "1", "0 H", "-1 H", "1 Y", "1 H 2"])
+@pytest.mark.parametrize(
+    "rotation", ["", "1", "0 H", "-1 H", "1 Y", "1 H 2", "W", "1 W", "W7", "1H"]
+)
 def test_other_rotation_times_are_refused_with_an_example(tmp_path: Path, rotation: str) -> None:
     with pytest.raises(ConfigError, match=f"log rotation '{rotation}' .* such as '1 H'"):
         configure_logging(file=tmp_path / "x.log", rotation=rotation)
+
+
+def test_notset_logs_every_level(root: logging.Logger) -> None:
+    # 0.4's LOG_LEVEL_DICT has it.
+    configure_logging("NOTSET")
+    assert root.level == logging.NOTSET
 
 
 def test_an_unknown_level_is_refused() -> None:
