@@ -15,17 +15,17 @@ import orjson
 import uvloop
 
 from mms.archive.manifest import ServingDefaults
-from mms.archive.reader import find_archives, read_manifest
+from mms.archive.reader import find_models, read_manifest
 from mms.cli.progress import ProgressLine
 from mms.cli.terminal import printable, shell_word
 from mms.config.build import Config, ModelConfig, build_config
 from mms.config.declaration import Unit, rules_of
-from mms.config.layers import with_archive_defaults
+from mms.config.layers import resolve, with_archive_defaults
 from mms.config.printed import to_yaml
 from mms.config.settings import ENV_PREFIX, ModelSettings, ServerSettings
 from mms.errors import ConfigError, MMSError, StartupError
 from mms.fetch.download import cached, fetch, opening
-from mms.fetch.location import shown
+from mms.fetch.location import file_name, shown
 from mms.log import configure_logging
 from mms.server import Server
 from mms.serving.archives import fetch_options
@@ -146,7 +146,8 @@ def command(
         def read() -> Config:
             config = build_config(pairs, flags, os.environ, config_file)
             if mode == "serve" and not config.models and not config.server.multi_model:
-                found = _sagemaker_models(os.environ)
+                shared, _ = resolve(ModelSettings, config.layers)
+                found = _sagemaker_models(os.environ, shared.handler)
                 config = build_config(found, flags, os.environ, config_file)
             return config
 
@@ -177,22 +178,20 @@ def _parse_model(
     options = fetch_options(settings, progress)
     path = fetch(text, options)
     with opening(text, path, options):
-        return read_manifest(path).model_name, text
+        return read_manifest(path, name=file_name(text)).model_name, text
 
 
-def _sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the archives that SageMaker has put into the container, named by their manifests.
+def _sagemaker_models(environment: Mapping[str, str], handler: str) -> list[tuple[str, str]]:
+    """Return the models that SageMaker has put into the container, named by their manifests.
 
     Raises:
         ConfigError: There are none.
     """
     folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-    found = find_archives(folder) if folder.is_dir() else []
+    found = find_models(folder, handler) if folder.is_dir() else []
     if not found:
-        raise ConfigError(
-            f"no model to serve: {folder} holds neither a .model or .mar file nor an unpacked one"
-        )
-    return [(read_manifest(path).model_name, str(path)) for path in found]
+        raise ConfigError(f"no model to serve: {folder} holds neither an archive nor a model")
+    return [(read_manifest(path, handler).model_name, str(path)) for path in found]
 
 
 def _announce(server: Server) -> None:

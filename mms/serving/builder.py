@@ -76,8 +76,13 @@ class Builder:
         if fetched is None:
             fetched = await self.fetch(registration)
         archive = await self._fetching.open(
-            registration.path, fetched, self._workspace, registration.settings.handler
+            registration.path, fetched, self._workspace, registration.settings.handler, version
         )
+        if archive.family:
+            extra = {"model": registration.name}
+            logger.info("%s: %s", archive.source, archive.family, extra=extra)
+            for note in archive.notes:
+                logger.info("%s: %s", archive.source, note, extra=extra)
         try:
             servable = Servable(
                 registration.name,

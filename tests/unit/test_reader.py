@@ -264,7 +264,17 @@ def test_an_incomplete_archive_says_what_is_missing(
 ) -> None:
     files, message = INCOMPLETE[name]
     refuse(write_zip(tmp_path / "a.model", base=files), workspace, message)
-    refuse(write_folder(tmp_path / "a", files), workspace, message)
+    if name not in ("listed file missing", "digest differs"):
+        refuse(write_folder(tmp_path / "a", files), workspace, message)
+
+
+@pytest.mark.parametrize("name", ["listed file missing", "digest differs"])
+def test_a_folder_is_a_working_copy_whose_files_may_change(
+    tmp_path: Path, workspace: Path, name: str
+) -> None:
+    files, _ = INCOMPLETE[name]
+    folder = write_folder(tmp_path / "a", files)
+    assert open_archive(folder, workspace).folder == folder
 
 
 def test_an_oversized_manifest_is_not_parsed(tmp_path: Path, workspace: Path) -> None:

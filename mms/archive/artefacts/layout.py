@@ -1,0 +1,34 @@
+"""Lay out a recognised model as the folder of an archive: links and generated files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import orjson
+
+from mms.archive.artefacts.artefact import Artefact
+from mms.archive.manifest import MANIFEST_NAME
+
+
+def lay_out(artefact: Artefact, folder: Path) -> None:
+    """Fill an empty folder with what an export of the model would have packed.
+
+    The files of the user are linked one by one, so that nothing is written beside them, not even
+    Python's caches.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    manifest = orjson.dumps(artefact.manifest.to_document(), option=orjson.OPT_INDENT_2)
+    documents = {MANIFEST_NAME: manifest + b"\n", **artefact.documents}
+    for name, content in documents.items():
+        _place(folder, name).write_bytes(content)
+    for name, path in artefact.files.items():
+        _place(folder, name).symlink_to(os.path.abspath(path))
+
+
+def _place(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
