@@ -1,8 +1,8 @@
-"""Check the members of an archive file by its directory, before a byte of it is unpacked.
+"""Check the members of a zip file by its directory, before a byte of it is unpacked.
 
 The directory at the end of a zip file lists the name, offset and sizes of each member. These are
 only claims of the archive, so their cost is added up first, and unpacking later never exceeds the
-claimed sizes.
+claimed sizes. The rules for names and sizes are those of `mms.archive.tar`, too.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class _Directory(io.BufferedReader):
                 return
             place += _ENTRY_BYTES + sum(_LENGTHS.unpack_from(directory, place + _LENGTHS_AT))
         if place + _ENTRY_BYTES <= len(directory):
-            raise ArchiveError(
-                f"{self._path}: more than the {self._limits.entries} entries allowed"
-            )
+            raise too_many(self._path, self._limits)
 
 
 @contextlib.contextmanager
@@ -120,24 +118,58 @@ def check_members(
     Raises:
         ArchiveError: A name, type or size is not allowed, or members overlap.
     """
-    seen: set[str] = set()
+    names = FileNames(path, limits)
     files = []
     for info in members:
-        name = _safe_name(path, info)
-        if info.is_dir():
-            continue
-        # Names that differ only in case are one file on some systems; so are 'a' and 'a/'.
-        key = str(name).lower()
-        if key in seen:
-            raise ArchiveError(f"{path}: {info.filename!r} is in the archive twice")
-        seen.add(key)
-        files.append((info, name))
-    for _, name in files:
-        if any(str(parent).lower() in seen for parent in name.parents):
-            raise ArchiveError(f"{path}: {str(name)!r} lies below a file")
+        name = _checked_name(path, info)
+        if not info.is_dir():
+            names.add(name)
+            files.append((info, name))
     _check_sizes(path, [info for info, _ in files], limits)
     _check_places(path, members)
     return files
+
+
+class FileNames:
+    """The names of an archive's files, of which no two may be one place on any system.
+
+    Args:
+        path: The archive.
+        limits: Limits for unpacking; folders count as entries though none may be listed.
+    """
+
+    def __init__(self, path: Path, limits: UnpackLimits) -> None:
+        self._path = path
+        self._limits = limits
+        self._files: set[str] = set()
+        self._folders: dict[str, PurePosixPath] = {}
+
+    def add(self, name: PurePosixPath) -> None:
+        """Record a file.
+
+        Raises:
+            ArchiveError: It is there already, lies below another or is a folder of another, or
+                there are too many files and folders.
+        """
+        # Names that differ only in case are one file on some systems; so are 'a' and 'a/'.
+        key = str(name).lower()
+        if key in self._files:
+            raise ArchiveError(f"{self._path}: {str(name)!r} is in the archive twice")
+        if key in self._folders:
+            raise self._below_a_file(self._folders[key])
+        self._files.add(key)
+        for parent in name.parents[:-1]:
+            folder = str(parent).lower()
+            if folder in self._files:
+                raise self._below_a_file(name)
+            if folder in self._folders:
+                break
+            self._folders[folder] = name
+        if len(self._files) + len(self._folders) > self._limits.entries:
+            raise too_many(self._path, self._limits)
+
+    def _below_a_file(self, name: PurePosixPath) -> ArchiveError:
+        return ArchiveError(f"{self._path}: {str(name)!r} lies below a file")
 
 
 def check_space(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
@@ -160,19 +192,30 @@ def _check_sizes(path: Path, files: list[zipfile.ZipInfo], limits: UnpackLimits)
         total += info.file_size
         packed += info.compress_size
         if total > limits.total_bytes:
-            raise ArchiveError(
-                f"{path}: unpacks to more than the {limits.total_bytes} bytes allowed; start the "
-                "server with --max-unpacked-bytes to allow more"
-            )
-        if _is_bomb(info.file_size, info.compress_size, limits):
+            raise too_large(path, limits)
+        if is_bomb(info.file_size, info.compress_size, limits):
             raise ArchiveError(
                 f"{path}: {info.filename!r} unpacks to over {limits.ratio} times its packed size"
             )
-    if _is_bomb(total, packed, limits):
+    if is_bomb(total, packed, limits):
         raise ArchiveError(f"{path}: unpacks to over {limits.ratio} times its packed size")
 
 
-def _is_bomb(size: int, packed: int, limits: UnpackLimits) -> bool:
+def too_many(path: Path, limits: UnpackLimits) -> ArchiveError:
+    """Return the error for an archive with too many entries."""
+    return ArchiveError(f"{path}: more than the {limits.entries} entries allowed")
+
+
+def too_large(path: Path, limits: UnpackLimits) -> ArchiveError:
+    """Return the error for an archive that unpacks to too many bytes."""
+    return ArchiveError(
+        f"{path}: unpacks to more than the {limits.total_bytes} bytes allowed; start the server "
+        "with --max-unpacked-bytes to allow more"
+    )
+
+
+def is_bomb(size: int, packed: int, limits: UnpackLimits) -> bool:
+    """Whether so many unpacked bytes are too many for so many packed ones."""
     return size > _SMALL_BYTES and size > limits.ratio * max(packed, 1)
 
 
@@ -187,17 +230,36 @@ def _check_places(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise ArchiveError(f"{path}: the archive is damaged: a member is longer than the file")
 
 
-def _safe_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
-    # orig_filename: ZipInfo itself cuts filename at a NUL and turns os.sep into '/'.
-    raw = info.orig_filename
-    name = PurePosixPath(info.filename)
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{path}: {raw!r} is a link or a device; archives hold plain files only")
+def safe_name(path: Path, raw: str) -> PurePosixPath:
+    """Return a member's name as a path below the folder that the archive is unpacked to.
+
+    Args:
+        path: The archive.
+        raw: The name as the archive has it.
+
+    Raises:
+        ArchiveError: It leads out of that folder, or is none.
+    """
+    name = PurePosixPath(raw)
     if "\0" in raw or "\\" in raw or not name.parts or len(raw) > _MAX_NAME_CHARS:
         raise ArchiveError(f"{path}: the name {raw[:200]!r} is not allowed in an archive")
     if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
         raise ArchiveError(f"{path}: {raw!r} leads out of the archive")
+    return name
+
+
+def not_a_file(path: Path, raw: str) -> ArchiveError:
+    """Return the error for a member that is neither a file nor a folder."""
+    return ArchiveError(f"{path}: {raw!r} is a link or a device; archives hold plain files only")
+
+
+def _checked_name(path: Path, info: zipfile.ZipInfo) -> PurePosixPath:
+    # ZipInfo itself cuts filename at a NUL and turns os.sep into '/'.
+    raw = info.orig_filename
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise not_a_file(path, raw)
+    name = safe_name(path, raw)
     if info.flag_bits & 0x1:
         raise ArchiveError(f"{path}: {raw!r} is encrypted, which is not supported")
     # Other methods decompress a block at once, whatever its size.
