@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,16 @@ from mms.archive.content import (
 )
 from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME, Manifest, ModelFormat
 from mms.archive.members import UnpackLimits, open_zip
+from mms.archive.model_folder import ONNX_SUFFIX
 from mms.archive.signature import parse_signature
-from mms.archive.unpacking import reading, unpack_zip
+from mms.archive.tar import is_tar
+from mms.archive.unpacking import reading, unpack_tar_file, unpack_zip
 from mms.errors import ArchiveError, ExportError
 
 #: Suffixes of archive files.
 ARCHIVE_SUFFIXES = (".model", ".mar")
+#: Unpacks a file into a new folder of the workspace, within limits.
+Unpack = Callable[[Path, Path, UnpackLimits], Path]
 _ZIP_HEAD = b"PK\x03\x04"
 _MAR = "MAR-INF/"
 #: Folder, in a folder of ours, with the files of a model that was packed without a manifest.
@@ -146,7 +151,9 @@ def _open(path: Path, asked: _Asked, level: int) -> Archive:
     if os.path.isdir(path):
         return _open_folder(path, path, asked, level)
     if os.path.isfile(path) and _is_zip(path):
-        return _open_zip(path, asked, level)
+        return _open_packed(path, unpack_zip, asked, level)
+    if os.path.isfile(path) and not _is_called_onnx(path, asked) and is_tar(path):
+        return _open_packed(path, unpack_tar_file, asked, level)
     if not os.path.exists(path) and not is_prefix(path):
         raise ArchiveError(f"{asked.source}: no such file or folder")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -187,9 +194,13 @@ def _open_folder(path: Path, shown: Path, asked: _Asked, level: int) -> Archive:
     raise error or no_manifest(asked.source)
 
 
-def _open_zip(path: Path, asked: _Asked, level: int) -> Archive:
+def _is_called_onnx(path: Path, asked: _Asked) -> bool:
+    return (asked.name or path.name).endswith(ONNX_SUFFIX)
+
+
+def _open_packed(path: Path, unpack: Unpack, asked: _Asked, level: int) -> Archive:
     digest = hash_file(path)
-    folder = unpack_zip(path, asked.workspace, asked.limits)
+    folder = unpack(path, asked.workspace, asked.limits)
     return _open_own(folder, path, digest, asked, level)
 
 

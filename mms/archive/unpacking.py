@@ -15,6 +15,7 @@ from typing import IO
 
 from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
 from mms.archive.members import UnpackLimits, check_members, check_space, open_zip
+from mms.archive.tar import unpack_tar
 from mms.errors import ArchiveError, StorageFull
 
 _CHUNK_BYTES = 1 << 20
@@ -34,6 +35,17 @@ def unpack_zip(path: Path, workspace: Path, limits: UnpackLimits) -> Path:
             check_space(path, [info for info, _ in members], workspace)
             for info, name in members:
                 _extract(archive, info, staging / name, path)
+        return target
+
+
+def unpack_tar_file(path: Path, workspace: Path, limits: UnpackLimits) -> Path:
+    """Unpack a tar file into a new folder, and return that.
+
+    Raises:
+        ArchiveError: As for `unpack_tar`. Nothing is left then.
+    """
+    with unpacking(path, workspace) as (staging, target):
+        unpack_tar(path, staging, limits)
         return target
 
 

@@ -190,7 +190,9 @@ def _sagemaker_models(environment: Mapping[str, str], handler: str) -> list[tupl
     folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
     found = find_models(folder, handler) if folder.is_dir() else []
     if not found:
-        raise ConfigError(f"no model to serve: {folder} holds neither an archive nor a model")
+        raise ConfigError(
+            f"no model to serve: {folder} holds neither a .model or .mar file nor any other model"
+        )
     return [(read_manifest(path, handler).model_name, str(path)) for path in found]
 
 
