@@ -182,7 +182,7 @@ def zoo(root: Path) -> None:
     net = gluoncv.model_zoo.get_model(
         "ssd_512_mobilenet1.0_custom", classes=["a", "b"], pretrained_base=False
     )
-    net.initialize()
+    net.initialize(mx.init.Normal(0.02))
     pixels = picture(512, 512)
     save_png(root / "zoo-ssd.png", pixels)
     x = mx.nd.image.normalize(
@@ -190,6 +190,15 @@ def zoo(root: Path) -> None:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ).expand_dims(0)
+    net(x)
+    # Nothing has been learned, so that the features of deep layers are huge; boxes then are, too.
+    for feature, *predictors in zip(
+        net.features(x), net.class_predictors, net.box_predictors, strict=True
+    ):
+        largest = max(float(feature.abs().max().asscalar()), 1e-6)
+        for block in predictors:
+            for parameter in block.collect_params(".*weight").values():
+                parameter.set_data(parameter.data() / largest)
     ids, scores, boxes = (out.asnumpy()[0] for out in net(x))
     (root / "zoo-ssd").mkdir()
     gluoncv.utils.export_block(str(root / "zoo-ssd" / "d"), net, data_shape=(512, 512, 3))

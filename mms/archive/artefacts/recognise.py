@@ -9,6 +9,7 @@ from pathlib import Path
 from mms.archive.artefacts import checkpoint, network, onnx
 from mms.archive.artefacts.artefact import Artefact
 from mms.archive.artefacts.parts import beside, model_name_of, top_files
+from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
 from mms.archive.onnx_file import SUFFIX as ONNX_SUFFIX
 from mms.archive.onnx_file import is_onnx
 from mms.archive.parameters import is_parameters
@@ -56,6 +57,16 @@ def recognise(path: Path, name: str = "", version: str = "") -> Artefact | None:
     if pair is None:
         return None
     return checkpoint.recognise_prefix(path.parent, model_name, *pair)
+
+
+def newest_version(path: Path) -> str | None:
+    """Return the highest number of the folders of a model's versions; None if it has none."""
+    try:
+        versions = onnx.version_folders(path) if path.is_dir() else {}
+    except ArchiveError:
+        return None
+    is_archive = any((path / name).is_file() for name in (MANIFEST_NAME, MAR_MANIFEST_NAME))
+    return str(max(versions)) if versions and not is_archive else None
 
 
 def may_be_model(folder: Path) -> bool:
