@@ -93,6 +93,9 @@ class HandlerRunner:
         self._threads_before = threads_before
         self._context = context
         self._spec = spec
+        # A handler for the scripts of another server hands them the bytes of the request.
+        takes_bytes = getattr(getattr(handle, "__self__", None), "takes_bytes", False)
+        self._decodes = spec.decode_input_request and not takes_bytes
         self.batch_size = spec.batch_size
         self._reports: list[Any] = []
         self._seconds = [0.0] * len(Stage)
@@ -144,7 +147,7 @@ class HandlerRunner:
         return Result(answers, (decode, preprocess, inference, postprocess, encode))
 
     def _decode(self, job: _Job) -> None:
-        request, decodes = job.request, self._spec.decode_input_request
+        request, decodes = job.request, self._decodes
         limits = self._spec.limits
         request.body = unpacked(request, limits)
         if request.meta.dialect is not Dialect.OIP:
