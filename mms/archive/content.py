@@ -9,6 +9,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -77,6 +78,7 @@ def inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
     if manifest.model_format is ModelFormat.HANDLER:
         signature = signature_if_any(folder, manifest)
         return Archive(source, folder, manifest, signature, digest)
+    manifest, notes = _resolved(source, folder, manifest)
     for key, name in (
         ("Service", manifest.service),
         ("Signature", manifest.signature),
@@ -92,7 +94,59 @@ def inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
         raise ArchiveError(f"{source}: the sample {sample.file!r} is not in the archive")
     label = f"{source}: {manifest.signature}"
     document = load_json(_resolve(folder, manifest.signature), label)
-    return Archive(source, folder, manifest, parse_signature(document, label), digest)
+    return Archive(source, folder, manifest, parse_signature(document, label), digest, notes=notes)
+
+
+def rewritten_manifest(archive: Archive) -> bytes | None:
+    """Return the manifest of an archive whose own has patterns or names missing parameters.
+
+    Returns:
+        None if it can stay as it is.
+    """
+    path = archive.folder / MANIFEST_NAME
+    if archive.manifest.model_format is ModelFormat.HANDLER or not path.is_file():
+        return None
+    document: Any = load_json(path, MANIFEST_NAME)
+    model, manifest = document["Model"], archive.manifest
+    old = (model.get("Service"), model.get("Signature"), model.get("Parameters") or "")
+    if old == (manifest.service, manifest.signature, manifest.parameters):
+        return None
+    names = {"Service": manifest.service, "Signature": manifest.signature}
+    names["Parameters"] = manifest.parameters
+    return orjson.dumps({**document, "Model": {**model, **names}}, option=orjson.OPT_INDENT_2)
+
+
+def _resolved(source: str, folder: Path, manifest: Manifest) -> tuple[Manifest, tuple[str, ...]]:
+    """Return a manifest without the liberties that 0.4 allowed, and a line for each.
+
+    Service and signature could be patterns that match one file, and parameters could be missing.
+    """
+    notes = []
+    service = _matching(source, folder, manifest.service, "Service")
+    signature = _matching(source, folder, manifest.signature, "Signature")
+    parameters = manifest.parameters
+    is_network = manifest.model_format is ModelFormat.GLUON
+    if parameters and is_network and not _resolve(folder, parameters).is_file():
+        notes.append(f"the parameter file {parameters!r} is missing; the service goes without")
+        parameters = ""
+    changed = dataclasses.replace(
+        manifest, service=service, signature=signature, parameters=parameters
+    )
+    return changed, tuple(notes)
+
+
+def _matching(source: str, folder: Path, name: str, key: str) -> str:
+    """Return the one file that a pattern matches; a name of a file is none."""
+    if not set(name) & set("*?[") or _resolve(folder, name).is_file():
+        return name
+    found = [p.relative_to(folder).as_posix() for p in sorted(folder.glob(name)) if p.is_file()]
+    if len(found) != 1:
+        listed = ", ".join(found[:8]) or "no file"
+        raise ArchiveError(
+            f"{source}: the manifest's Model.{key} is the pattern {name!r}, which must match one "
+            f"file; it matches {listed}"
+        )
+    return found[0]
 
 
 def signature_if_any(folder: Path, manifest: Manifest) -> Signature | None:

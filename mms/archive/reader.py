@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mms.archive.artefacts.artefact import Artefact
 from mms.archive.artefacts.layout import lay_out
+from mms.archive.artefacts.parts import contents_of
 from mms.archive.artefacts.recognise import is_prefix, kind_of, recognise
 from mms.archive.content import (
     Archive as Archive,
@@ -32,6 +33,7 @@ from mms.archive.content import (
     manifest_of,
     member_manifest,
     no_manifest,
+    rewritten_manifest,
     signature_if_any,
     verify_files,
 )
@@ -161,7 +163,7 @@ def _open(path: Path, asked: _Asked, level: int) -> Archive:
     artefact = _recognise(path, asked)
     if artefact is None:
         raise _no_archive(path)
-    return _overlay(artefact, asked, "")
+    return _overlay(artefact, asked)
 
 
 def _open_folder(path: Path, shown: Path, asked: _Asked, level: int) -> Archive:
@@ -185,9 +187,11 @@ def _open_folder(path: Path, shown: Path, asked: _Asked, level: int) -> Archive:
     except ArchiveError as incomplete:
         error = incomplete
     if artefact is not None:
-        return _overlay(artefact, asked, "")
+        return _overlay(artefact, asked)
     if len(archives) == 1 and level < _MAX_LEVELS:
         return _open(archives[0], dataclasses.replace(asked, name=archives[0].name), level + 1)
+    if len(archives) == 1:
+        raise ArchiveError(f"{shown}: an archive in archives; unpack the innermost, and name that")
     if archives:
         listed = ", ".join(str(archive) for archive in archives[:8])
         raise ArchiveError(f"{shown}: {len(archives)} archives are in it; name one: {listed}")
@@ -214,8 +218,12 @@ def _open_own(folder: Path, path: Path, digest: str, asked: _Asked, level: int) 
         else:
             archive = _adopt(folder, path, asked, level)
         return dataclasses.replace(archive, digest=digest)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ArchiveError):
+            # What it was unpacked to means nothing to anybody.
+            text = str(error).replace(f"{folder / _FILES}", str(path))
+            error.args = (text.replace(str(folder), str(path)),)
         raise
 
 
@@ -257,7 +265,7 @@ def _recognise(path: Path, asked: _Asked) -> Artefact | None:
         raise ArchiveError(str(error)) from None
 
 
-def _overlay(artefact: Artefact, asked: _Asked, digest: str) -> Archive:
+def _overlay(artefact: Artefact, asked: _Asked) -> Archive:
     """Return an archive of links to the user's files, and of generated ones."""
     prefix = f"{artefact.manifest.model_name[:40]}-"
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=asked.workspace))
@@ -289,7 +297,16 @@ def _open_unpacked(folder: Path, asked: _Asked, *, is_own: bool) -> Archive:
     archive = inspect(asked.source, folder, "", asked.handler)
     if is_own:
         verify_files(asked.source, folder, archive.manifest)
-    return archive
+    manifest = rewritten_manifest(archive)
+    if manifest is None:
+        return archive
+    if is_own:
+        (folder / MANIFEST_NAME).write_bytes(manifest)
+        return archive
+    files = {name: path for name, path in contents_of(folder).items() if name != MANIFEST_NAME}
+    documents = {MANIFEST_NAME: manifest}
+    artefact = Artefact("", archive.manifest, files, documents, archive.notes)
+    return _overlay(artefact, asked)
 
 
 def _archive_files(folder: Path) -> list[Path]:

@@ -91,11 +91,11 @@ class Builder:
         archive = await self._fetching.open(
             registration.path, fetched, self._workspace, registration.settings.handler, version
         )
+        extra = {"model": registration.name}
         if archive.family:
-            extra = {"model": registration.name}
-            logger.info("%s: %s", archive.source, archive.family, extra=extra)
-            for note in archive.notes:
-                logger.info("%s: %s", archive.source, note, extra=extra)
+            logger.info("%s: served as %s", archive.source, archive.family, extra=extra)
+        for note in archive.notes:
+            logger.info("%s: %s", archive.source, note, extra=extra)
         try:
             servable = Servable(
                 registration.name,

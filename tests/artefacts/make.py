@@ -119,8 +119,12 @@ def detection(root: Path) -> None:
         probability, boxes, anchors, name="detection", **settings
     )
     symbol = mx.sym.Group(
-        [probability, loss, mx.sym.MakeLoss(target[2], name="cls_label"),
-         mx.sym.MakeLoss(found, grad_scale=0, name="det_out")]
+        [
+            probability,
+            loss,
+            mx.sym.MakeLoss(target[2], name="cls_label"),
+            mx.sym.MakeLoss(found, grad_scale=0, name="det_out"),
+        ]
     )
     deployed = mx.sym.contrib.MultiBoxDetection(
         mx.sym.SoftmaxActivation(classes, mode="channel"), boxes, anchors, **settings

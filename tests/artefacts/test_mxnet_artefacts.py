@@ -76,7 +76,8 @@ class TestServed:
     async def test_a_checkpoint_by_the_open_inference_protocol(
         self, server: RunningServer, made: Path
     ) -> None:
-        tensor = {"name": "data", "shape": [2, 3], "datatype": "FP32", "data": sum(INPUT, [])}
+        values = [value for row in INPUT for value in row]
+        tensor = {"name": "data", "shape": [2, 3], "datatype": "FP32", "data": values}
         url = f"{server.url}/v2/models/checkpoint/infer"
         async with server.session.post(url, json={"inputs": [tensor]}) as response:
             output = (await response.json())["outputs"][0]

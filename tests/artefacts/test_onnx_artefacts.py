@@ -70,13 +70,15 @@ async def shared(folder: Path, start_shared: StartServer) -> RunningServer:
     (store / "numbered" / "config.pbtxt").write_text('platform: "onnxruntime_onnx"')
     unstated = next(onnx_models.write_model(folder / "a", onnx_models.arithmetic()).glob("*.onnx"))
     onnx_models.write_external(store / "external")
+    # onnxruntime's threads do not survive a fork.
+    alone: dict[str, Any] = {"preload": False}
     return await start_shared(
-        {"model_store": str(store), "management_port": 0, "management_token": "t"},
-        file=sklearn_model(folder / "files", "iris.v1.onnx"),
-        folder=linear_model(folder / "folder").parent,
-        numbered=store / "numbered",
-        external=store / "external",
-        unstated=unstated,
+        {"model_store": str(store), "management_port": 0},
+        file=(sklearn_model(folder / "files", "iris.v1.onnx"), alone),
+        folder=(linear_model(folder / "folder").parent, alone),
+        numbered=(store / "numbered", alone),
+        external=(store / "external", alone),
+        unstated=(unstated, alone),
     )
 
 
@@ -102,8 +104,7 @@ class TestServed:
         self, server: RunningServer
     ) -> None:
         query = "/models?url=numbered&model_name=numbered&model_version=1&initial_workers=1"
-        headers = {"authorization": "Bearer t"}
-        status, answer = await server.manage("POST", query, headers=headers)
+        status, answer = await server.manage("POST", query)
         assert status == 200, answer
         url = f"{server.url}/v2/models/numbered/versions/1/infer"
         tensor = {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": ROWS[0].tolist()}

@@ -72,6 +72,93 @@ def test_an_archive_opens_twice_side_by_side(tmp_path: Path, workspace: Path) ->
     assert open_archive(path, workspace).folder != open_archive(path, workspace).folder
 
 
+@pytest.mark.parametrize("prefixes", [("model/",), ("a/", "b/c/")])
+def test_folders_around_members_are_dropped_as_04_did(
+    tmp_path: Path, workspace: Path, prefixes: tuple[str, ...]
+) -> None:
+    # 0.4 unpacked each member by its base name.
+    files = {
+        f"{prefixes[i % len(prefixes)]}{name}": content
+        for i, (name, content) in enumerate(members().items())
+    }
+    path = write_zip(tmp_path / "a.model", base=files)
+    archive = open_archive(path, workspace)
+    assert sorted(p.name for p in archive.folder.iterdir()) == sorted(members())
+    assert read_manifest(path) == archive.manifest
+
+
+def test_the_last_of_several_members_of_a_name_wins_as_in_04(
+    tmp_path: Path, workspace: Path
+) -> None:
+    files = {f"m/{name}": content for name, content in members().items()}
+    path = write_zip(tmp_path / "a.model", ("m/x", b"first"), ("n/x", b"last"), base=files)
+    assert (open_archive(path, workspace).folder / "x").read_bytes() == b"last"
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_service_and_signature_may_be_patterns_as_in_04(
+    tmp_path: Path, workspace: Path, is_file: bool
+) -> None:
+    model = {**MANIFEST["Model"], "Service": "serv*.py", "Signature": "*ature.json"}
+    files = with_manifest({**MANIFEST, "Model": model})
+    make = write_zip if is_file else write_folder
+    source = make(tmp_path / "a.model", base=files) if is_file else make(tmp_path / "a", files)
+    before = listing(tmp_path / "a") if not is_file else {}
+    archive = open_archive(source, workspace)
+    assert (archive.manifest.service, archive.manifest.signature) == (
+        "service.py",
+        "signature.json",
+    )
+    # What a worker reads.
+    written = json.loads((archive.folder / "MANIFEST.json").read_text())["Model"]
+    assert (written["Service"], written["Signature"]) == ("service.py", "signature.json")
+    assert (archive.folder / "service.py").is_file()
+    if not is_file:
+        assert listing(tmp_path / "a") == before
+
+
+def test_a_pattern_must_match_one_file(tmp_path: Path, workspace: Path) -> None:
+    model = {**MANIFEST["Model"], "Service": "*.py"}
+    files = with_manifest({**MANIFEST, "Model": model}) | {"other.py": b""}
+    path = write_zip(tmp_path / "a.model", base=files)
+    refuse(path, workspace, "the pattern '\\*.py', which must match one file; it matches other.py")
+
+
+def test_missing_parameters_are_a_note_as_in_04(tmp_path: Path, workspace: Path) -> None:
+    model = {**MANIFEST["Model"], "Parameters": "net-0000.params"}
+    path = write_zip(tmp_path / "a.model", base=with_manifest({**MANIFEST, "Model": model}))
+    archive = open_archive(path, workspace)
+    assert archive.manifest.parameters == ""
+    assert archive.notes == (
+        "the parameter file 'net-0000.params' is missing; the service goes without",
+    )
+
+
+def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "f").mkdir()
+    write_zip(tmp_path / "f" / "a.model")
+    (tmp_path / "f" / "readme.txt").write_text("about it")
+    archive = open_archive(tmp_path / "f", workspace)
+    assert archive.manifest.model_name == "test"
+    assert archive.digest
+    write_zip(tmp_path / "f" / "b.mar")
+    refuse(tmp_path / "f", workspace, "2 archives are in it; name one: .*a.model, .*b.mar")
+
+
+def test_an_archive_in_a_zip_file_is_opened_but_not_one_in_that(
+    tmp_path: Path, workspace: Path
+) -> None:
+    inner = write_zip(tmp_path / "a.model")
+    paths = [inner]
+    for level in range(4):
+        files = {f"{level}.model": paths[-1].read_bytes()}
+        paths.append(write_zip(tmp_path / f"outer{level}.zip", base=files))
+    archive = open_archive(paths[1], workspace)
+    assert [p for p in workspace.iterdir()] == [archive.folder]
+    remove_unpacked(archive, workspace)
+    refuse(paths[4], workspace, "outer3.zip/3.model/2.model: an archive in archives")
+
+
 def test_a_byte_order_mark_before_the_documents_is_skipped(tmp_path: Path, workspace: Path) -> None:
     files = members()
     for name in ("MANIFEST.json", "signature.json"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from mms.archive.artefacts.artefact import Artefact
-from mms.archive.manifest import MANIFEST_NAME
+from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
 
 
 def lay_out(artefact: Artefact, folder: Path) -> None:
@@ -20,8 +20,10 @@ def lay_out(artefact: Artefact, folder: Path) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    manifest = orjson.dumps(artefact.manifest.to_document(), option=orjson.OPT_INDENT_2)
-    documents = {MANIFEST_NAME: manifest + b"\n", **artefact.documents}
+    documents = dict(artefact.documents)
+    if not documents.keys() & {MANIFEST_NAME, MAR_MANIFEST_NAME}:
+        document = artefact.manifest.to_document()
+        documents[MANIFEST_NAME] = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
     for name, content in documents.items():
         _place(folder, name).write_bytes(content)
     for name, path in artefact.files.items():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mms.archive.artefacts import checkpoint, network, onnx
+from mms.archive.artefacts import checkpoint, gluonts, network, onnx, sagemaker
 from mms.archive.artefacts.artefact import Artefact
 from mms.archive.artefacts.parts import beside, model_name_of, top_files
 from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
@@ -18,6 +18,8 @@ from mms.errors import ArchiveError
 #: Each returns the model of a folder, None if it is of another family, or raises ArchiveError if
 #: it is of this one but incomplete. The first that returns one wins.
 RECOGNISERS: Sequence[Callable[[Path, str], Artefact | None]] = (
+    gluonts.recognise,
+    sagemaker.recognise,
     checkpoint.recognise,
     onnx.recognise,
     network.recognise,
