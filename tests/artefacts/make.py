@@ -210,7 +210,31 @@ def zoo(root: Path) -> None:
     np.save(root / "zoo-ssd.npy", rows[rows[:, 0] >= 0])
 
 
+def segmentation(root: Path) -> None:
+    """What SageMaker's semantic segmentation writes."""
+    import gluoncv
+
+    mx.random.seed(1)
+    net = gluoncv.model_zoo.FCN(
+        3, backbone="resnet50", aux=True, pretrained_base=False, crop_size=64
+    )
+    net.initialize()
+    pixels = picture(40, 72)
+    save_png(root / "segmentation.png", pixels)
+    x = gluoncv.data.transforms.presets.segmentation.test_transform(mx.nd.array(pixels), mx.cpu())
+    scores = net.predict(x)
+    np.save(root / "segmentation.npy", mx.nd.argmax(scores, axis=1)[0].asnumpy())
+    folder = root / "segmentation"
+    folder.mkdir()
+    net.save_parameters(str(folder / "model_algo-1"))
+    values = {"algorithm": "fcn", "backbone": "resnet-50", "num_classes": "3", "crop_size": "64"}
+    (folder / "hyperparams.json").write_text(json.dumps(values))
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    for make in (checkpoint, classification, detection, face, gluon_folder, zoo):
+    for make in (
+        *(checkpoint, classification, detection, face),
+        *(gluon_folder, zoo, segmentation),
+    ):
         make(target)

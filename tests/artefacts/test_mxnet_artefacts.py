@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from mms.archive.reader import open_archive
 from mms.errors import ArchiveError
@@ -47,6 +49,7 @@ async def shared(made: Path, folder: Path, start_shared: StartServer) -> Running
         zoo=made / "zoo",
         raw=made / "zoo-raw",
         boxes=made / "zoo-ssd",
+        mask=made / "segmentation",
     )
 
 
@@ -122,6 +125,21 @@ class TestServed:
         distances = np.abs(found[:, None] - expected[None]).max(axis=2)
         assert distances.min(axis=0).max() < 1e-4
         assert distances.min(axis=1).max() < 1e-4
+
+    async def test_sagemakers_semantic_segmentation(
+        self, server: RunningServer, made: Path
+    ) -> None:
+        url = f"{server.url}/predictions/mask"
+        headers = {"content-type": "image/png", "accept": "image/png"}
+        body = (made / "segmentation.png").read_bytes()
+        async with server.session.post(url, data=body, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            assert response.content_type == "image/png"
+            mask = np.asarray(Image.open(io.BytesIO(await response.read())))
+        expected = np.load(made / "segmentation.npy")
+        assert mask.shape == expected.shape
+        # Where two classes are nearly equal, either may be seen.
+        assert (mask == expected).mean() > 0.99
 
 
 async def test_an_edited_checkpoint_is_loaded_again(

@@ -103,7 +103,7 @@ class TestServed:
     async def test_a_number_that_is_asked_for_is_another_version(
         self, server: RunningServer
     ) -> None:
-        query = "/models?url=numbered&model_name=numbered&model_version=1&initial_workers=1"
+        query = "/models?url=numbered&model_name=numbered&version=1&initial_workers=1&preload=false"
         status, answer = await server.manage("POST", query)
         assert status == 200, answer
         url = f"{server.url}/v2/models/numbered/versions/1/infer"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mms.archive.artefacts import checkpoint, gluonts, network, onnx, sagemaker
+from mms.archive.artefacts import checkpoint, gluonts, network, onnx, sagemaker, segmentation
 from mms.archive.artefacts.artefact import Artefact
 from mms.archive.artefacts.parts import beside, model_name_of, top_files
 from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
@@ -20,6 +20,7 @@ from mms.errors import ArchiveError
 RECOGNISERS: Sequence[Callable[[Path, str], Artefact | None]] = (
     gluonts.recognise,
     sagemaker.recognise,
+    segmentation.recognise,
     checkpoint.recognise,
     onnx.recognise,
     network.recognise,
