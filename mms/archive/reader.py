@@ -120,18 +120,14 @@ def find_archives(folder: Path) -> list[Path]:
     return [folder] if has_manifest(folder) else _archive_files(folder)
 
 
-def find_models(folder: Path, handler: str = "") -> list[Path]:
+def find_models(folder: Path) -> list[Path]:
     """Return the models in a folder: its archives if there are several, else the folder itself.
-
-    Args:
-        folder: The folder.
-        handler: As for `open_archive`.
 
     Returns:
         Nothing if the folder is empty.
     """
     found = find_archives(folder)
-    if len(found) > 1 and not handler:
+    if len(found) > 1:
         return found
     return [folder] if found or any(folder.iterdir()) else []
 

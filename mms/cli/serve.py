@@ -188,7 +188,7 @@ def _sagemaker_models(environment: Mapping[str, str], handler: str) -> list[tupl
         ConfigError: There are none.
     """
     folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-    found = find_models(folder, handler) if folder.is_dir() else []
+    found = find_models(folder) if folder.is_dir() else []
     if not found:
         raise ConfigError(
             f"no model to serve: {folder} holds neither a .model or .mar file nor any other model"

@@ -110,6 +110,8 @@ class TestServed:
         tensor = {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": ROWS[0].tolist()}
         async with server.session.post(url, json={"inputs": [tensor]}) as response:
             assert response.status == 200, await response.text()
+        server.set_default("numbered", "3")
+        await server.unregister("numbered", "1")
 
     async def test_weights_beside_the_file(self, server: RunningServer) -> None:
         status, answer = await server.ask("external", [[1, 2, 3]])
