@@ -61,8 +61,8 @@ def _network(path: str, parameters: str) -> Any:
         import gluoncv
     except ImportError as error:
         raise ModelLoadFailed(
-            "SageMaker's semantic segmentation needs gluoncv, which is not installed: pip install "
-            f"gluoncv opencv-python-headless ({error})"
+            "SageMaker's semantic segmentation needs gluoncv, which is not installed: "
+            f"pip install gluoncv ({error})"
         ) from error
     with open(path, encoding="utf-8-sig") as file:
         values = json.load(file)

@@ -25,7 +25,7 @@ from tests.kit.waiting import until
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 
-INPUT = [[1, 2, 3], [0.5, -1, 4]]
+INPUT: list[list[float]] = [[1, 2, 3], [0.5, -1, 4]]
 
 
 def agree(answer: Any, expected: Path) -> None:

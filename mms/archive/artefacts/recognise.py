@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mms.archive.artefacts import checkpoint, gluonts, network, onnx, sagemaker, segmentation
 from mms.archive.artefacts.artefact import Artefact
+from mms.archive.artefacts.gluonts import CONFIG
 from mms.archive.artefacts.parts import beside, model_name_of, top_files
-from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME
+from mms.archive.artefacts.sagemaker import CODE
+from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME, SIGNATURE_NAME
 from mms.archive.onnx_file import SUFFIX as ONNX_SUFFIX
 from mms.archive.onnx_file import is_onnx
 from mms.archive.parameters import is_parameters
@@ -27,7 +29,10 @@ RECOGNISERS: Sequence[Callable[[Path, str], Artefact | None]] = (
 )
 _WITH_EPOCH = re.compile(r"(?P<prefix>.+)@(?P<epoch>\d{1,8})")
 _HEAD_BYTES = 64
-_ENDINGS = (checkpoint.SYMBOL_SUFFIX, checkpoint.PARAMETERS_SUFFIX, ONNX_SUFFIX)
+_ENDINGS = (
+    *(checkpoint.SYMBOL_SUFFIX, checkpoint.PARAMETERS_SUFFIX, ONNX_SUFFIX),
+    *(SIGNATURE_NAME, CONFIG, segmentation.PARAMETERS),
+)
 
 
 def recognise(path: Path, name: str = "", version: str = "") -> Artefact | None:
@@ -76,7 +81,8 @@ def may_be_model(folder: Path) -> bool:
     """Whether the names in a folder are those of a model; reads no file."""
     try:
         names = top_files(folder)
-        return any(name.endswith(_ENDINGS) for name in names) or bool(onnx.version_folders(folder))
+        is_named = any(name.endswith(_ENDINGS) for name in names)
+        return is_named or (folder / CODE).is_dir() or bool(onnx.version_folders(folder))
     except ArchiveError:
         return False
 

@@ -15,7 +15,7 @@ from mms.archive.artefacts.parts import (
 from mms.archive.signature import Signature, TensorSpec
 from mms.errors import ArchiveError
 
-_PARAMETERS = "model_algo-1"
+PARAMETERS = "model_algo-1"
 #: Its name in the archive, as a parameter file's.
 _NAMED = "model_algo-0001.params"
 _NETWORKS = ("fcn", "psp", "deeplab")
@@ -27,12 +27,12 @@ def recognise(folder: Path, name: str) -> Artefact | None:
     Raises:
         ArchiveError: Its hyper-parameters are missing, or name a network that is not known.
     """
-    if not (folder / _PARAMETERS).is_file():
+    if not (folder / PARAMETERS).is_file():
         return None
     path = folder / HYPERPARAMETERS_NAME
     if not path.is_file():
         raise ArchiveError(
-            f"{folder}: {_PARAMETERS} of SageMaker's semantic segmentation needs its "
+            f"{folder}: {PARAMETERS} of SageMaker's semantic segmentation needs its "
             f"{HYPERPARAMETERS_NAME}; add it, with algorithm, backbone and num_classes: "
             '{"algorithm": "fcn", "backbone": "resnet-50", "num_classes": "21"}'
         )
@@ -54,8 +54,8 @@ def recognise(folder: Path, name: str) -> Artefact | None:
         _NAMED,
         signature,
         ("segmentation_service", "SegmentationService", "Answers an image with a mask."),
-        notes=("it needs gluoncv: pip install gluoncv opencv-python-headless",),
+        notes=("it needs gluoncv: pip install gluoncv",),
     )
     contents = contents_of(folder)
-    contents[_NAMED] = contents.pop(_PARAMETERS)
+    contents[_NAMED] = contents.pop(PARAMETERS)
     return assemble(folder, name, contents, parts)
