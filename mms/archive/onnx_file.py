@@ -14,7 +14,6 @@ from mms.archive.onnx_graph import Graph, GraphValue
 from mms.archive.protobuf import Buffer, all_fields, fields, varint
 from mms.errors import ArchiveError
 
-SUFFIX = ".onnx"
 #: Numbers of fields, by message: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _MODEL_IR_VERSION, _MODEL_GRAPH = 1, 7
 _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 5, 11, 12, 15

@@ -90,13 +90,21 @@ def open_archive(
         return _open(path, asked, 0)
 
 
-def read_manifest(source: str | Path, handler: str = "", name: str = "") -> Manifest:
+def read_manifest(
+    source: str | Path,
+    handler: str = "",
+    name: str = "",
+    limits: UnpackLimits | None = None,
+    parent: Path | None = None,
+) -> Manifest:
     """Return the manifest of a model without unpacking it, if it has one.
 
     Args:
         source: File or folder.
         handler: As for `open_archive`.
         name: As for `open_archive`.
+        limits: As for `open_archive`.
+        parent: Folder to unpack in what has none, for the moment; the system's by default.
 
     Raises:
         ArchiveError: The manifest is missing or not valid.
@@ -107,12 +115,12 @@ def read_manifest(source: str | Path, handler: str = "", name: str = "") -> Mani
             if has_manifest(path):
                 return manifest_of(str(source), path, handler)
         elif os.path.isfile(path) and _is_zip(path):
-            with open_zip(path, UnpackLimits()) as archive:
+            with open_zip(path, limits or UnpackLimits()) as archive:
                 member = _manifest_member(archive.namelist())
                 if member:
                     return member_manifest(path, archive, member, handler)
-        with tempfile.TemporaryDirectory(prefix="mms-manifest-") as folder:
-            return open_archive(path, Path(folder), None, handler, name).manifest
+        with tempfile.TemporaryDirectory(prefix="mms-manifest-", dir=parent) as folder:
+            return open_archive(path, Path(folder), limits, handler, name).manifest
 
 
 def find_archives(folder: Path) -> list[Path]:

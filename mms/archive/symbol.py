@@ -168,7 +168,7 @@ class Symbol:
         if node.op == "FullyConnected" and len(weight) == 2:
             return (0, weight[1]) if node.attrs.get("flatten", "True") != "False" else None
         if node.op == "Convolution" and len(weight) >= 3:
-            groups = int(node.attrs.get("num_group", "1") or 1)
+            groups = _count(node, "num_group") or 1
             layout = node.attrs.get("layout", "None")
             if layout.endswith("C"):
                 return (0, *(0 for _ in weight[2:]), weight[-1] * groups)
@@ -182,9 +182,9 @@ class Symbol:
         node = self.nodes[self.heads[head][0]]
         for _ in range(_MAX_STEPS):
             if node.op == "FullyConnected":
-                return int(node.attrs.get("num_hidden", "0") or 0)
+                return _count(node, "num_hidden")
             if node.op == "Convolution":
-                return int(node.attrs.get("num_filter", "0") or 0)
+                return _count(node, "num_filter")
             if not node.inputs or node.op not in (*_SAME_SHAPE, *_LOSSES, "softmax", "Flatten"):
                 return 0
             node = self.nodes[node.inputs[0][0]]
@@ -239,6 +239,12 @@ def parse_symbol(document: Any) -> Symbol:
     if not heads or any(not 0 <= node < len(nodes) for node, _ in heads):
         raise ValueError("no such head")
     return Symbol(tuple(nodes), heads, document)
+
+
+def _count(node: Node, key: str) -> int:
+    """Return a number of an operator's attributes; 0 if there is none."""
+    text = node.attrs.get(key, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
 def _strings(attrs: Mapping[str, Any]) -> dict[str, str]:

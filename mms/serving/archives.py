@@ -88,6 +88,7 @@ class Fetching:
     ) -> None:
         self.policy = parse_policy(settings.allowed_urls, settings.allow_private_urls)
         self._settings = settings
+        self._limits = UnpackLimits(total_bytes=settings.max_unpacked_bytes)
         self._progress = progress
         self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
@@ -139,10 +140,11 @@ class Fetching:
         Raises:
             ArchiveError: As `open_archive`; names the location.
         """
-        limits = UnpackLimits(total_bytes=self._settings.max_unpacked_bytes)
         name = file_name(location)
         archive = await self._read(
-            location, path, lambda: open_archive(path, workspace, limits, handler, name, version)
+            location,
+            path,
+            lambda: open_archive(path, workspace, self._limits, handler, name, version),
         )
         return dataclasses.replace(archive, source=shown(location))
 
@@ -153,7 +155,10 @@ class Fetching:
             ArchiveError: As `read_manifest`; names the location.
         """
         name = file_name(location)
-        return await self._read(location, path, lambda: read_manifest(path, handler, name))
+        parent = Path(self._settings.work_dir) if self._settings.work_dir else None
+        return await self._read(
+            location, path, lambda: read_manifest(path, handler, name, self._limits, parent)
+        )
 
     async def _read(self, location: str, path: Path, read: Callable[[], T]) -> T:
         if not is_remote(location):

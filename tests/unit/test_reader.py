@@ -101,8 +101,10 @@ def test_service_and_signature_may_be_patterns_as_in_04(
 ) -> None:
     model = {**MANIFEST["Model"], "Service": "serv*.py", "Signature": "*ature.json"}
     files = with_manifest({**MANIFEST, "Model": model})
-    make = write_zip if is_file else write_folder
-    source = make(tmp_path / "a.model", base=files) if is_file else make(tmp_path / "a", files)
+    if is_file:
+        source = write_zip(tmp_path / "a.model", base=files)
+    else:
+        source = write_folder(tmp_path / "a", files)
     before = listing(tmp_path / "a") if not is_file else {}
     archive = open_archive(source, workspace)
     assert (archive.manifest.service, archive.manifest.signature) == (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -93,9 +94,9 @@ class _Model:
         path = self.contents.get(SHAPES_NAME)
         if path is None:
             return {}
-        entries = read_document(path)
+        entries: Any = read_document(path)
         try:
-            found = {str(e["name"]): tuple(int(n) for n in e["shape"]) for e in entries}  # type: ignore[attr-defined]
+            found = {str(e["name"]): tuple(int(n) for n in e["shape"]) for e in entries}
         except (TypeError, KeyError, ValueError):
             raise ArchiveError(
                 f'{path}: expected a list such as [{{"name": "data", "shape": [1, 3, 224, 224]}}]'

@@ -15,9 +15,9 @@ from mms.archive.artefacts.parts import (
     top_files,
 )
 from mms.archive.default_service import default_service
-from mms.archive.model_folder import SIGNATURE_NAME, read_signature_file
+from mms.archive.model_folder import ONNX_SUFFIX, SIGNATURE_NAME, read_signature_file
 from mms.archive.onnx_external import external_members
-from mms.archive.onnx_file import SUFFIX, read_graph
+from mms.archive.onnx_file import read_graph
 from mms.archive.onnx_graph import make_signature
 from mms.errors import ArchiveError
 
@@ -74,7 +74,7 @@ def recognise_file(path: Path, name: str) -> Artefact:
         ArchiveError: It is not valid.
     """
     # A downloaded file may have any name.
-    file = path.name if path.suffix == SUFFIX else "model.onnx"
+    file = path.name if path.suffix == ONNX_SUFFIX else "model.onnx"
     contents = {key: beside_ for key, beside_ in beside(path.parent).items()}
     return _artefact(path, file, contents, path.parent, name, ())
 
@@ -85,7 +85,7 @@ def _is_number(name: str) -> bool:
 
 def _candidates(folder: Path) -> list[Path]:
     """Return the ONNX files of a folder; one called model.onnx goes before all others."""
-    found = [folder / file for file in top_files(folder) if file.endswith(SUFFIX)]
+    found = [folder / file for file in top_files(folder) if file.endswith(ONNX_SUFFIX)]
     if not found and (folder / "model.onnx").is_dir():
         # Triton's form for models whose weights lie in files of their own.
         found = _candidates(folder / "model.onnx")

@@ -12,7 +12,7 @@ from mms.archive.artefacts.gluonts import CONFIG
 from mms.archive.artefacts.parts import beside, model_name_of, top_files
 from mms.archive.artefacts.sagemaker import CODE
 from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME, SIGNATURE_NAME
-from mms.archive.onnx_file import SUFFIX as ONNX_SUFFIX
+from mms.archive.model_folder import ONNX_SUFFIX
 from mms.archive.onnx_file import is_onnx
 from mms.archive.parameters import is_parameters
 from mms.errors import ArchiveError
