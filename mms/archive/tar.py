@@ -28,7 +28,7 @@ from mms.archive.members import (
 from mms.errors import ArchiveError, StorageFull
 
 _BLOCK = tarfile.BLOCKSIZE
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 64 << 10
 _GZIP = b"\x1f\x8b"
 #: Compressions that are not unpacked: nothing on the way to SageMaker writes them.
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -118,6 +118,8 @@ class _Stream:
         self.is_gzip = self._packed.startswith(_GZIP)
         self._inflate = zlib.decompressobj(wbits=31)
         self._taken = self._given = 0
+        # Unpacked and not yet read, from a place on: most reads are short.
+        self._ready, self._place = b"", 0
 
     def read(self, size: int) -> bytes:
         """Return as many bytes, or fewer at the end.
@@ -126,9 +128,15 @@ class _Stream:
             ArchiveError: The file is damaged, or unpacks to too many bytes.
         """
         parts = []
-        while size > 0 and (part := self._part(size)):
-            parts.append(part)
+        while size > 0:
+            if self._place == len(self._ready):
+                self._ready, self._place = self._next_chunk(), 0
+                if not self._ready:
+                    break
+            part = self._ready[self._place : self._place + size]
+            self._place += len(part)
             size -= len(part)
+            parts.append(part)
         return b"".join(parts)
 
     def read_exactly(self, size: int) -> bytes:
@@ -142,12 +150,12 @@ class _Stream:
             raise _cut_short(self.path)
         return data
 
-    def _part(self, size: int) -> bytes:
-        """Return up to `size` bytes; none only at the end."""
+    def _next_chunk(self) -> bytes:
+        """Return the next bytes; none only at the end."""
         if not self.is_gzip:
             self._fill()
-            part, self._packed = self._packed[:size], self._packed[size:]
-            return part
+            chunk, self._packed = self._packed, b""
+            return chunk
         while self._fill():
             if self._inflate.eof:
                 if not self._next_part_of_gzip():
@@ -155,18 +163,18 @@ class _Stream:
                 continue
             before = len(self._packed)
             try:
-                part = self._inflate.decompress(self._packed, size)
+                chunk = self._inflate.decompress(self._packed, _CHUNK_BYTES)
             except zlib.error as error:
                 raise ArchiveError(f"{self.path}: the archive is damaged: {error}") from None
             self._packed = self._inflate.unconsumed_tail or self._inflate.unused_data
             self._taken += before - len(self._packed)
-            self._given += len(part)
+            self._given += len(chunk)
             if is_bomb(self._given, self._taken, self._limits):
                 raise ArchiveError(
                     f"{self.path}: unpacks to over {self._limits.ratio} times its packed size"
                 )
-            if part:
-                return part
+            if chunk:
+                return chunk
         if not self._inflate.eof:
             raise _cut_short(self.path)
         return b""

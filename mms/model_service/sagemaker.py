@@ -39,10 +39,9 @@ from mms.model_service.sagemaker_defaults import (
     DEFAULT_ACCEPT,
     JSON,
     NPY,
+    BoundModule,
     block_input,
     load_checkpoint,
-    module_input,
-    module_predict,
     not_acceptable,
     parse_accept,
     read_array,
@@ -96,10 +95,11 @@ class SageMakerHandler:
             self._model = self._load(context, folder, script)
             if "model_warmup_fn" in self._functions:
                 self._functions["model_warmup_fn"](context, folder, self._model)
-        self._is_module, self._is_block = _kind(self._model)
+        is_module, self._is_block = _kind(self._model)
+        self._module = BoundModule(self._model) if is_module else None
         self._formats: tuple[str, ...] = _BLOCK_FORMATS if self._is_block else _FORMATS
         is_complete = {"transform_fn", "predict_fn"} & self._functions.keys()
-        if not (self._is_module or self._is_block or is_complete):
+        if not (is_module or self._is_block or is_complete):
             raise ModelLoadFailed(
                 f"{script}: model_fn returned a {type(self._model).__name__}, which is neither a "
                 "Module nor a Block of MXNet; define predict_fn or transform_fn for it"
@@ -129,7 +129,7 @@ class SageMakerHandler:
 
     def _answer(self, fields: dict[str, Any], context: Any) -> Any:
         """Return the answer to the only request of a context, and set its content type."""
-        content_type = context.get_request_header(0, "content-type") or ""
+        content_type = context.get_request_header(0, "content-type")
         accept = context.get_request_header(0, "accept") or ""
         if accept.strip() in ("", ANY):
             accept = self._default_accept
@@ -159,7 +159,7 @@ class SageMakerHandler:
             context.set_response_content_type(0, self._answered_type(accept))
         return result
 
-    def _input(self, context: Any, body: Any, content_type: str) -> Any:
+    def _input(self, context: Any, body: Any, content_type: str | None) -> Any:
         function = self._functions.get("input_fn")
         if function is not None:
             if function.takes_model:
@@ -167,15 +167,15 @@ class SageMakerHandler:
             return function(context, body, content_type)
         type_ = _media_type(content_type)
         array = read_array(body, type_, self._formats)
-        if self._is_module:
-            return module_input(array, type_, self._model)
+        if self._module:
+            return self._module.read(array, type_)
         return block_input(array, self._gpu) if self._is_block else array
 
     def _predict(self, context: Any, data: Any) -> Any:
         function = self._functions.get("predict_fn")
         if function is not None:
             return function(context, data, self._model)
-        return module_predict(data, self._model) if self._is_module else self._model(data)
+        return self._module.predict(data) if self._module else self._model(data)
 
     def _output(self, context: Any, prediction: Any, accept: str, body: Any) -> Any:
         function = self._functions.get("output_fn")
@@ -191,8 +191,13 @@ class SageMakerHandler:
         return write_answer(prediction, format_), format_
 
     def _answered_type(self, accept: str) -> str:
-        """Return the content type of what a function answered without one: what was asked for."""
+        """Return the content type of what a function answered without one: what was asked for.
+
+        The container copies the header, even where that is a list.
+        """
         types = parse_accept(accept).types
+        if self._default_accept in types:
+            return self._default_accept
         return next((type_ for type_ in types if "*" not in type_), self._default_accept)
 
 
@@ -348,8 +353,8 @@ def _body(fields: dict[str, Any]) -> Any:
     )
 
 
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def _as_npy(array: Any) -> bytes:

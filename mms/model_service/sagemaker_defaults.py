@@ -258,61 +258,87 @@ def block_input(array: Array, gpu: int | None) -> Any:
     return mx.nd.array(array, ctx=mx.cpu() if gpu is None else mx.gpu(gpu))
 
 
-def module_input(array: Array, content_type: str, module: Any) -> Any:
-    """Return an array as the NDArrayIter that a Module's `predict` takes.
+class BoundModule:
+    """Runs a Module on whatever rows fit its network, and keeps it fit to run the next ones.
+
+    A Module binds itself anew to rows of another shape. If these do not fit the network, it fails
+    only after it has noted the new shape, and fails on good rows, too, from then on.
 
     Args:
-        array: The request's array.
-        content_type: Its media type; the rows of a CSV get the shape of the model's input.
-        module: A bound Module with one input.
-
-    Raises:
-        InvalidRequest: The array has no rows, or a CSV does not fill them.
+        module: A bound Module.
     """
-    mx = import_mxnet()
-    if len(module.data_shapes) != 1:
-        raise InvalidRequest(
-            f"the model has {len(module.data_shapes)} inputs; the default input_fn fills one: "
-            "define input_fn in code/inference.py"
-        )
-    name, shape = module.data_shapes[0][:2]
-    batch_size, row = int(shape[0]), tuple(shape[1:])
-    if content_type == CSV:
-        if array.size % math.prod(row):
-            raise InvalidInputShape(
-                f"the CSV has {array.size} numbers, a row of {name!r} takes {math.prod(row)}"
+
+    def __init__(self, module: Any) -> None:
+        self._mx = import_mxnet()
+        self._module = module
+        self._shapes = [(entry[0], tuple(entry[1])) for entry in module.data_shapes]
+
+    def read(self, array: Array, content_type: str) -> Any:
+        """Return an array as the NDArrayIter that a Module's `predict` takes.
+
+        Args:
+            array: The request's array.
+            content_type: Its media type; rows of CSV get the shape of the model's input.
+
+        Raises:
+            InvalidRequest: The model has several inputs, or the array no rows, or the numbers of a
+                CSV do not fill them.
+        """
+        if len(self._shapes) != 1:
+            raise InvalidRequest(
+                f"the model has {len(self._shapes)} inputs; the default input_fn fills one: define "
+                "input_fn in code/inference.py"
             )
-        array = array.reshape(-1, *row)
-    rows = len(array)
-    if not rows:
-        raise InvalidRequest("the body has no rows")
-    padding = -rows % batch_size
-    if padding:
-        array = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
-    iterator = mx.io.NDArrayIter(mx.nd.array(array), batch_size=batch_size)
-    # `Module.predict` leaves out as many rows of each batch: only the last one has any of them.
-    iterator.getpad = lambda: padding if iterator.cursor + batch_size >= rows else 0
-    return iterator
+        name, (batch_size, *row) = self._shapes[0]
+        if content_type == CSV:
+            if array.size % math.prod(row):
+                raise InvalidInputShape(
+                    f"the CSV has {array.size} numbers, a row of {name!r} takes {math.prod(row)}"
+                )
+            array = array.reshape(-1, *row)
+        rows = len(array)
+        if not rows:
+            raise InvalidRequest("the body has no rows")
+        padding = -rows % batch_size
+        if padding:
+            array = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
+        iterator = self._mx.io.NDArrayIter(self._mx.nd.array(array), batch_size=batch_size)
+        # `predict` leaves out as many rows of each batch: only the last one has any of them.
+        iterator.getpad = lambda: padding if iterator.cursor + batch_size >= rows else 0
+        return iterator
 
+    def predict(self, data: Any) -> Any:
+        """Return the outputs for all batches of an iterator, or for one NDArray.
 
-def module_predict(data: Any, module: Any) -> Any:
-    """Return a Module's outputs for all batches of an iterator.
-
-    Raises:
-        InvalidInputShape: The rows have another shape than the network takes.
-    """
-    mx = import_mxnet()
-    bound = [tuple(entry[1][1:]) for entry in module.data_shapes]
-    try:
-        return module.predict(data)
-    except mx.base.MXNetError:
-        given = [tuple(entry[1][1:]) for entry in getattr(data, "provide_data", ())]
-        if len(given) != len(bound) or given == bound:
+        Raises:
+            InvalidInputShape: The rows have a shape that the network does not take.
+        """
+        entries = getattr(data, "provide_data", None)
+        given = [tuple(entry[1]) for entry in entries] if entries else [tuple(data.shape)]
+        bound = [tuple(entry[1]) for entry in self._module.data_shapes]
+        if given != bound and len(given) == len(bound):
+            self._check(given)
+        try:
+            return self._module.predict(data)
+        except self._mx.base.MXNetError:
+            self._module.reshape(self._shapes)
             raise
-        raise InvalidInputShape(
-            f"each row of the body has the shape ({_listed(given[0])}), the model takes "
-            f"({_listed(bound[0])})"
-        ) from None
+
+    def _check(self, given: list[tuple[int, ...]]) -> None:
+        """Let MXNet infer all shapes of the network from those of its inputs and parameters."""
+        args, auxiliary = self._module.get_params()
+        known = {name: array.shape for name, array in {**args, **auxiliary}.items()}
+        # The label of a loss, which is among them, follows from the rows.
+        known = {name: shape for name, shape in known.items() if not name.endswith("label")}
+        known.update((name, shape) for (name, _), shape in zip(self._shapes, given, strict=True))
+        try:
+            # Unlike `infer_shape`, this prints nothing.
+            self._module.symbol.infer_shape_partial(**known)
+        except self._mx.base.MXNetError:
+            raise InvalidInputShape(
+                f"each row of the body has the shape ({_listed(given[0][1:])}), the model takes "
+                f"({_listed(self._shapes[0][1][1:])})"
+            ) from None
 
 
 def write_answer(prediction: Any, format_: str) -> bytes:

@@ -228,6 +228,13 @@ class TestFunctions:
         _, _, text = await ask(server, "echo", b"1", Accept=accept)
         assert text.endswith("'application/json']")
 
+    async def test_a_list_of_types_is_answered_with_the_default_one_if_it_is_among_them(
+        self, server: RunningServer
+    ) -> None:
+        # The container's Content-Type is the whole list.
+        for accept, type_ in [("a/b, application/json", "application/json"), ("a/b, c/d", "a/b")]:
+            assert (await ask(server, "four", b"[1]", Accept=accept))[1] == type_
+
     async def test_text_that_is_none_is_refused_before_the_script_sees_it(
         self, server: RunningServer
     ) -> None:

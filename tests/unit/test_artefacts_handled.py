@@ -35,6 +35,9 @@ class TestSageMaker:
             ({"code/train.py": SCRIPT, "code/lib.py": ""}, "code/train.py runs"),
             ({"code/a.py": "from b import model_fn, predict_fn\n"}, "code/a.py runs"),
             ({"inference.py": SCRIPT}, "inference.py runs"),
+            ({"code/inference.py": SCRIPT, "signature.json": "{}"}, "code/inference.py runs"),
+            # A model.tar.gz that holds only code/ is unpacked to what is in it.
+            ({"entry.py": SCRIPT, "helper.py": ""}, "entry.py runs"),
         ],
     )
     def test_scripts_and_checkpoints(
@@ -57,6 +60,11 @@ class TestSageMaker:
             {"model_algo_1-symbol.json": "{}", "model-shapes.json": "[]"},
             {**CHECKPOINT, "signature.json": "{}"},
             {"code": "a file"},
+            # A code/ of somebody else's.
+            {"code/train.py": "", "net-symbol.json": "{}", "net-0000.params": ""},
+            {"code/train.py": "", "net.onnx": ""},
+            {"code/inference.py": "", "signature.json": "{}", "service.py": ""},
+            {"service.py": SCRIPT, "signature.json": "{}"},
             {"readme.md": ""},
         ],
     )

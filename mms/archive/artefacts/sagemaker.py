@@ -28,6 +28,8 @@ _HANDLER = "mms.model_service.sagemaker:SageMakerHandler"
 _FUNCTION = re.compile(
     rb"^\s*(?:async\s+)?(?:def|from|import)\b.*\b(?:model_fn|transform_fn|predict_fn)\b", re.M
 )
+#: Ends of the names of files that make another model of a folder, whatever its code/ is for.
+_OTHERS = ("-symbol.json", ".params", ".onnx", ".py", SIGNATURE_NAME)
 #: A script longer than this is not looked into.
 _MAX_SCRIPT_BYTES = 1 << 20
 
@@ -50,12 +52,20 @@ def recognise(
         ArchiveError: It is a model of this container, but without its script.
     """
     script = find_script(folder, environment)
+    # That file is the contract of this server's own models: only a script in code/ outweighs it.
+    is_ours = (folder / SIGNATURE_NAME).is_file()
+    if (
+        script
+        and is_ours
+        and not (script.startswith(f"{CODE}/") and _has_function(folder / script))
+    ):
+        script = None
     has_checkpoint = all((folder / file).is_file() for file in CHECKPOINT)
     if script:
         note = f"{script} runs by the rules of SageMaker's MXNet container"
-    elif has_checkpoint and not (folder / SIGNATURE_NAME).is_file():
+    elif has_checkpoint and not is_ours:
         note = "no script: the default functions of SageMaker's MXNet container run"
-    elif scripts := _scripts(folder / CODE):
+    elif (scripts := _scripts(folder / CODE)) and not _may_be_another(folder):
         raise ArchiveError(
             f"{folder}: {CODE}/ holds neither {_SCRIPT} nor a script with model_fn or "
             f"transform_fn; set {PROGRAM} to one of: {', '.join(scripts[:10])}"
@@ -69,8 +79,9 @@ def find_script(folder: Path, environment: Mapping[str, str] = os.environ) -> st
     """Return the script of a model by its path in the folder; None if there is none.
 
     The one that ``SAGEMAKER_PROGRAM`` names comes first, then ``inference.py``, then the only one
-    with one of the container's functions: SageMaker's SDK keeps the name that a script was
-    deployed by in that variable, which is not part of the model.
+    with one of the container's functions, in ``code/`` or else in the folder itself: SageMaker's
+    SDK keeps the name that a script was deployed by in that variable, which is not part of the
+    model.
     """
     program = environment.get(PROGRAM, "")
     if program and not program.endswith(".py"):
@@ -81,12 +92,21 @@ def find_script(folder: Path, environment: Mapping[str, str] = os.environ) -> st
             return f"{CODE}/{script}"
         if script and "/" not in script and _has_function(folder / script):
             return script
-    found = [script for script in _scripts(folder / CODE) if _has_function(folder / CODE / script)]
-    return f"{CODE}/{found[0]}" if len(found) == 1 else None
+    for place in (f"{CODE}/", ""):
+        scripts = [place + name for name in _scripts(folder / place)]
+        found = [script for script in scripts if _has_function(folder / script)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _scripts(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.py")) if folder.is_dir() else []
+
+
+def _may_be_another(folder: Path) -> bool:
+    """Whether a folder has files of which other kinds of models consist."""
+    return any(entry.name.endswith(_OTHERS) for entry in folder.iterdir())
 
 
 def _has_function(path: Path) -> bool:
