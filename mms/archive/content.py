@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from mms.archive.artefacts.parts import model_name_of
 from mms.archive.manifest import (
     MANIFEST_NAME,
     MAR_MANIFEST_NAME,
@@ -171,7 +172,7 @@ def manifest_of(source: str, folder: Path, handler: str) -> Manifest:
             files = [entry.name for entry in folder.iterdir()]
             return _parse(load_json(path, label), name, label, handler, files)
     if handler:
-        return handler_manifest(folder.resolve().name, handler)
+        return handler_manifest(model_name_of(folder.resolve().name), handler)
     raise no_manifest(source)
 
 

@@ -114,7 +114,7 @@ def read_manifest(
         if os.path.isdir(path):
             if has_manifest(path):
                 return manifest_of(str(source), path, handler)
-        elif os.path.isfile(path) and _is_zip(path):
+        elif os.path.isfile(path) and _unpacker(path, name) is unpack_zip:
             with open_zip(path, limits or UnpackLimits()) as archive:
                 member = _manifest_member(archive.namelist())
                 if member:
@@ -156,10 +156,9 @@ def _open(path: Path, asked: _Asked, level: int) -> Archive:
     """Open a file or folder; `level` is the number of archives around it."""
     if os.path.isdir(path):
         return _open_folder(path, path, asked, level)
-    if os.path.isfile(path) and _is_zip(path):
-        return _open_packed(path, unpack_zip, asked, level)
-    if os.path.isfile(path) and not _is_called_onnx(path, asked) and is_tar(path):
-        return _open_packed(path, unpack_tar_file, asked, level)
+    unpack = _unpacker(path, asked.name) if os.path.isfile(path) else None
+    if unpack is not None:
+        return _open_packed(path, unpack, asked, level)
     if not os.path.exists(path) and not is_prefix(path):
         raise ArchiveError(f"{asked.source}: no such file or folder")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -202,10 +201,6 @@ def _open_folder(path: Path, shown: Path, asked: _Asked, level: int) -> Archive:
     raise error or no_manifest(asked.source)
 
 
-def _is_called_onnx(path: Path, asked: _Asked) -> bool:
-    return (asked.name or path.name).endswith(ONNX_SUFFIX)
-
-
 def _open_packed(path: Path, unpack: Unpack, asked: _Asked, level: int) -> Archive:
     digest = hash_file(path)
     folder = unpack(path, asked.workspace, asked.limits)
@@ -233,30 +228,28 @@ def _open_own(folder: Path, path: Path, digest: str, asked: _Asked, level: int) 
 
 def _adopt(folder: Path, path: Path, asked: _Asked, level: int) -> Archive:
     """Open a folder of ours that has no manifest: it holds an archive, or a recognised model."""
-    moved = folder.with_name(f".moving-{folder.name}")
-    folder.rename(moved)
-    folder.mkdir(mode=0o700)
-    inner = moved.rename(folder / _FILES)
+    entries = [entry.name for entry in folder.iterdir()]
+    inner = folder / _FILES
+    inner.mkdir(mode=0o700)
+    for entry in entries:
+        (folder / entry).rename(inner / entry)
     asked = dataclasses.replace(asked, name=asked.name or path.name)
-    top = [entry for entry in inner.iterdir() if not entry.name.startswith(".")]
-    if len(top) == 1 and top[0].is_dir() and not top[0].name.isdecimal():
-        # Packed with the folder around it.
-        inner = top[0]
-    artefact = None
-    if not _archive_files(inner) and not has_manifest(inner):
+    place = inner
+    if not _archive_files(inner):
         artefact = _recognise(inner, asked)
-        if artefact is None:
-            raise no_manifest(asked.source)
-    if artefact is not None:
-        lay_out(artefact, folder)
-        return _archive(artefact, asked, folder)
-    if has_manifest(inner):
-        # It stays inside the folder that is removed as a whole.
-        archive = _open_unpacked(inner, asked, is_own=True)
-        for entry in list(inner.iterdir()):
-            entry.rename(folder / entry.name)
-        return dataclasses.replace(archive, folder=folder)
-    archive = _open_folder(inner, path, asked, level)
+        top = [entry for entry in inner.iterdir() if not entry.name.startswith(".")]
+        if artefact is None and len(top) == 1 and top[0].is_dir():
+            # Packed with the folder around it.
+            place = top[0]
+            artefact = None if has_manifest(place) else _recognise(place, asked)
+        if artefact is not None:
+            lay_out(artefact, folder)
+            return _archive(artefact, asked, folder)
+    if has_manifest(place):
+        for member in list(place.iterdir()):
+            member.rename(folder / member.name)
+        return _open_unpacked(folder, asked, is_own=True)
+    archive = _open_folder(place, path, asked, level)
     shutil.rmtree(folder, ignore_errors=True)
     return archive
 
@@ -318,10 +311,18 @@ def _archive_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether a file is a zip file, or is called one and not another kind of model."""
+def _unpacker(path: Path, name: str) -> Unpack | None:
+    """Return what unpacks a file; None if nothing does."""
+    if (name or path.name).endswith(ONNX_SUFFIX):
+        return None
     with path.open("rb") as file:
-        return file.read(len(_ZIP_HEAD)) == _ZIP_HEAD or zipfile.is_zipfile(path)
+        head = file.read(len(_ZIP_HEAD))
+    if head == _ZIP_HEAD:
+        return unpack_zip
+    # Before the directory of a zip file is looked for: a tar file may end with one.
+    if is_tar(path):
+        return unpack_tar_file
+    return unpack_zip if zipfile.is_zipfile(path) else None
 
 
 def _manifest_member(names: list[str]) -> str:

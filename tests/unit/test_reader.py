@@ -6,6 +6,7 @@ import contextlib
 import json
 import stat
 import struct
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -145,6 +146,33 @@ def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path, workspace: Pa
     assert archive.digest
     write_zip(tmp_path / "f" / "b.mar")
     refuse(tmp_path / "f", workspace, "2 archives are in it; name one: .*a.model, .*b.mar")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("prefix", ["", "model/"])
+def test_an_archive_in_a_tar_file_is_opened(
+    tmp_path: Path, workspace: Path, mode: Any, prefix: str
+) -> None:
+    inner = write_zip(tmp_path / "a.model")
+    packed = tmp_path / "model.tar"
+    with tarfile.open(packed, mode) as tar:
+        tar.add(inner, f"{prefix}a.model")
+    archive = open_archive(packed, workspace)
+    assert archive.manifest.model_name == "test"
+    assert [p for p in workspace.iterdir()] == [archive.folder]
+    assert read_manifest(packed) == archive.manifest
+
+
+def test_an_unpacked_archive_in_a_tar_file_is_opened(tmp_path: Path, workspace: Path) -> None:
+    folder = write_folder(tmp_path / "model", members())
+    packed = tmp_path / "model.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(folder, "model")
+    archive = open_archive(packed, workspace)
+    assert (archive.manifest.model_name, archive.digest) == ("test", hash_file(packed))
+    assert (archive.folder / "service.py").is_file()
+    remove_unpacked(archive, workspace)
+    assert list(workspace.iterdir()) == []
 
 
 def test_an_archive_in_a_zip_file_is_opened_but_not_one_in_that(
