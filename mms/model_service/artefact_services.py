@@ -18,6 +18,8 @@ _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 #: GluonCV's presets resize the shorter side to 256 for networks of 224 pixels.
 _RESIZE = 256 / 224
 _TOP = 5
+#: Of probabilities, by rounding.
+_SUM_TOLERANCE = 5e-3
 
 
 class TensorService(MXNetBaseService):
@@ -114,7 +116,9 @@ class ZooClassificationService(_ImageService):
         """Return the five best ``{"probability", "class"}``; the class's number without a label."""
         scores = data[0].asnumpy().reshape(-1)
         powers = np.exp(scores - scores.max())
-        probabilities = powers / powers.sum()
+        # Some are exported with their softmax.
+        is_done = scores.min() >= 0 and abs(scores.sum() - 1) < _SUM_TOLERANCE
+        probabilities = scores if is_done else powers / powers.sum()
         labels = getattr(self, "labels", None) or [str(i) for i in range(len(scores))]
         return ndarray.top_probability(probabilities[np.newaxis], labels, _TOP)
 
