@@ -6,9 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from mms.archive.model_folder import expand, read_signature
 from mms.cli.export import main as export
 from mms.errors import ExportError
-from mms.export.model_folder import expand, read_signature
 from mms.export.package import export_model as _export
 from mms.lazy import retired
 

@@ -162,7 +162,9 @@ def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:
     """
     root = _object(document, source, "the manifest")
     model = _object(_required(root, "Model", source), source, "Model")
-    model_format = _model_format(_required(model, "Model-Format", source, "Model"), source)
+    has_symbol = bool(model.get("Symbol") and model.get("Parameters"))
+    text = _required(model, "Model-Format", source, "Model")
+    model_format = _model_format(text, source, has_symbol)
     manifest = Manifest(
         model_name=_model_name(_required(model, "Model-Name", source, "Model"), source),
         model_format=model_format,
@@ -332,15 +334,18 @@ def _model_name(value: Any, source: str) -> str:
     return name
 
 
-def _model_format(value: Any, source: str) -> ModelFormat:
+def _model_format(value: Any, source: str, has_symbol: bool) -> ModelFormat:
     # A 1.x archive has no such key.
     formats = [f for f in ModelFormat if f is not ModelFormat.HANDLER]
+    text = _text(value, "Model.Model-Format", source)
     for model_format in formats:
         # v0.4 itself ignored case.
-        if isinstance(value, str) and value.lower() == model_format.value.lower():
+        if text.lower() == model_format.value.lower():
             return model_format
-    known = ", ".join(f'"{model_format.value}"' for model_format in formats)
-    raise ManifestError(f"{source}: Model.Model-Format must be one of {known}, got {quoted(value)}")
+    # v0.4 took any text; parts of this one made the symbol mandatory.
+    if has_symbol or text in ModelFormat.SYMBOLIC.value:
+        return ModelFormat.SYMBOLIC
+    return ModelFormat.GLUON
 
 
 def _files(value: Any, source: str) -> dict[str, str]:

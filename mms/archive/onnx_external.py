@@ -10,9 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mms.archive.protobuf import Buffer, fields
 from mms.errors import ExportError
-
-Buffer = bytes | mmap.mmap
 
 #: Numbers of the fields that lead to tensors, by message, with the message that each field holds:
 #: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -30,9 +29,6 @@ _FIELDS = {
     "Entry": {},
 }
 _KEY, _VALUE = 1, 2
-# Wire types of protobuf: https://protobuf.dev/programming-guides/encoding/#structure
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_VARINT_BYTES = 10
 
 
 def external_members(folder: Path, model: str) -> dict[str, Path]:
@@ -107,7 +103,7 @@ def _locations(data: Buffer) -> Iterator[str]:
         if message == "Entry":
             entry = {
                 number: os.fsdecode(data[begin:finish])
-                for number, begin, finish in _fields(data, start, end)
+                for number, begin, finish in fields(data, start, end)
             }
             if entry.get(_KEY) == "location":
                 yield entry.get(_VALUE, "")
@@ -115,40 +111,6 @@ def _locations(data: Buffer) -> Iterator[str]:
         inner = _FIELDS[message]
         pending += [
             (inner[number], begin, finish)
-            for number, begin, finish in _fields(data, start, end)
+            for number, begin, finish in fields(data, start, end)
             if number in inner
         ]
-
-
-def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Return (number, start, end) of each length-delimited field of a message."""
-    at = start
-    while at < end:
-        tag, at = _varint(data, at, end)
-        wire_type = tag & 7
-        if wire_type == _BYTES:
-            length, at = _varint(data, at, end)
-            if at + length > end:
-                raise ValueError("a field is longer than its message")
-            yield tag >> 3, at, at + length
-            at += length
-        elif wire_type == _VARINT:
-            _, at = _varint(data, at, end)
-        elif wire_type in (_FIXED64, _FIXED32):
-            at += 8 if wire_type == _FIXED64 else 4
-        else:
-            raise ValueError(f"unknown wire type {wire_type}")
-
-
-def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
-    """Return the number at an offset, and the offset after it."""
-    value = 0
-    for shift in range(_MAX_VARINT_BYTES):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << (7 * shift)
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number does not end")

@@ -1,333 +1,350 @@
-"""Read, check and unpack an archive: nothing in it is trusted until it has passed these checks.
+"""Read, check and unpack a model: nothing in it is trusted until it has passed these checks.
 
-`open_archive` takes a ``.model`` or ``.mar`` file or an unpacked folder and returns an `Archive`
-whose folder can be served. A file is unpacked beside the target and renamed into place, with
-every member checked first and hashed while it is written. So a crash leaves nothing half-done, and
-code of an archive that fails a check is never run.
+`open_archive` and `read_manifest` are the only doors: what they take is a model, whoever named it
+and by whichever way. That is a ``.model`` or ``.mar`` file; a folder of one, unpacked; a folder or
+zip file that holds one; and whatever `mms.archive.artefacts` recognises.
+
+A file is unpacked beside the target and renamed into place, with every member checked first. So a
+crash leaves nothing half-done, and code of an archive that fails a check is never run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import hashlib
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import orjson
-
-from mms.archive.manifest import (
-    MANIFEST_NAME,
-    MAR_MANIFEST_NAME,
-    Manifest,
-    ModelFormat,
-    handler_manifest,
-    is_of_torchserve,
-    parse_manifest,
-    parse_mar_manifest,
+from mms.archive.artefacts.artefact import Artefact
+from mms.archive.artefacts.layout import lay_out
+from mms.archive.artefacts.parts import contents_of
+from mms.archive.artefacts.recognise import is_prefix, kind_of, recognise
+from mms.archive.content import (
+    Archive as Archive,
 )
-from mms.archive.members import UnpackLimits, check_members, check_space, open_zip
-from mms.archive.signature import Signature, parse_signature
-from mms.errors import ArchiveError, SignatureError, StorageFull
+from mms.archive.content import (
+    has_manifest,
+    inspect,
+    load_json,
+    manifest_of,
+    member_manifest,
+    no_manifest,
+    rewritten_manifest,
+    signature_if_any,
+    verify_files,
+)
+from mms.archive.content import (
+    hash_file as hash_file,
+)
+from mms.archive.manifest import MANIFEST_NAME, MAR_MANIFEST_NAME, Manifest, ModelFormat
+from mms.archive.members import UnpackLimits, open_zip
+from mms.archive.model_folder import ONNX_SUFFIX
+from mms.archive.signature import parse_signature
+from mms.archive.tar import is_tar
+from mms.archive.unpacking import reading, unpack_tar_file, unpack_zip
+from mms.errors import ArchiveError, ExportError
 
 #: Suffixes of archive files.
 ARCHIVE_SUFFIXES = (".model", ".mar")
-#: Manifests and signatures take a few kB; this only stops one crafted to exhaust memory.
-MAX_DOCUMENT_BYTES = 8 << 20
-_CHUNK_BYTES = 1 << 20
-#: Error numbers for a full disk or an exceeded quota.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """An archive on disk that passed every check.
-
-    Attributes:
-        source: The file or folder that the user named.
-        folder: The unpacked files.
-        manifest: Its table of contents.
-        signature: The model's inputs and outputs; None if a 1.x archive does not state them.
-        digest: sha256 of the archive file in hex, or "" for a folder.
-    """
-
-    source: str
-    folder: Path
-    manifest: Manifest
-    signature: Signature | None
-    digest: str
+#: Unpacks a file into a new folder of the workspace, within limits.
+Unpack = Callable[[Path, Path, UnpackLimits], Path]
+_ZIP_HEAD = b"PK\x03\x04"
+_MAR = "MAR-INF/"
+#: Folder, in a folder of ours, with the files of a model that was packed without a manifest.
+_FILES = ".files"
+#: Archives around an archive, as SageMaker's tar file around a .mar file.
+_MAX_LEVELS = 2
 
 
 def open_archive(
-    source: str | Path, workspace: Path, limits: UnpackLimits | None = None, handler: str = ""
+    source: str | Path,
+    workspace: Path,
+    limits: UnpackLimits | None = None,
+    handler: str = "",
+    name: str = "",
+    version: str = "",
 ) -> Archive:
-    """Return a checked archive from a ``.model`` or ``.mar`` file or an unpacked folder.
+    """Return a checked archive from whatever is a model.
 
     Args:
         source: File or folder.
         workspace: Existing folder; a file is unpacked into a new folder inside it, which the caller
-            owns. A folder is served in place.
+            owns. An unpacked archive is served in place.
         limits: Limits for unpacking.
         handler: ``module:function`` to use instead of a 1.x archive's own; with it, a folder
             needs no manifest.
+        name: Name of the file or folder, if it lies under another one, as in a cache.
+        version: The version that is asked for; it chooses among numbered folders.
 
     Raises:
         ArchiveError: The message names the file, what is wrong and what to do; StorageFull if the
             disk has no space. Nothing is left in `workspace`.
     """
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
-        with _reading(path):
-            return _inspect(str(source), path, "", handler)
-    if not os.path.exists(path):
-        raise ArchiveError(f"{source}: no such file or folder")
-    if not os.path.isfile(path):
-        raise ArchiveError(f"{source}: neither a file nor a folder")
-    folder, digest = _unpack(path, workspace, limits or UnpackLimits())
-    try:
-        with _reading(path):
-            return _inspect(str(source), folder, digest, handler)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    asked = _Asked(str(source), workspace, limits or UnpackLimits(), handler, name, version)
+    with reading(path):
+        return _open(path, asked, 0)
 
 
-def read_manifest(source: str | Path, handler: str = "") -> Manifest:
-    """Return the manifest of an archive or folder without unpacking it.
+def read_manifest(
+    source: str | Path,
+    handler: str = "",
+    name: str = "",
+    limits: UnpackLimits | None = None,
+    parent: Path | None = None,
+) -> Manifest:
+    """Return the manifest of a model without unpacking it, if it has one.
 
     Args:
         source: File or folder.
         handler: As for `open_archive`.
+        name: As for `open_archive`.
+        limits: As for `open_archive`.
+        parent: Folder to unpack in what has none, for the moment; the system's by default.
 
     Raises:
         ArchiveError: The manifest is missing or not valid.
     """
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
-        with _reading(path):
-            return _manifest_of(str(source), path, handler)
-    with _reading(path), open_zip(path, UnpackLimits()) as archive:
-        names = archive.namelist()
-        name = next((n for n in (MAR_MANIFEST_NAME, MANIFEST_NAME) if n in names), None)
-        if name is None:
-            if handler:
-                return handler_manifest(path.stem, handler)
-            raise _no_manifest(path)
-        info = archive.getinfo(name)
-        if info.file_size > MAX_DOCUMENT_BYTES:
-            raise ArchiveError(f"{path}: {name} is larger than {MAX_DOCUMENT_BYTES} bytes")
-        label = f"{path}: {name}"
-        with archive.open(info) as member:
-            document = _parse_json(member.read(MAX_DOCUMENT_BYTES), label)
-        return _parse(document, name, label, handler, names)
+    with reading(path):
+        if os.path.isdir(path):
+            if has_manifest(path):
+                return manifest_of(str(source), path, handler)
+        elif os.path.isfile(path) and _unpacker(path, name) is unpack_zip:
+            with open_zip(path, limits or UnpackLimits()) as archive:
+                member = _manifest_member(archive.namelist())
+                if member:
+                    return member_manifest(path, archive, member, handler)
+        with tempfile.TemporaryDirectory(prefix="mms-manifest-", dir=parent) as folder:
+            return open_archive(path, Path(folder), limits, handler, name).manifest
 
 
 def find_archives(folder: Path) -> list[Path]:
     """Return the archives in a folder: the folder itself if it is unpacked, else its files."""
-    if any((folder / name).is_file() for name in (MANIFEST_NAME, MAR_MANIFEST_NAME)):
-        return [folder]
+    return [folder] if has_manifest(folder) else _archive_files(folder)
+
+
+def find_models(folder: Path) -> list[Path]:
+    """Return the models in a folder: its archives if there are several, else the folder itself.
+
+    Returns:
+        Nothing if the folder is empty.
+    """
+    found = find_archives(folder)
+    if len(found) > 1:
+        return found
+    return [folder] if found or any(folder.iterdir()) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `open_archive` was asked for; ``limits`` hold for each archive inside another, too."""
+
+    source: str
+    workspace: Path
+    limits: UnpackLimits
+    handler: str
+    name: str
+    version: str
+
+
+def _open(path: Path, asked: _Asked, level: int) -> Archive:
+    """Open a file or folder; `level` is the number of archives around it."""
+    if os.path.isdir(path):
+        return _open_folder(path, path, asked, level)
+    unpack = _unpacker(path, asked.name) if os.path.isfile(path) else None
+    if unpack is not None:
+        return _open_packed(path, unpack, asked, level)
+    if not os.path.exists(path) and not is_prefix(path):
+        raise ArchiveError(f"{asked.source}: no such file or folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ArchiveError(f"{asked.source}: neither a file nor a folder")
+    artefact = _recognise(path, asked)
+    if artefact is None:
+        raise _no_archive(path)
+    return _overlay(artefact, asked)
+
+
+def _open_folder(path: Path, shown: Path, asked: _Asked, level: int) -> Archive:
+    """Open a folder.
+
+    Args:
+        path: The folder.
+        shown: What messages call it.
+        asked: What was asked for.
+        level: Number of archives around it.
+    """
+    if has_manifest(path):
+        return _open_unpacked(path, asked, is_own=False)
+    archives = _archive_files(path)
+    if asked.handler and not archives:
+        return inspect(asked.source, path, "", asked.handler)
+    error: ArchiveError | None = None
+    artefact = None
+    try:
+        artefact = _recognise(path, asked)
+    except ArchiveError as incomplete:
+        error = incomplete
+    if artefact is not None:
+        return _overlay(artefact, asked)
+    if len(archives) == 1 and level < _MAX_LEVELS:
+        return _open(archives[0], dataclasses.replace(asked, name=archives[0].name), level + 1)
+    if len(archives) == 1:
+        raise ArchiveError(f"{shown}: an archive in archives; unpack the innermost, and name that")
+    if archives:
+        listed = ", ".join(str(archive) for archive in archives[:8])
+        raise ArchiveError(f"{shown}: {len(archives)} archives are in it; name one: {listed}")
+    raise error or no_manifest(asked.source)
+
+
+def _open_packed(path: Path, unpack: Unpack, asked: _Asked, level: int) -> Archive:
+    digest = hash_file(path)
+    folder = unpack(path, asked.workspace, asked.limits)
+    return _open_own(folder, path, digest, asked, level)
+
+
+def _open_own(folder: Path, path: Path, digest: str, asked: _Asked, level: int) -> Archive:
+    """Open what has been unpacked into a folder of ours, which goes unless it is served."""
+    try:
+        if has_manifest(folder):
+            archive = _open_unpacked(folder, asked, is_own=True)
+        elif asked.handler and not _archive_files(folder):
+            archive = inspect(asked.source, folder, "", asked.handler)
+        else:
+            archive = _adopt(folder, path, asked, level)
+        return dataclasses.replace(archive, digest=digest)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ArchiveError):
+            # What it was unpacked to means nothing to anybody.
+            text = str(error).replace(f"{folder / _FILES}", str(path))
+            error.args = (text.replace(str(folder), str(path)),)
+        raise
+
+
+def _adopt(folder: Path, path: Path, asked: _Asked, level: int) -> Archive:
+    """Open a folder of ours that has no manifest: it holds an archive, or a recognised model."""
+    entries = [entry.name for entry in folder.iterdir()]
+    inner = folder / _FILES
+    inner.mkdir(mode=0o700)
+    for entry in entries:
+        (folder / entry).rename(inner / entry)
+    asked = dataclasses.replace(asked, name=asked.name or path.name)
+    place = inner
+    if not _archive_files(inner):
+        artefact = _recognise(inner, asked)
+        top = [entry for entry in inner.iterdir() if not entry.name.startswith(".")]
+        if artefact is None and len(top) == 1 and top[0].is_dir():
+            # Packed with the folder around it.
+            place = top[0]
+            artefact = None if has_manifest(place) else _recognise(place, asked)
+        if artefact is not None:
+            lay_out(artefact, folder)
+            return _archive(artefact, asked, folder)
+    if has_manifest(place):
+        for member in list(place.iterdir()):
+            member.rename(folder / member.name)
+        return _open_unpacked(folder, asked, is_own=True)
+    archive = _open_folder(place, path, asked, level)
+    shutil.rmtree(folder, ignore_errors=True)
+    return archive
+
+
+def _recognise(path: Path, asked: _Asked) -> Artefact | None:
+    try:
+        return recognise(path, asked.name, asked.version)
+    except ExportError as error:
+        # The exporter's checks; here, nothing is exported.
+        raise ArchiveError(str(error)) from None
+
+
+def _overlay(artefact: Artefact, asked: _Asked) -> Archive:
+    """Return an archive of links to the user's files, and of generated ones."""
+    prefix = f"{artefact.manifest.model_name[:40]}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=asked.workspace))
+    try:
+        lay_out(artefact, folder)
+        return _archive(artefact, asked, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _archive(artefact: Artefact, asked: _Asked, folder: Path) -> Archive:
+    manifest = artefact.manifest
+    label = f"{asked.source}: {manifest.signature}"
+    signature = None
+    if manifest.model_format is not ModelFormat.HANDLER:
+        signature = parse_signature(load_json(folder / manifest.signature, label), label)
+    elif (folder / manifest.signature).is_file():
+        signature = signature_if_any(folder, manifest)
+    return Archive(asked.source, folder, manifest, signature, "", artefact.family, artefact.notes)
+
+
+def _open_unpacked(folder: Path, asked: _Asked, *, is_own: bool) -> Archive:
+    """Open a folder with a manifest.
+
+    A folder of the user is a working copy: its files may have been changed since they were
+    exported, and their digests are those of the archive that it came from.
+    """
+    archive = inspect(asked.source, folder, "", asked.handler)
+    if is_own:
+        verify_files(asked.source, folder, archive.manifest)
+    manifest = rewritten_manifest(archive)
+    if manifest is None:
+        return archive
+    if is_own:
+        (folder / MANIFEST_NAME).write_bytes(manifest)
+        return archive
+    files = {name: path for name, path in contents_of(folder).items() if name != MANIFEST_NAME}
+    documents = {MANIFEST_NAME: manifest}
+    artefact = Artefact("", archive.manifest, files, documents, archive.notes)
+    return _overlay(artefact, asked)
+
+
+def _archive_files(folder: Path) -> list[Path]:
+    """Return the archive files in a folder."""
     return sorted(path for path in folder.iterdir() if path.suffix in ARCHIVE_SUFFIXES)
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    digest = hashlib.sha256()
+def _unpacker(path: Path, name: str) -> Unpack | None:
+    """Return what unpacks a file; None if nothing does."""
+    if (name or path.name).endswith(ONNX_SUFFIX):
+        return None
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        head = file.read(len(_ZIP_HEAD))
+    if head == _ZIP_HEAD:
+        return unpack_zip
+    # Before the directory of a zip file is looked for: a tar file may end with one.
+    if is_tar(path):
+        return unpack_tar_file
+    return unpack_zip if zipfile.is_zipfile(path) else None
 
 
-def _inspect(source: str, folder: Path, digest: str, handler: str) -> Archive:
-    manifest = _manifest_of(source, folder, handler)
-    if manifest.model_format is ModelFormat.HANDLER:
-        signature = _signature_if_any(folder, manifest)
-        return Archive(source, folder, manifest, signature, digest)
-    for key, name in (
-        ("Service", manifest.service),
-        ("Signature", manifest.signature),
-        ("Parameters", manifest.parameters),
-        ("Symbol", manifest.symbol),
-    ):
-        if name and not _resolve(folder, name).is_file():
-            raise ArchiveError(
-                f"{source}: the manifest's Model.{key} names {name!r}, which is not in the archive"
-            )
-    sample = manifest.serving.sample
-    if sample and not _resolve(folder, sample.file).is_file():
-        raise ArchiveError(f"{source}: the sample {sample.file!r} is not in the archive")
-    _verify_files(source, folder, manifest)
-    label = f"{source}: {manifest.signature}"
-    document = _load_json(_resolve(folder, manifest.signature), label)
-    return Archive(source, folder, manifest, parse_signature(document, label), digest)
+def _manifest_member(names: list[str]) -> str:
+    """Return the manifest among the members of a zip file; "" if there is none.
 
-
-def _signature_if_any(folder: Path, manifest: Manifest) -> Signature | None:
-    """Return the signature of a 1.x archive, whose signature.json may be the handler's own file."""
-    path = folder / manifest.signature
-    with contextlib.suppress(ArchiveError, SignatureError):
-        if path.is_file():
-            return parse_signature(_load_json(path, manifest.signature))
-    return None
-
-
-def _manifest_of(source: str, folder: Path, handler: str) -> Manifest:
-    for name in (MAR_MANIFEST_NAME, MANIFEST_NAME):
-        path = folder / name
-        if path.is_file():
-            label = f"{source}: {name}"
-            files = [entry.name for entry in folder.iterdir()]
-            return _parse(_load_json(path, label), name, label, handler, files)
-    if handler:
-        return handler_manifest(folder.resolve().name, handler)
-    raise _no_manifest(source)
-
-
-def _parse(document: object, name: str, label: str, handler: str, files: list[str]) -> Manifest:
-    """Parse a manifest of either schema.
-
-    Args:
-        document: Parsed JSON.
-        name: Its name in the archive, which determines the schema.
-        label: Its origin, for messages.
-        handler: Handler to use instead of a 1.x archive's own.
-        files: Names of the files at the archive's root.
+    0.4 unpacked members by base name, so that its own may lie in a folder.
     """
-    if name == MANIFEST_NAME:
-        return parse_manifest(document, label)
-    manifest = parse_mar_manifest(document, label)
-    if handler:
-        manifest = dataclasses.replace(manifest, handler=handler)
-    if not manifest.handler:
-        raise ArchiveError(
-            f"{label}: it names no handler; add one such as service:handle, or register the "
-            "model with the handler parameter"
-        )
-    file = f"{manifest.handler.split(':')[0].removesuffix('.py').split('/')[-1]}.py"
-    if is_of_torchserve(document) and file not in files:
-        raise ArchiveError(
-            f"{label}: a TorchServe archive whose handler {manifest.handler!r} is part of "
-            f"TorchServe and not of the archive; this server has no PyTorch handlers. Add {file} "
-            "with a function handle(data, context) that loads and runs the model"
-        )
-    return manifest
+    for name in (MAR_MANIFEST_NAME, MANIFEST_NAME):
+        if name in names:
+            return name
+    return next((n for n in names if n.split("/")[-1] == MANIFEST_NAME and _MAR not in n), "")
 
 
-def _no_manifest(source: str | Path) -> ArchiveError:
+def _no_archive(path: Path) -> ArchiveError:
+    kind = kind_of(path)
+    if kind:
+        return ArchiveError(
+            f"{path}: {kind}, and not a model archive (docs/artefacts.md lists what is served)"
+        )
     return ArchiveError(
-        f"{source}: neither {MANIFEST_NAME} nor {MAR_MANIFEST_NAME} is in it; create an archive "
-        "with mxnet-model-export"
+        f"{path}: not a model archive (a .model file is a zip file); was the download cut short?"
     )
-
-
-def _verify_files(source: str, folder: Path, manifest: Manifest) -> None:
-    """Hash the files that the manifest lists. Others are allowed: folders may gain files."""
-    for name, expected in manifest.files.items():
-        path = _resolve(folder, name)
-        if not path.is_file():
-            raise ArchiveError(f"{source}: {name!r} is listed in the manifest but missing")
-        if hash_file(path) != expected:
-            raise ArchiveError(
-                f"{source}: {name!r} differs from its sha256 in the manifest: the archive is "
-                "damaged or was changed; fetch it again, or export it again after a change"
-            )
-
-
-def _resolve(folder: Path, name: str) -> Path:
-    """Join folder and name, refusing links that lead out of the folder."""
-    path = folder / name
-    # Path.resolve raises RuntimeError on a link to itself; realpath leaves it unresolved.
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise ArchiveError(f"{folder}: {name!r} leads out of the archive")
-    return path
-
-
-def _unpack(path: Path, workspace: Path, limits: UnpackLimits) -> tuple[Path, str]:
-    # ZipFile reads by seeking, so the digest of the whole file needs a pass of its own.
-    with _reading(path):
-        digest = hash_file(path)
-    with _reading(path):
-        target = Path(tempfile.mkdtemp(prefix=f"{path.stem[:40]}-", dir=workspace))
-    staging = target.with_name(f".unpacking-{target.name}")
-    try:
-        with _reading(path), open_zip(path, limits) as archive:
-            staging.mkdir(mode=0o700)
-            members = check_members(path, archive.infolist(), limits)
-            check_space(path, [info for info, _ in members], workspace)
-            for info, name in members:
-                _extract(archive, info, staging / name, path)
-            staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
-        raise
-    return target, digest
-
-
-def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(info) as member, target.open("xb") as file:
-        _copy_exactly(member, file, info, path)
-
-
-def _copy_exactly(member: IO[bytes], file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> None:
-    """Copy exactly as many bytes as the directory claims, whatever the stream holds."""
-    left = info.file_size
-    while chunk := member.read(min(_CHUNK_BYTES, left + 1)):
-        left -= len(chunk)
-        if left < 0:
-            raise ArchiveError(f"{path}: {info.filename!r} is longer than it claims")
-        file.write(chunk)
-    if left > 0:
-        raise ArchiveError(f"{path}: {info.filename!r} is shorter than it claims")
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn zipfile's exceptions on damaged archives into ArchiveError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull(
-                f"{path}: cannot be unpacked: {error.strerror}; free some space, or set work_dir "
-                "to another folder"
-            ) from error
-        raise ArchiveError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        OverflowError,
-        struct.error,
-    ) as error:
-        raise ArchiveError(f"{path}: the archive is damaged: {error}") from error
-
-
-def _load_json(path: Path, label: str) -> object:
-    if path.stat().st_size > MAX_DOCUMENT_BYTES:
-        raise ArchiveError(f"{label} is larger than {MAX_DOCUMENT_BYTES} bytes")
-    return _parse_json(path.read_bytes(), label)
-
-
-def _parse_json(data: bytes, label: str) -> object:
-    try:
-        # Editors on Windows put a byte order mark first.
-        return orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise ArchiveError(f"{label}: not valid JSON: {error}") from None
 
 
 def remove_unpacked(archive: Archive, workspace: Path) -> None:

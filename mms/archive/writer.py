@@ -14,8 +14,8 @@ from pathlib import Path
 
 import orjson
 
+from mms.archive.content import hash_file
 from mms.archive.manifest import MANIFEST_NAME, Manifest
-from mms.archive.reader import hash_file
 from mms.errors import ExportError
 
 #: Deflating weights saves a few percent and costs seconds per 100 MB on each load.

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives, read_manifest
+from mms.archive.reader import ARCHIVE_SUFFIXES, find_models, read_manifest
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.fetch.download import Progress, fetch, opening
-from mms.fetch.location import is_remote, shown
+from mms.fetch.location import file_name, is_remote, shown
 from mms.serving.archives import fetch_options
 
 logger = logging.getLogger("mms.server")
@@ -89,13 +88,7 @@ class Finder:
         options = fetch_options(self._settings, self._progress)
         path = fetch(location, options)
         with opening(location, path, options):
-            return self._name_of(path), location
-
-    def _name_of(self, path: Path) -> str:
-        """Return the name in the manifest; of a folder without one, its own, as 1.x had it."""
-        if self._handler and path.is_dir() and find_archives(path) != [path]:
-            return re.sub(r"\W", "_", path.resolve().name)
-        return read_manifest(path, self._handler).model_name
+            return read_manifest(path, self._handler, file_name(location)).model_name, location
 
     def _in_store(self, location: str) -> str:
         """Return a location, in the model store if it is there."""
@@ -126,16 +119,21 @@ class Finder:
         ]
 
 
-def sagemaker_models(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the archives that SageMaker has put into the container, named by their manifests.
+def sagemaker_models(environment: Mapping[str, str], handler: str) -> list[tuple[str, str]]:
+    """Return the models that SageMaker has put into the container, named by their manifests.
+
+    Args:
+        environment: Of the process.
+        handler: As for `Finder`.
 
     Raises:
         ConfigError: There are none.
+        MMSError: One cannot be read.
     """
     folder = Path(environment.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-    found = find_archives(folder) if folder.is_dir() else []
+    found = find_models(folder) if folder.is_dir() else []
     if not found:
         raise ConfigError(
-            f"no model to serve: {folder} holds neither a .model or .mar file nor an unpacked one"
+            f"no model to serve: {folder} holds neither a .model or .mar file nor any other model"
         )
-    return [(read_manifest(path).model_name, str(path)) for path in found]
+    return [(read_manifest(path, handler).model_name, str(path)) for path in found]

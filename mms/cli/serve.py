@@ -292,7 +292,7 @@ class _StartUp:
         texts = self.texts or first.load_models
         pairs = Finder(first.server, shared.handler, progress).find(texts)
         if self.verb == "serve" and not (pairs or first.models or first.server.multi_model):
-            return sagemaker_models(self.environment)
+            return sagemaker_models(self.environment, shared.handler)
         return pairs
 
     def notes(self, config: Config) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from mms.archive.default_service import add_service
 from mms.archive.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -22,6 +23,17 @@ from mms.archive.manifest import (
     ServingDefaults,
     is_model_name,
     parse_serving,
+)
+from mms.archive.model_folder import (
+    SIGNATURE_NAME,
+    check_names,
+    collect,
+    engine_version,
+    expand,
+    find_model_files,
+    find_sample,
+    format_of,
+    read_signature,
 )
 from mms.archive.onnx_external import external_members
 from mms.archive.onnx_graph import (
@@ -34,24 +46,12 @@ from mms.archive.onnx_graph import (
 )
 from mms.archive.pictures import picture_layout
 from mms.archive.reader import Archive
+from mms.archive.service_file import own_methods
 from mms.archive.signature import Signature
 from mms.archive.text import blank_labels, read_labels
 from mms.archive.writer import write_archive
 from mms.errors import ExportError, ModelLoadFailed, SignatureError
-from mms.export.model_folder import (
-    SIGNATURE_NAME,
-    check_names,
-    collect,
-    engine_version,
-    expand,
-    find_model_files,
-    find_sample,
-    format_of,
-    read_signature,
-)
 from mms.export.onnx_file import read_graph
-from mms.export.service import add_service
-from mms.export.service_file import own_methods
 from mms.version import __version__
 
 _LABELS_NAME = "synset.txt"

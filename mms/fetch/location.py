@@ -105,6 +105,17 @@ def is_remote(text: str) -> bool:
     return match is not None and match[1].lower() != "file"
 
 
+def file_name(text: str) -> str:
+    """Return the name of the file at a remote location, which a cache does not keep.
+
+    Returns:
+        "" for a path, and for a URL that ends in no name.
+    """
+    if not is_remote(text):
+        return ""
+    return unquote(re.split(r"[?#]", text, maxsplit=1)[0].partition("://")[2].rpartition("/")[2])
+
+
 def shown(text: str) -> str:
     """Return a location for logs and replies: without password and query, and of limited length.
 

@@ -18,7 +18,7 @@ from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, DownloadFailed
 from mms.fetch.admission import parse_policy
 from mms.fetch.download import FetchOptions, Progress, fetch_in_thread, local_file, opening
-from mms.fetch.location import is_remote, parse_location, shown
+from mms.fetch.location import file_name, is_remote, parse_location, shown
 from mms.serving.stamp import file_stamp
 
 #: Downloads at once; more would only share the bandwidth.
@@ -88,6 +88,7 @@ class Fetching:
     ) -> None:
         self.policy = parse_policy(settings.allowed_urls, settings.allow_private_urls)
         self._settings = settings
+        self._limits = UnpackLimits(total_bytes=settings.max_unpacked_bytes)
         self._progress = progress
         self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(_MOST_DOWNLOADS)
@@ -131,15 +132,19 @@ class Fetching:
             slots = self._hosts[host] = asyncio.Semaphore(_MOST_PER_HOST)
         return slots
 
-    async def open(self, location: str, path: Path, workspace: Path, handler: str = "") -> Archive:
+    async def open(
+        self, location: str, path: Path, workspace: Path, handler: str = "", version: str = ""
+    ) -> Archive:
         """Check and unpack what `fetch` returned.
 
         Raises:
             ArchiveError: As `open_archive`; names the location.
         """
-        limits = UnpackLimits(total_bytes=self._settings.max_unpacked_bytes)
+        name = file_name(location)
         archive = await self._read(
-            location, path, lambda: open_archive(path, workspace, limits, handler)
+            location,
+            path,
+            lambda: open_archive(path, workspace, self._limits, handler, name, version),
         )
         return dataclasses.replace(archive, source=shown(location))
 
@@ -149,7 +154,11 @@ class Fetching:
         Raises:
             ArchiveError: As `read_manifest`; names the location.
         """
-        return await self._read(location, path, lambda: read_manifest(path, handler))
+        name = file_name(location)
+        parent = Path(self._settings.work_dir) if self._settings.work_dir else None
+        return await self._read(
+            location, path, lambda: read_manifest(path, handler, name, self._limits, parent)
+        )
 
     async def _read(self, location: str, path: Path, read: Callable[[], T]) -> T:
         if not is_remote(location):

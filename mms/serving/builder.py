@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mms.archive.artefacts.recognise import newest_version
 from mms.archive.reader import remove_unpacked
 from mms.config.layers import with_archive_defaults
 from mms.config.settings import ServerSettings, request_limits
 from mms.errors import MMSError
+from mms.fetch.location import parse_location
 from mms.serving.archives import Fetching, stamp
 from mms.serving.pool.placement import Placement
 from mms.serving.registration import Registration, Trust
@@ -51,6 +53,17 @@ class Builder:
         is_trusted = registration.trust is Trust.OPERATOR
         return await self._fetching.fetch(registration.path, is_trusted=is_trusted)
 
+    async def version_of(self, registration: Registration) -> str | None:
+        """Return the version that a registration asks for, or that its model has by itself.
+
+        Returns:
+            None if it is any: a model has one if it lies in folders that number its versions.
+        """
+        if registration.version is not None:
+            return registration.version
+        path = parse_location(registration.path).path
+        return await asyncio.to_thread(newest_version, path) if path else None
+
     async def open(
         self,
         registration: Registration,
@@ -76,8 +89,13 @@ class Builder:
         if fetched is None:
             fetched = await self.fetch(registration)
         archive = await self._fetching.open(
-            registration.path, fetched, self._workspace, registration.settings.handler
+            registration.path, fetched, self._workspace, registration.settings.handler, version
         )
+        extra = {"model": registration.name}
+        if archive.family:
+            logger.info("%s: served as %s", archive.source, archive.family, extra=extra)
+        for note in archive.notes:
+            logger.info("%s: %s", archive.source, note, extra=extra)
         try:
             servable = Servable(
                 registration.name,

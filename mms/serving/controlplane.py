@@ -229,7 +229,7 @@ class ControlPlane:
         name, builder = registration.name, self._builder
         async with self._lock(name):
             self.check(name, registration.version)
-            version = registration.version or DEFAULT_VERSION
+            version = await builder.version_of(registration) or DEFAULT_VERSION
             registration, key = replace(registration, version=version), (name, version)
             servable = await builder.open(registration, version, self.settings, fetched)
             # A new model is registered while it loads, so that requests get 503 and not 404. A

@@ -1,27 +1,34 @@
-"""Look up the archives in the model store by name."""
+"""Look up the models in the model store by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from mms.archive.artefacts.recognise import may_be_model
 from mms.archive.manifest import is_model_name
 from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives
 from mms.errors import ModelNotFound
 
+#: Suffixes of files that are models, besides archives.
+_SUFFIXES = (*ARCHIVE_SUFFIXES, ".onnx")
+
 
 def names_in(store: str) -> list[str]:
-    """Return the names under which the archives in the model store can be loaded."""
-    names = set()
+    """Return the names under which the models in the model store can be loaded."""
     try:
-        for path in Path(store).iterdir():
-            if path.suffix in ARCHIVE_SUFFIXES and path.is_file():
-                names.add(path.stem)
-            elif path.is_dir() and find_archives(path) == [path]:
-                names.add(path.name)
+        return sorted({name for name in _names(Path(store)) if is_model_name(name)})
     except OSError:
         # Deleted, or not readable: loaded models can still be listed.
         return []
-    return sorted(name for name in names if is_model_name(name))
+
+
+def _names(store: Path) -> Iterator[str]:
+    for path in store.iterdir():
+        if path.suffix in _SUFFIXES and path.is_file():
+            yield path.stem
+        elif path.is_dir() and (find_archives(path) or may_be_model(path)):
+            yield path.name
 
 
 def find_archive(name: str, store: str) -> str:
@@ -30,7 +37,7 @@ def find_archive(name: str, store: str) -> str:
     Raises:
         ModelNotFound: There is none.
     """
-    candidates = [f"{name}{suffix}" for suffix in ARCHIVE_SUFFIXES] + [name]
+    candidates = [f"{name}{suffix}" for suffix in _SUFFIXES] + [name]
     for candidate in candidates:
         if not store or (Path(store) / candidate).exists():
             return candidate

@@ -85,7 +85,7 @@ def test_v33_the_rest_of_a_signature_too() -> None:
     [
         {"Model": LONG},
         {"Model": {**MANIFEST["Model"], "Model-Name": [LONG]}},
-        {"Model": {**MANIFEST["Model"], "Model-Format": LONG}},
+        {"Model": {**MANIFEST["Model"], "Model-Format": [LONG]}},
         {"Model": {**MANIFEST["Model"], "Service": "/" + LONG}},
         {"Model": {**MANIFEST["Model"], "Signature": {LONG: LONG}}},
         {"Model": {**MANIFEST["Model"], "Description": [LONG]}},

@@ -12,9 +12,9 @@ import pytest
 
 from mms.archive.manifest import ModelFormat
 from mms.archive.reader import open_archive
+from mms.archive.service_file import service_classes
 from mms.errors import ExportError, ManifestError, SignatureError
 from mms.export.package import Export, export_model
-from mms.export.service_file import service_classes
 from tests.kit.zips import (
     GLUON_SERVICE,
     SIGNATURE,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import stat
 import struct
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -70,6 +71,122 @@ def test_an_unpacked_archive_is_served_where_it_lies(tmp_path: Path, workspace: 
 def test_an_archive_opens_twice_side_by_side(tmp_path: Path, workspace: Path) -> None:
     path = write_zip(tmp_path / "a.model")
     assert open_archive(path, workspace).folder != open_archive(path, workspace).folder
+
+
+@pytest.mark.parametrize("prefixes", [("model/",), ("a/", "b/c/")])
+def test_folders_around_members_are_dropped_as_04_did(
+    tmp_path: Path, workspace: Path, prefixes: tuple[str, ...]
+) -> None:
+    # 0.4 unpacked each member by its base name.
+    files = {
+        f"{prefixes[i % len(prefixes)]}{name}": content
+        for i, (name, content) in enumerate(members().items())
+    }
+    path = write_zip(tmp_path / "a.model", base=files)
+    archive = open_archive(path, workspace)
+    assert sorted(p.name for p in archive.folder.iterdir()) == sorted(members())
+    assert read_manifest(path) == archive.manifest
+
+
+def test_the_last_of_several_members_of_a_name_wins_as_in_04(
+    tmp_path: Path, workspace: Path
+) -> None:
+    files = {f"m/{name}": content for name, content in members().items()}
+    path = write_zip(tmp_path / "a.model", ("m/x", b"first"), ("n/x", b"last"), base=files)
+    assert (open_archive(path, workspace).folder / "x").read_bytes() == b"last"
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_service_and_signature_may_be_patterns_as_in_04(
+    tmp_path: Path, workspace: Path, is_file: bool
+) -> None:
+    model = {**MANIFEST["Model"], "Service": "serv*.py", "Signature": "*ature.json"}
+    files = with_manifest({**MANIFEST, "Model": model})
+    if is_file:
+        source = write_zip(tmp_path / "a.model", base=files)
+    else:
+        source = write_folder(tmp_path / "a", files)
+    before = listing(tmp_path / "a") if not is_file else {}
+    archive = open_archive(source, workspace)
+    assert (archive.manifest.service, archive.manifest.signature) == (
+        "service.py",
+        "signature.json",
+    )
+    # What a worker reads.
+    written = json.loads((archive.folder / "MANIFEST.json").read_text())["Model"]
+    assert (written["Service"], written["Signature"]) == ("service.py", "signature.json")
+    assert (archive.folder / "service.py").is_file()
+    if not is_file:
+        assert listing(tmp_path / "a") == before
+
+
+def test_a_pattern_must_match_one_file(tmp_path: Path, workspace: Path) -> None:
+    model = {**MANIFEST["Model"], "Service": "*.py"}
+    files = with_manifest({**MANIFEST, "Model": model}) | {"other.py": b""}
+    path = write_zip(tmp_path / "a.model", base=files)
+    refuse(path, workspace, "the pattern '\\*.py', which must match one file; it matches other.py")
+
+
+def test_missing_parameters_are_a_note_as_in_04(tmp_path: Path, workspace: Path) -> None:
+    model = {**MANIFEST["Model"], "Parameters": "net-0000.params"}
+    path = write_zip(tmp_path / "a.model", base=with_manifest({**MANIFEST, "Model": model}))
+    archive = open_archive(path, workspace)
+    assert archive.manifest.parameters == ""
+    assert archive.notes == (
+        "the parameter file 'net-0000.params' is missing; the service goes without",
+    )
+
+
+def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "f").mkdir()
+    write_zip(tmp_path / "f" / "a.model")
+    (tmp_path / "f" / "readme.txt").write_text("about it")
+    archive = open_archive(tmp_path / "f", workspace)
+    assert archive.manifest.model_name == "test"
+    assert archive.digest
+    write_zip(tmp_path / "f" / "b.mar")
+    refuse(tmp_path / "f", workspace, "2 archives are in it; name one: .*a.model, .*b.mar")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("prefix", ["", "model/"])
+def test_an_archive_in_a_tar_file_is_opened(
+    tmp_path: Path, workspace: Path, mode: Any, prefix: str
+) -> None:
+    inner = write_zip(tmp_path / "a.model")
+    packed = tmp_path / "model.tar"
+    with tarfile.open(packed, mode) as tar:
+        tar.add(inner, f"{prefix}a.model")
+    archive = open_archive(packed, workspace)
+    assert archive.manifest.model_name == "test"
+    assert [p for p in workspace.iterdir()] == [archive.folder]
+    assert read_manifest(packed) == archive.manifest
+
+
+def test_an_unpacked_archive_in_a_tar_file_is_opened(tmp_path: Path, workspace: Path) -> None:
+    folder = write_folder(tmp_path / "model", members())
+    packed = tmp_path / "model.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(folder, "model")
+    archive = open_archive(packed, workspace)
+    assert (archive.manifest.model_name, archive.digest) == ("test", hash_file(packed))
+    assert (archive.folder / "service.py").is_file()
+    remove_unpacked(archive, workspace)
+    assert list(workspace.iterdir()) == []
+
+
+def test_an_archive_in_a_zip_file_is_opened_but_not_one_in_that(
+    tmp_path: Path, workspace: Path
+) -> None:
+    inner = write_zip(tmp_path / "a.model")
+    paths = [inner]
+    for level in range(4):
+        files = {f"{level}.model": paths[-1].read_bytes()}
+        paths.append(write_zip(tmp_path / f"outer{level}.zip", base=files))
+    archive = open_archive(paths[1], workspace)
+    assert [p for p in workspace.iterdir()] == [archive.folder]
+    remove_unpacked(archive, workspace)
+    refuse(paths[4], workspace, "outer3.zip/3.model/2.model: an archive in archives")
 
 
 def test_a_byte_order_mark_before_the_documents_is_skipped(tmp_path: Path, workspace: Path) -> None:
@@ -264,7 +381,17 @@ def test_an_incomplete_archive_says_what_is_missing(
 ) -> None:
     files, message = INCOMPLETE[name]
     refuse(write_zip(tmp_path / "a.model", base=files), workspace, message)
-    refuse(write_folder(tmp_path / "a", files), workspace, message)
+    if name not in ("listed file missing", "digest differs"):
+        refuse(write_folder(tmp_path / "a", files), workspace, message)
+
+
+@pytest.mark.parametrize("name", ["listed file missing", "digest differs"])
+def test_a_folder_is_a_working_copy_whose_files_may_change(
+    tmp_path: Path, workspace: Path, name: str
+) -> None:
+    files, _ = INCOMPLETE[name]
+    folder = write_folder(tmp_path / "a", files)
+    assert open_archive(folder, workspace).folder == folder
 
 
 def test_an_oversized_manifest_is_not_parsed(tmp_path: Path, workspace: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from mms.archive.manifest import ModelFormat
+from mms.archive.model_folder import ONNX_SUFFIX, check_names, expand, format_of
+from mms.archive.service_file import has_imported_base, service_classes
 from mms.archive.signature import Signature
 from mms.errors import ExportError
-from mms.export.model_folder import ONNX_SUFFIX, check_names, expand, format_of
-from mms.export.service_file import has_imported_base, service_classes
 
 DEFAULT_SERVICE_NAME = "default_service.py"
 #: Module and class of the default service, by whether the inputs are images.
@@ -32,19 +33,8 @@ def add_service(
 ) -> str:
     """Add the service to the contents if it is missing; return its member name."""
     if service_file is None:
-        found = [
-            name
-            for name, path in contents.items()
-            if name.endswith(".py") and "/" not in name and isinstance(path, Path)
-            if service_classes(path)
-        ]
-        if len(found) > 1:
-            raise ExportError(
-                f"{folder}: several files define services ({', '.join(found)}); choose one with "
-                "--service-file-path"
-            )
-        if found:
-            service_file = folder / found[0]
+        found = own_service(folder, contents, symbol)
+        service_file = folder / found if found else None
     if service_file is None:
         return _add_default_service(contents, folder, symbol, parameters, signature)
     path = _locate(service_file, folder)
@@ -59,6 +49,48 @@ def add_service(
         contents[name] = path
     check_names(folder, contents)
     return name
+
+
+def own_service(folder: Path, contents: Mapping[str, Path | bytes], symbol: str) -> str:
+    """Return the name of the only service file at the top of a model's folder; "" if none is.
+
+    Raises:
+        ExportError: There are several, or it does not fit the model.
+    """
+    found = [
+        name
+        for name, path in contents.items()
+        if name.endswith(".py") and "/" not in name and isinstance(path, Path)
+        if service_classes(path)
+    ]
+    if len(found) > 1:
+        raise ExportError(
+            f"{folder}: several files define services ({', '.join(found)}); choose one with "
+            "--service-file-path"
+        )
+    if found:
+        _check_service(folder / found[0], symbol)
+    return found[0] if found else ""
+
+
+def default_service(symbol: str, signature: Signature) -> tuple[str, str, str]:
+    """Return module and class of a model's default service, and what it is for."""
+    module, name = _DEFAULT_SERVICES[format_of(symbol), signature.takes_images]
+    return module, name, f"The default service for {signature.input_type} inputs."
+
+
+def service_source(module: str, name: str, what: str) -> bytes:
+    """Return the text of a default service, to be changed by whoever unpacks the archive."""
+    source = f'''\
+        """{what}"""
+
+        from mms.model_service.{module} import {name}
+
+
+        class DefaultService({name}):
+            """Override _preprocess, _inference or _postprocess to change what it does."""
+        '''
+    return textwrap.dedent(source).encode()
 
 
 def _add_default_service(
@@ -80,17 +112,7 @@ def _add_default_service(
             "NAME-0000.params file; a Gluon model is a service file and a NAME-0000.params file; "
             "an ONNX model is a NAME.onnx file"
         )
-    module, name = _DEFAULT_SERVICES[format_of(symbol), signature.takes_images]
-    source = f'''\
-        """The default service for {signature.input_type} inputs."""
-
-        from mms.model_service.{module} import {name}
-
-
-        class DefaultService({name}):
-            """Override _preprocess, _inference or _postprocess to change what it does."""
-        '''
-    contents[DEFAULT_SERVICE_NAME] = textwrap.dedent(source).encode()
+    contents[DEFAULT_SERVICE_NAME] = service_source(*default_service(symbol, signature))
     return DEFAULT_SERVICE_NAME
 
 

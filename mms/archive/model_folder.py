@@ -147,6 +147,15 @@ def read_signature(folder: Path) -> Signature:
             '"outputs": [{"data_name": "softmax", "data_shape": [0, 10]}], '
             '"output_type": "application/json"}'
         )
+    return read_signature_file(path)
+
+
+def read_signature_file(path: Path) -> Signature:
+    """Return the signature in a file.
+
+    Raises:
+        SignatureError: It is not valid.
+    """
     try:
         # The same parser as the server's, which refuses NaN, for one.
         document = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
