@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mms.archive.reader import ARCHIVE_SUFFIXES, find_models, read_manifest
+from mms.archive.reader import find_models, read_manifest
 from mms.config.settings import ServerSettings
 from mms.errors import ConfigError, MMSError
 from mms.fetch.download import Progress, fetch, opening
 from mms.fetch.location import file_name, is_remote, shown
 from mms.serving.archives import fetch_options
+from mms.serving.model_store import SUFFIXES
 
 logger = logging.getLogger("mms.server")
 
@@ -115,7 +116,7 @@ class Finder:
         return [
             str(path)
             for path in entries
-            if not path.name.startswith(".") and (path.suffix in ARCHIVE_SUFFIXES or path.is_dir())
+            if not path.name.startswith(".") and (path.suffix in SUFFIXES or path.is_dir())
         ]
 
 

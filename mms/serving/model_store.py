@@ -11,7 +11,7 @@ from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives
 from mms.errors import ModelNotFound
 
 #: Suffixes of files that are models, besides archives.
-_SUFFIXES = (*ARCHIVE_SUFFIXES, ".onnx")
+SUFFIXES = (*ARCHIVE_SUFFIXES, ".onnx")
 
 
 def names_in(store: str) -> list[str]:
@@ -25,7 +25,7 @@ def names_in(store: str) -> list[str]:
 
 def _names(store: Path) -> Iterator[str]:
     for path in store.iterdir():
-        if path.suffix in _SUFFIXES and path.is_file():
+        if path.suffix in SUFFIXES and path.is_file():
             yield path.stem
         elif path.is_dir() and (find_archives(path) or may_be_model(path)):
             yield path.name
@@ -37,7 +37,7 @@ def find_archive(name: str, store: str) -> str:
     Raises:
         ModelNotFound: There is none.
     """
-    candidates = [f"{name}{suffix}" for suffix in _SUFFIXES] + [name]
+    candidates = [f"{name}{suffix}" for suffix in SUFFIXES] + [name]
     for candidate in candidates:
         if not store or (Path(store) / candidate).exists():
             return candidate
