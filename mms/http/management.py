@@ -22,6 +22,7 @@ from mms.errors import InvalidRequest, MMSError
 from mms.fetch.location import shown
 from mms.http import oip_repository as repository
 from mms.http.context import CONTEXT, Context
+from mms.http.cors import Cors
 from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
 from mms.http.openapi.document import management_document, routes_of
@@ -57,12 +58,12 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
         guard: Checks every request, whatever its path.
     """
     app = web.Application(
-        middlewares=[
-            make_middleware(context.dataplane, debug_errors=True),
-            make_guard_middleware(guard, lambda: context.dataplane.is_draining),
-        ],
+        middlewares=[make_middleware(context.dataplane, debug_errors=True)],
         client_max_size=MAX_BODY_BYTES,
     )
+    # A browser asks for permission without a token, so it is told before the guard.
+    Cors(context.settings, is_management=True).install(app)
+    app.middlewares.append(make_guard_middleware(guard, lambda: context.dataplane.is_draining))
     app[CONTEXT] = context
     app[_TASKS] = Tasks()
     app.on_shutdown.append(_cancel_tasks)
