@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import hdrs, web
 
@@ -80,7 +81,7 @@ class Cors:
             return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: only, **self._lists}
         if not self.origins:
             return {}
-        varies = {hdrs.VARY: hdrs.ORIGIN}
+        varies: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
         if origin is None or not self._is_allowed(origin):
             return varies
         # Browsers send it in lower case, and a letter that is none once lowered must not go out.
@@ -89,7 +90,7 @@ class Cors:
     def _is_allowed(self, origin: str | None) -> bool:
         return origin is not None and (self.takes_any or origin.lower() in self.origins)
 
-    def _middleware(self) -> Handler:
+    def _middleware(self) -> Any:
         # aiohttp passes the next handler by keyword, so its name is part of the interface.
         @web.middleware
         async def share(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -105,7 +106,7 @@ class Cors:
                 answer.add_headers(self.headers_of(origin))
             return answer
 
-        return share  # type: ignore[return-value]
+        return share
 
     def _preflight(self, request: web.Request) -> web.Response:
         """Return the permission that a browser asks for before the page's own request."""
