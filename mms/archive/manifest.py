@@ -95,7 +95,9 @@ class ServingDefaults:
 class Manifest:
     """A model archive's table of contents. Paths are relative to the archive's root.
 
-    A 1.x archive has a `handler`, ``module:function``, in place of a `service`.
+    A 1.x archive has a `handler`, ``module:function``, in place of a `service`. Its
+    `model_version`, `runtime` (``python``, ``python2`` or ``python3``) and `extensions` are shown
+    and change nothing; handlers find the whole document in their context.
     """
 
     model_name: str
@@ -112,6 +114,9 @@ class Manifest:
     created_by: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     serving: ServingDefaults = field(default_factory=ServingDefaults)
+    model_version: str = ""
+    runtime: str = "python"
+    extensions: Any = None
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document that `parse_manifest` reads."""
@@ -197,13 +202,13 @@ def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manife
     """
     root = _object(document, source, "the manifest")
     model = _object(_required(root, "model", source), source, "model")
-    runtime = root.get("runtime", "python")
-    if not str(runtime).startswith("python"):
+    runtime = root.get("runtime") or "python"
+    if not str(runtime).lower().startswith("python"):
         raise ManifestError(
             f"{source}: the runtime {quoted(runtime)} is not supported; only Python handlers are"
         )
     engine = _object(root.get("engine") or {}, source, "engine")
-    return handler_manifest(
+    manifest = handler_manifest(
         _model_name(_required(model, "modelName", source, "model"), source),
         _text(model.get("handler") or "", "model.handler", source),
         description=str(model.get("description") or root.get("description") or ""),
@@ -216,6 +221,14 @@ def parse_mar_manifest(document: Any, source: str = MAR_MANIFEST_NAME) -> Manife
                 model, "maxBatchDelay", source, float, 0, MAX_BATCH_DELAY_MS
             ),
         ),
+    )
+    version = model.get("modelVersion")
+    return dataclasses.replace(
+        manifest,
+        # Archivers for other servers write numbers.
+        model_version="" if version is None else str(version),
+        runtime=str(runtime).lower(),
+        extensions=model.get("extensions"),
     )
 
 

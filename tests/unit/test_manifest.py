@@ -18,6 +18,7 @@ from mms.archive.manifest import (
     ServingDefaults,
     is_model_name,
     parse_manifest,
+    parse_mar_manifest,
 )
 from mms.errors import ManifestError
 from tests.kit.zips import MANIFEST
@@ -171,3 +172,37 @@ def test_names_that_may_stand_in_a_url(name: str) -> None:
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "é", "a" * 129, "a\n"])
 def test_names_that_may_not_stand_in_a_url(name: str) -> None:
     assert not is_model_name(name)
+
+
+#: As model-archiver 1.0.3 writes it, with what its classes write if they are given more.
+MAR = {
+    "runtime": "python3",
+    "model": {
+        "modelName": "net",
+        "handler": "service:handle",
+        "description": "a net",
+        "modelVersion": "1.0",
+        "extensions": {"anything": 1},
+    },
+    "engine": {"engineName": "MXNet", "engineVersion": "1.2"},
+    "license": "MIT",
+    "modelServerVersion": "1.0",
+    "implementationVersion": "1.0",
+    "specificationVersion": "1.0",
+    "userData": {"a": 1},
+    "publisher": {"author": "A", "email": "a@b.c"},
+}
+
+
+def test_the_manifest_of_1x_keeps_what_descriptions_show() -> None:
+    manifest = parse_mar_manifest(MAR)
+    assert (manifest.model_name, manifest.handler) == ("net", "service:handle")
+    assert (manifest.model_version, manifest.runtime) == ("1.0", "python3")
+    assert manifest.extensions == {"anything": 1}
+    assert manifest.engine == {"MXNet": "1.2"}
+    assert manifest.description == "a net"
+
+
+def test_a_manifest_of_1x_without_version_and_runtime_is_pythons() -> None:
+    manifest = parse_mar_manifest({"model": {"modelName": "net", "handler": "service:handle"}})
+    assert (manifest.model_version, manifest.runtime, manifest.extensions) == ("", "python", None)
