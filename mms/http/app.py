@@ -7,7 +7,7 @@ import ipaddress
 from aiohttp import web
 
 from mms.config.settings import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import describe, docs, inference, paths, sagemaker, status
 from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
 from mms.http.cors import Cors
@@ -53,6 +53,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     v2.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
+    paths.add_route(app)
     return app
 
 

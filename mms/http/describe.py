@@ -120,6 +120,6 @@ def _routes(app: web.Application) -> list[str]:
         {
             f"{route.method} {route.resource.canonical}"
             for route in app.router.routes()
-            if route.resource is not None and route.method != "HEAD"
+            if route.resource is not None and route.method not in ("HEAD", "*")
         }
     )

@@ -127,7 +127,7 @@ def _http_error(
     if isinstance(error, web.HTTPNotFound):
         message = f"there is no route {request.path[:200]!r}; GET / lists them"
     elif isinstance(error, web.HTTPMethodNotAllowed):
-        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        headers["Allow"] = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
         if request.method == hdrs.METH_OPTIONS:
             # Any route may be asked for its methods, as in 0.4.
             return web.Response(headers=headers)

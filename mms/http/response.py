@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
@@ -152,7 +152,8 @@ def answer_response(request: web.Request, answer: Answer, request_id: str) -> we
     ):
         return FastResponse(bytes(answer.body), request_id)
     headers = {"Content-Type": answer.content_type, **answer.headers, "X-Request-Id": request_id}
-    if not is_small and answer.status not in _WITHOUT_BODY:
+    is_sent = answer.status not in _WITHOUT_BODY and request.method != hdrs.METH_HEAD
+    if not is_small and is_sent:
         return LargeResponse(own_body(answer.body), answer.status, answer.reason, headers)
     return web.Response(
         status=answer.status, reason=answer.reason or None, body=bytes(answer.body), headers=headers

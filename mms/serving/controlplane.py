@@ -87,6 +87,11 @@ class ControlPlane:
         """Whether the configuration names models, so that a server without models is not ready."""
         return bool(self.config.models)
 
+    @property
+    def default_workers(self) -> int:
+        """The number of workers that the configuration sets for every model; 0 if it sets none."""
+        return resolve(ModelSettings, list(self.config.layers))[0].workers
+
     def registration(self, servable: Servable) -> Registration:
         """Return the registration of a servable."""
         return self._registrations[servable.name, servable.version]
