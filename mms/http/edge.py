@@ -18,7 +18,7 @@ from aiohttp import web
 from mms.config.settings import ServerSettings
 from mms.errors import MMSError, TooManyConnections
 from mms.http.cors import Cors
-from mms.http.errors import error_body, status_of
+from mms.http.errors import error_body, kind_of
 from mms.http.limiter import LineLimiter
 from mms.http.response import ClosingResponse, closing_response
 from mms.serving.budget import Budget
@@ -134,9 +134,10 @@ class Edge:
         self, error: MMSError, is_reserved: bool, headers: dict[str, str] | None = None
     ) -> bytes:
         """Count something that is not a request, and return the error response."""
-        status, id_ = status_of(error), self._ids.of(None)
+        kind, id_ = kind_of(error), self._ids.of(None)
+        status, name = kind.status, type(error).__name__
         self._metrics.requests[_ROUTE, status] += 1
-        body = error_body(status, type(error).__name__, error.code, str(error), id_)
+        body = error_body(status, name, error.code, str(error), id_, legacy_type=kind.type)
         return self._closing(status, body, id_, is_reserved, headers or {})
 
     def malformed(

@@ -28,7 +28,7 @@ from mms.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from mms.http.errors import STATUSES
+from mms.http.errors import KINDS
 from mms.http.inference import PRIORITY_HEADER, TIMEOUT_HEADER
 from mms.http.openapi.description import (
     ANY,
@@ -292,7 +292,7 @@ def _plain_responses(route: Route) -> Document:
 
 
 def _failures() -> Document:
-    named = {str(STATUSES[cls]): _ref("responses", cls.code) for cls in _FAILURES}
+    named = {str(KINDS[cls].status): _ref("responses", cls.code) for cls in _FAILURES}
     return {**dict(sorted(named.items())), "default": _ref("responses", "error")}
 
 
