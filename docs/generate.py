@@ -352,7 +352,7 @@ def _routes(app: web.Application) -> str:
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _first_line(route))
         for route in app.router.routes()
-        if route.method != "HEAD" and route.resource is not None
+        if route.method not in ("HEAD", "*") and route.resource is not None
     ]
     return _table(("route", ""), rows)
 

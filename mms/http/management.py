@@ -130,7 +130,7 @@ async def register(request: web.Request) -> web.Response:
         _run(request.app, registering, f"registering {name}")
         return _json(_PROCESSING, 202, warning)
     await _finish(request.app, registering)
-    if size == 0:
+    if size == 0 or registration.settings.load == "lazy":
         return _json({"status": f'Model "{name}" registered'}, headers=warning)
     return _json(_SCALED, headers=warning)
 
