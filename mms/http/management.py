@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import datetime
 import logging
+import os
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -39,7 +40,6 @@ from mms.http.parameters import (
 )
 from mms.http.response import json_response
 from mms.serving.memory import UNKNOWN, Memory, read_memory, shared_bytes
-from mms.serving.model_store import registered_url
 from mms.serving.registry import Model, Traffic
 from mms.serving.servable import Servable
 from mms.serving.tasks import Tasks
@@ -256,10 +256,18 @@ async def options(request: web.Request) -> web.Response:
 def _model_row(model: Model, store: str) -> dict[str, Any]:
     return {
         "modelName": model.name,
-        "modelUrl": registered_url(model.versions[model.default].archive.source, store),
+        "modelUrl": _registered_url(model.versions[model.default].archive.source, store),
         "defaultVersion": model.default,
         "versions": {v: s.state.value for v, s in model.versions.items()},
     }
+
+
+def _registered_url(location: str, store: str) -> str:
+    """Return a location as it is registered: of what is in the model store, the path below it."""
+    for folder in (store, os.path.realpath(store)) if store else ():
+        if location.startswith(prefix := f"{folder.rstrip('/')}/"):
+            return location[len(prefix) :]
+    return location
 
 
 def describe_servable(
@@ -284,7 +292,7 @@ def describe_servable(
         "modelName": servable.name,
         **({"modelVersion": manifest.model_version} if manifest.model_version else {}),
         "version": servable.version,
-        "modelUrl": registered_url(servable.archive.source, store),
+        "modelUrl": _registered_url(servable.archive.source, store),
         "runtime": manifest.runtime,
         "engine": engine or (ready.engine if ready else None),
         "service": ready.service if ready else None,

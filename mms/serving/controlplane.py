@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mms.archive.manifest import is_model_name
+from mms.archive.manifest import NAME_RULE, is_model_name
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import Layer, keys, resolve
 from mms.config.settings import ModelSettings, ServerSettings
@@ -201,10 +201,7 @@ class ControlPlane:
         """
         for text, kind in ((name, "model name"), (version, "version")):
             if text is not None and not is_model_name(text):
-                raise InvalidRequest(
-                    f"{kind} {text[:100]!r} cannot be used in a URL; use letters, digits, '.', '_' "
-                    "and '-'"
-                )
+                raise InvalidRequest(f"{kind} {text[:100]!r} cannot be used in a URL: {NAME_RULE}")
         if version is None and name in self._registry:
             raise Conflict(f"Model {name} is already registered; pass a version to add another one")
         version = version or DEFAULT_VERSION

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mms.archive.manifest import is_model_name
@@ -38,11 +37,3 @@ def find_archive(name: str, store: str) -> str:
     raise ModelNotFound(
         f"Model not found in model store: {name}; looked for {', '.join(candidates)}"
     )
-
-
-def registered_url(location: str, store: str) -> str:
-    """Return a location as it is registered: of what is in the model store, the path below it."""
-    for folder in (store, os.path.realpath(store)) if store else ():
-        if location.startswith(prefix := f"{folder.rstrip('/')}/"):
-            return location[len(prefix) :]
-    return location

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
+from openapi_spec_validator import validate
+from yarl import URL
 
 from mms.config.build import Config
 from mms.config.layers import Layer
@@ -43,7 +46,7 @@ async def manage(
     server: RunningServer, method: str, path: str, body: str | None = None, type_: str = JSON
 ) -> tuple[int, Any, Any]:
     """Return the status, the document and the headers of an answer."""
-    url = server.management_url + path
+    url = URL(server.management_url + path, encoded=True)
     headers = {"Content-Type": type_} if body is not None else {}
     async with server.session.request(method, url, data=body, headers=headers) as response:
         return response.status, await response.json(), response.headers
@@ -205,6 +208,38 @@ class TestDescribe:
             "workers": [],
         }
         assert {key: answer.get(key) for key in expected} == expected
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["_x", "a b+c@d~e:f", 'q"u?o#t%2Fe', "名前"])
+    async def test_a_name_is_what_can_be_quoted(self, server: RunningServer, name: str) -> None:
+        """1.1.11 takes any name, "p 5" for one."""
+        quoted = quote(name, safe="")
+        path = f"/models?url=n.mar&initial_workers=1&model_name={quoted}"
+        status, answer, _ = await manage(server, "POST", path)
+        assert (status, answer) == (200, {"status": SCALED})
+        assert (await manage(server, "GET", f"/models/{quoted}"))[1]["modelName"] == name
+        for asked in (f"/predictions/{quoted}", f"/{quoted}/predict", f"/models/{quoted}/invoke"):
+            url = URL(server.url + asked, encoded=True)
+            async with server.session.post(url, data=b"x") as response:
+                assert (response.status, await response.read()) == (200, b"ok")
+        assert name in (await server.get("/v2/models"))[1]["models"]
+        assert (await server.get(f"/v2/models/{quoted}"))[1]["name"] == name
+        assert await server.metric("mms_requests_total", model=name, code="200") == 3
+        status, document = await server.get("/openapi.json")
+        validate(document)
+        assert f"/predictions/{quoted}" in document["paths"]
+        status, answer, _ = await manage(server, "DELETE", f"/models/{quoted}")
+        assert (status, answer) == (200, {"status": f'Model "{name}" unregistered'})
+
+    @pytest.mark.parametrize("name", ["a/b", "..", ".", " a", "a\n", "a\\b", "a" * 129])
+    @pytest.mark.parametrize("key", ["model_name", "version"])
+    async def test_neither_a_path_nor_a_line(
+        self, server: RunningServer, key: str, name: str
+    ) -> None:
+        path = f"/models?url=n.mar&{key}={quote(name, safe='')}"
+        status, answer, _ = await manage(server, "POST", path)
+        assert (status, "cannot be used in a URL" in answer["message"]) == (400, True)
 
 
 class TestErrors:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -382,14 +383,15 @@ def _ref(kind: str, name: str) -> Mapping[str, str]:
 
 
 def _body_key(index: int, model: ModelDescription) -> str:
-    return f"{model.name}.{index}"
+    # The key of a component may have nothing else in it.
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{model.name}.{index}")
 
 
 def _path_of(route: Route, model: ModelDescription) -> str:
     """Return the path of a route for one version of a model, "" if there is none."""
-    path = route.path.replace(f"{{{route.model_variable}}}", model.name)
+    path = route.path.replace(f"{{{route.model_variable}}}", quote(model.name, safe=""))
     if "{version}" in path:
-        return path.replace("{version}", model.version)
+        return path.replace("{version}", quote(model.version, safe=""))
     return path if model.is_default else ""
 
 
