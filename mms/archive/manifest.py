@@ -39,8 +39,8 @@ _MAX_NAME_BYTES = 128
 _IN_PATHS = frozenset("/\\{}")
 #: What `is_model_name` accepts, for messages.
 NAME_RULE = (
-    f"use up to {_MAX_NAME_BYTES} bytes of printable text without / \\ {{ and }}, which is not . or "
-    ".. and has no space at its ends"
+    f"use up to {_MAX_NAME_BYTES} bytes of printable text without / \\ {{ and }}, which is not "
+    ". or .. and has no space at its ends"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
