@@ -97,7 +97,8 @@ async def register(request: web.Request) -> web.Response:
     """Register a model, or with `version` a further version of one."""
     parameters = await read_parameters(request)
     controlplane = request.app[CONTEXT].controlplane
-    url = parameters.take("url")
+    # 1.x calls it model_url in its description, from which clients are generated.
+    url = parameters.take("url", parameters.take("model_url"))
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
     name, version = parameters.take("model_name"), parameters.take("version")
@@ -285,7 +286,7 @@ def describe_servable(
     manifest = servable.archive.manifest
     quantization = manifest.serving.quantization
     # What 1.x calls the engine stands in its manifests; of ours, what runs the model is told.
-    engine = next(iter(manifest.engine), None) if manifest.handler else None
+    engine = next(iter(manifest.engine), None) if servable.wants_headers else None
     ready = servable.last_ready
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {

@@ -185,7 +185,7 @@ def _read_leniently(body: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         pass
     try:
-        document = yaml.load(body.decode(), _LenientLoader)
+        document = _LenientLoader(body.decode()).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -109,6 +109,13 @@ class TestParameters:
     ) -> None:
         assert (await manage(server, "POST", "/models", body))[0] == 400
 
+    async def test_the_location_has_the_name_that_1x_describes_too(
+        self, server: RunningServer
+    ) -> None:
+        """1.1.11 calls it model_url in its description, and then refuses that."""
+        status, answer, _ = await manage(server, "POST", "/models?model_url=n.mar")
+        assert (status, answer) == (200, {"status": REGISTERED})
+
     async def test_another_language_is_a_400(self, server: RunningServer) -> None:
         status, answer, _ = await manage(server, "POST", "/models?url=n.mar&runtime=java8")
         assert (status, answer["message"]) == (400, "Invalid RuntimeType value: java8")
@@ -288,6 +295,32 @@ class TestErrors:
         assert (status, bool(headers["X-Request-Id"])) == (200, True)
         if "models" not in path:
             assert answer["openapi"].startswith("3.0.")
+
+
+async def test_the_description_has_the_calls_and_parameters_of_1x(server: RunningServer) -> None:
+    """1.1.11 has model_name_pattern, too, which it does not heed; and model_url, see above."""
+    _, document, _ = await manage(server, "OPTIONS", "/")
+    validate(document)
+    described = {
+        operation["operationId"]: {
+            parameter["name"]
+            for parameter in operation.get("parameters", [])
+            if parameter["in"] == "query"
+        }
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+    }
+    expected = {
+        "apiDescription": "",
+        "listModels": "limit next_page_token",
+        "registerModel": "url model_name handler runtime batch_size max_batch_delay "
+        "response_timeout initial_workers synchronous preload_model",
+        "describeModel": "",
+        "setAutoScale": "min_worker max_worker number_gpu synchronous timeout",
+        "unregisterModel": "",
+    }
+    for id_, names in expected.items():
+        assert described[id_] >= set(names.split()), id_
 
 
 async def test_a_model_scaled_to_nothing_leaves_the_server_healthy(server: RunningServer) -> None:

@@ -52,6 +52,29 @@ _V1_IDS = {
     "api_description": "apiDescription",
     "model_api": "predictionsApi",
 }
+#: The same for 1.x's management API, and its parameters with their types.
+_V1_CALLS: dict[str, tuple[str, dict[str, str]]] = {
+    "management_options": ("apiDescription", {}),
+    "list_models": ("listModels", {"limit": "integer", "next_page_token": "string"}),
+    "register": (
+        "registerModel",
+        {
+            **dict.fromkeys(("url", "model_name", "version", "handler", "runtime"), "string"),
+            **dict.fromkeys(("batch_size", "initial_workers"), "integer"),
+            **dict.fromkeys(("max_batch_delay", "response_timeout"), "number"),
+            **dict.fromkeys(("synchronous", "preload_model", "make_default"), "boolean"),
+        },
+    ),
+    "describe": ("describeModel", {}),
+    "change": (
+        "setAutoScale",
+        {
+            **dict.fromkeys(("min_worker", "max_worker", "number_gpu", "timeout"), "integer"),
+            "synchronous": "boolean",
+        },
+    ),
+    "unregister": ("unregisterModel", {}),
+}
 #: Tags besides the models' names, which have no spaces.
 _SERVER_TAG, _PROTOCOL_TAG = "the server", "Open Inference Protocol"
 #: Routes whose responses are not JSON.
@@ -184,7 +207,7 @@ def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) 
 
 
 def management_document(routes: Sequence[Route]) -> Document:
-    """Describe the management API, whose calls take a JSON object or no body.
+    """Describe the management API, whose calls take parameters, a JSON object or no body.
 
     Args:
         routes: The management application's.
@@ -192,7 +215,12 @@ def management_document(routes: Sequence[Route]) -> Document:
     document = _document("mxnet-model-server management API", "/")
     ids = Names()
     for route in routes:
-        operation = _plain_operation(route, ids.take(route.name))
+        id_, parameters = _V1_CALLS.get(route.name, (route.name, {}))
+        operation = _plain_operation(route, ids.take(id_))
+        operation["parameters"] += [
+            {"in": "query", "name": name, "schema": {"type": kind}}
+            for name, kind in parameters.items()
+        ]
         if route.method in ("POST", "PUT"):
             operation["requestBody"] = {"content": {JSON_TYPE: {"schema": {"type": "object"}}}}
         _add(document, route.path, route, operation)
