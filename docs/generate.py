@@ -92,8 +92,8 @@ def reference() -> str:
         "### File\n\n[mms.example.yaml](mms.example.yaml) shows every key with its default.",
         "## Routes\n\nEvery route answers `OPTIONS` with its methods, or with the description that "
         "is listed here. Slashes too many in a path say nothing.\n\n### Inference\n\nHandlers of "
-        "1.x are asked by any method where models are, and by any path below `/predictions/{model}/`.\n\n"
-        + _routes(make_app(_context(), Guard(ServerSettings()))),
+        "1.x are asked by any method where models are, and by any path below "
+        "`/predictions/{model}/`.\n\n" + _routes(make_app(_context(), Guard(ServerSettings()))),
         "### Management\n\nOn a port of its own; see [management.md](management.md).\n\n"
         + _routes(_management_app()),
         "## Errors\n\n" + _errors(),
