@@ -143,7 +143,13 @@ async def read_parameters(request: web.Request) -> Parameters:
     body = b"".join(chunks)
     if request.content_type == "application/x-www-form-urlencoded" and not body.startswith(b"{"):
         return Parameters(parameters | dict(parse_qsl(body.decode(errors="replace"))))
-    return Parameters(parameters | (_read_leniently(body) or _to_object(body)))
+    try:
+        return Parameters(parameters | _to_object(body))
+    except InvalidRequest:
+        document = _read_leniently(body)
+        if document is None:
+            raise
+        return Parameters(parameters | document)
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -176,14 +182,9 @@ class _LenientLoader(yaml.BaseLoader):
 
 
 def _read_leniently(body: bytes) -> dict[str, Any] | None:
-    """Return an object that is JSON in 1.x's eyes only; None if it is JSON, or neither."""
+    """Return an object that is JSON in 1.x's eyes, None if it is none."""
     if len(body) > _MAX_LENIENT_BYTES or not body.lstrip().startswith(b"{"):
         return None
-    try:
-        orjson.loads(body)
-        return None
-    except orjson.JSONDecodeError:
-        pass
     try:
         document = _LenientLoader(body.decode()).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError):
