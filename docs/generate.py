@@ -93,7 +93,10 @@ def reference() -> str:
         "### Models\n\nAs flags and variables they hold for every model; in the file, under "
         "`models.NAME`, for one.\n\n" + _settings(ModelSettings),
         "### File\n\n[mms.example.yaml](mms.example.yaml) shows every key with its default.",
-        "## Routes\n\n### Inference\n\n" + _routes(make_app(_context(), Guard(ServerSettings()))),
+        "## Routes\n\nEvery route answers `OPTIONS` with its methods, or with the description that "
+        "is listed here. Slashes too many in a path say nothing.\n\n### Inference\n\nHandlers of "
+        "1.x are asked by any method where models are, and by any path below "
+        "`/predictions/{model}/`.\n\n" + _routes(make_app(_context(), Guard(ServerSettings()))),
         "### Management\n\nOn a port of its own; see [management.md](management.md).\n\n"
         + _routes(_management_app()),
         "## Errors\n\n" + _errors(),
@@ -386,7 +389,7 @@ def _routes(app: web.Application) -> str:
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _first_line(route))
         for route in app.router.routes()
-        if route.method != "HEAD" and route.resource is not None
+        if route.method not in ("HEAD", "*") and route.resource is not None
     ]
     return _table(("route", ""), rows)
 

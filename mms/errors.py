@@ -80,10 +80,12 @@ class MMSError(Exception):
 
     Attributes:
         code: Stable name of the error, the same on the wire between our processes and to clients.
+        is_fault_of_client: Whether the client could have avoided it; never logged as an error.
         detail: Details for the log only, if any.
     """
 
     code: ClassVar[str] = "internal_error"
+    is_fault_of_client: ClassVar[bool] = False
     detail: ErrorDetail | None
 
     def __init__(self, message: str, detail: ErrorDetail | None = None) -> None:
@@ -102,6 +104,7 @@ class ConfigError(StartupError):
     """A flag, environment variable or file has an unknown setting or an invalid value."""
 
     code = "config_error"
+    is_fault_of_client = True
     exit_status = 2
 
 
@@ -116,6 +119,7 @@ class ArchiveError(StartupError):
     """A model archive cannot be read, checked or unpacked."""
 
     code = "invalid_archive"
+    is_fault_of_client = True
     exit_status = 3
 
 
@@ -147,6 +151,7 @@ class StorageFull(ArchiveError):
     """The disk has no space for a model archive, packed or unpacked."""
 
     code = "storage_full"
+    is_fault_of_client = False
 
 
 class ModelLoadFailed(StartupError):
@@ -167,6 +172,7 @@ class InvalidRequest(MMSError):
     """The request body does not match the model's signature."""
 
     code = "invalid_request"
+    is_fault_of_client = True
 
 
 class InvalidInputShape(InvalidRequest, AssertionError):
@@ -188,24 +194,28 @@ class SlowClient(MMSError):
     """The client took too long to send its request."""
 
     code = "slow_client"
+    is_fault_of_client = True
 
 
 class PayloadTooLarge(MMSError):
     """The body is longer than the server or the model accepts."""
 
     code = "payload_too_large"
+    is_fault_of_client = True
 
 
 class UnsupportedMedia(MMSError):
     """The route does not accept the body's content type, content encoding or charset."""
 
     code = "unsupported_media"
+    is_fault_of_client = True
 
 
 class ModelNotFound(MMSError):
     """No model has this name."""
 
     code = "model_not_found"
+    is_fault_of_client = True
 
 
 class VersionNotFound(ModelNotFound):
@@ -218,18 +228,21 @@ class Conflict(MMSError):
     """The request conflicts with the current state of the server."""
 
     code = "conflict"
+    is_fault_of_client = True
 
 
 class Forbidden(MMSError):
     """The server does not allow this operation, or not for this caller."""
 
     code = "forbidden"
+    is_fault_of_client = True
 
 
 class Unauthorized(MMSError):
     """The request has no token, or one that is not valid here."""
 
     code = "unauthorized"
+    is_fault_of_client = True
 
 
 class InferenceFailed(MMSError):
@@ -248,6 +261,7 @@ class RejectedByService(MMSError):
     """The service raised PredictionException with a message and status of its own."""
 
     code = "rejected_by_service"
+    is_fault_of_client = True
 
     def __init__(self, message: str, status: int, detail: ErrorDetail | None = None) -> None:
         super().__init__(message, detail)

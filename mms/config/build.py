@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mms.archive.manifest import is_model_name
+from mms.archive.manifest import NAME_RULE, is_model_name
 from mms.config.address import is_loopback
 from mms.config.environment import environment_settings, sagemaker_layer
 from mms.config.layers import Layer, check_keys, keys, resolve
@@ -182,7 +182,4 @@ def _file_models(value: Any, origin: str) -> dict[str, tuple[str, dict[str, Any]
 
 def _check_model_name(name: str) -> None:
     if not is_model_name(name):
-        raise ConfigError(
-            f"model name {name!r} cannot be used in a URL; use letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit"
-        )
+        raise ConfigError(f"model name {name[:100]!r} cannot be used in a URL: {NAME_RULE}")

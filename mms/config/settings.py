@@ -81,6 +81,13 @@ class ServerSettings:
         "this server; * allows any. On the management port, and on an inference port that listens "
         "on loopback, any other Host header is refused, as a protection against DNS rebinding.",
     )
+    cors_allowed_origin: tuple[str, ...] = setting(
+        (),
+        "Origins whose web pages may use this server: https://page.example, several, or * for any "
+        "page (inference API only).",
+    )
+    cors_allowed_methods: tuple[str, ...] = setting((), "Methods such pages may use; empty: any.")
+    cors_allowed_headers: tuple[str, ...] = setting((), "Headers they may send; empty: any.")
     allow_private_urls: bool = setting(
         False,
         "Allow allowed_urls to resolve to private addresses and to this machine, and use a proxy "

@@ -17,6 +17,7 @@ import orjson
 from mms.archive.default_service import add_service
 from mms.archive.manifest import (
     MANIFEST_NAME,
+    NAME_RULE,
     Manifest,
     ModelFormat,
     Quantization,
@@ -101,10 +102,7 @@ def export_model(
         EngineMissing: It is an ONNX model, and onnxruntime is not installed.
     """
     if not is_model_name(model_name):
-        raise ExportError(
-            f"model name {model_name!r} cannot be used in a URL; use letters, digits, '.', '_' and "
-            "'-', starting with a letter or digit"
-        )
+        raise ExportError(f"model name {model_name[:100]!r} cannot be used in a URL: {NAME_RULE}")
     model_path = expand(model_path)
     if not model_path.is_dir():
         raise ExportError(f"{model_path}: no such folder; set --model-path to the model's folder")

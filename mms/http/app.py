@@ -6,9 +6,10 @@ from aiohttp import web
 
 from mms.config.address import is_loopback as is_loopback
 from mms.config.settings import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import describe, docs, inference, paths, sagemaker, status
 from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
+from mms.http.cors import Cors
 from mms.http.guard import Guard
 from mms.http.middleware import make_middleware
 
@@ -24,12 +25,21 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     settings = context.settings
     # A page in a browser on this machine could otherwise run models and read their responses. Where
     # other machines are served, anyone may send requests, and proxies use other host names.
-    check = guard.check_page if is_loopback(settings.host) else None
+    # A page that `cors_allowed_origin` permits may do that.
+    cors = Cors(settings)
+    check = guard.check_host if cors.takes_any else guard.check_page
     app = web.Application(
-        middlewares=[make_middleware(context.dataplane, shows_errors(settings), check)],
+        middlewares=[
+            make_middleware(
+                context.dataplane,
+                shows_errors(settings),
+                check if is_loopback(settings.host) else None,
+            )
+        ],
         # Handlers read bodies with their own limit; this one only covers aiohttp's own readers.
         client_max_size=settings.max_request_bytes,
     )
+    cors.install(app)
     app[CONTEXT] = context
     status.add_routes(app)
     describe.add_routes(app)
@@ -42,6 +52,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     v2.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
+    paths.add_route(app)
     return app
 
 

@@ -102,7 +102,7 @@ class Connection(web.RequestHandler):
             return
         self._turned_away_at = self._accepted_at
         self._force_close = True
-        answer = self._edge.turn_away()
+        answer = self._edge.turn_away(self._is_reserved)
         if not answer:
             wire.abort()
             return
@@ -214,7 +214,7 @@ class Connection(web.RequestHandler):
             return
         if self._head_began_at:
             error = SlowClient(f"the headers did not arrive within header_timeout ({limit_s:g} s)")
-            wire.write(self._edge.refusal(error))
+            wire.write(self._edge.refusal(error, self._is_reserved))
         self.force_close()
 
     async def start(self) -> None:
@@ -248,7 +248,7 @@ class Connection(web.RequestHandler):
             try:
                 return await handler(request)
             except web.HTTPExpectationFailed:
-                return self._edge.malformed(request, 417, "only Expect: 100-continue is supported")
+                return self._malformed(request, 417, "only Expect: 100-continue is supported")
 
         return handle
 
@@ -284,11 +284,14 @@ class Connection(web.RequestHandler):
         if isinstance(exc, MemoryError):
             self._edge.log("out of memory while a request was handled")
             error = OutOfMemory("the server is out of memory; try again later")
-            return ClosingResponse(self._edge.refusal(error), status_of(error))
+            return ClosingResponse(self._edge.refusal(error, self._is_reserved), status_of(error))
         if not isinstance(exc, HttpProcessingError):
             logger.error("a bug: a request was not handled", exc_info=exc)
-            return self._edge.malformed(request, 500, "an internal error; see the server's log")
-        return self._edge.malformed(request, *_status_and_reason(exc))
+            return self._malformed(request, 500, "an internal error; see the server's log")
+        return self._malformed(request, *_status_and_reason(exc))
+
+    def _malformed(self, request: web.BaseRequest, status: int, why: str) -> web.StreamResponse:
+        return self._edge.malformed(request, self._is_reserved, status, why)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """aiohttp: log an error that ended the connection; in one line if the client caused it."""

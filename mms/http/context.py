@@ -35,12 +35,13 @@ class Context:
     def is_ready(self) -> bool:
         """Whether every start-up model can serve now, and the server is not stopping.
 
-        If models are configured and none is left, the server is not ready.
+        One that has been scaled to no worker is not waited for, as in 1.x. If models are configured
+        and none is left, the server is not ready.
         """
         return (
             self.dataplane.state is ServerState.SERVING
             and not (self.controlplane.expects_models and self.registry.is_empty)
-            and all(s.is_ready for s in self.controlplane.startup_servables())
+            and all(s.is_ready or not s.size for s in self.controlplane.startup_servables())
         )
 
 

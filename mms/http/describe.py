@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
@@ -41,7 +42,7 @@ async def api_description(request: web.Request) -> web.Response:
     paths: dict[str, Any] = {}
     for model in context.registry.models():
         servable = model.versions[model.default]
-        paths[f"/{model.name}/predict"] = {
+        paths[f"/{quote(model.name, safe='')}/predict"] = {
             "post": predict_operation(model.name, servable.archive.signature)
         }
     paths["/ping"] = {"get": _plain_operation("ping", "health")}
@@ -110,7 +111,7 @@ def _model_document(servable: Servable) -> dict[str, Any]:
         "name": servable.name,
         "version": servable.version,
         "state": servable.state.value,
-        "predict": f"/predictions/{servable.name}",
+        "predict": f"/predictions/{quote(servable.name, safe='')}",
         **(signature.to_document() if signature else {}),
     }
 
@@ -120,6 +121,6 @@ def _routes(app: web.Application) -> list[str]:
         {
             f"{route.method} {route.resource.canonical}"
             for route in app.router.routes()
-            if route.resource is not None and route.method != "HEAD"
+            if route.resource is not None and route.method not in ("HEAD", "*")
         }
     )

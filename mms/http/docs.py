@@ -27,6 +27,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/docs", docs, name="docs")
     app.router.add_options("/", options, name="options")
     app.router.add_options("/predictions/{model}", model_api, name="model_api")
+    app.router.add_options("/{model}/predict", model_api, name="model_api_v04")
 
 
 async def openapi(request: web.Request) -> web.Response:

@@ -10,13 +10,15 @@ import asyncio
 import logging
 import resource
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 from aiohttp import web
 
 from mms.config.settings import ServerSettings
 from mms.errors import MMSError, TooManyConnections
-from mms.http.errors import error_body, status_of
+from mms.http.cors import Cors
+from mms.http.errors import error_body, kind_of
 from mms.http.limiter import LineLimiter
 from mms.http.response import ClosingResponse, closing_response
 from mms.serving.budget import Budget
@@ -77,6 +79,9 @@ class Edge:
         self.header_timeout_s = settings.header_timeout
         self.write_timeout_s = settings.write_timeout
         self._metrics = metrics
+        # Pages should be able to read these responses, too.
+        self._shared = Cors(settings).headers_of(None)
+        self._shared_by_management = Cors(settings, is_management=True).headers_of(None)
         self._ids = RequestIds()
         self._lines = LineLimiter()
         self._open: set[Watched] = set()
@@ -114,7 +119,7 @@ class Edge:
         if self._timer:
             self._timer.cancel()
 
-    def turn_away(self) -> bytes:
+    def turn_away(self, is_reserved: bool) -> bytes:
         """Return the response to a connection beyond the limit; empty if it is to get none."""
         self._metrics.rejected[TooManyConnections.code] += 1
         if len(self._turned_away) > _MAX_TURNED_AWAY:
@@ -123,23 +128,34 @@ class Edge:
             f"{self.max_connections} connections are open, as many as max_connections allows; try "
             "again later, or start the server with --max-connections to allow more"
         )
-        return self.refusal(error, {"Retry-After": "1"})
+        return self.refusal(error, is_reserved, {"Retry-After": "1"})
 
-    def refusal(self, error: MMSError, headers: dict[str, str] | None = None) -> bytes:
+    def refusal(
+        self, error: MMSError, is_reserved: bool, headers: dict[str, str] | None = None
+    ) -> bytes:
         """Count something that is not a request, and return the error response."""
-        status, id_ = status_of(error), self._ids.of(None)
+        kind, id_ = kind_of(error), self._ids.of(None)
+        status, name = kind.status, type(error).__name__
         self._metrics.requests[_ROUTE, status] += 1
-        body = error_body(status, type(error).__name__, error.code, str(error), id_)
-        return closing_response(status, body, {"X-Request-Id": id_, **(headers or {})})
+        body = error_body(status, name, error.code, str(error), id_, legacy_type=kind.type)
+        return self._closing(status, body, id_, is_reserved, headers or {})
 
-    def malformed(self, request: web.BaseRequest, status: int, why: str) -> web.StreamResponse:
+    def malformed(
+        self, request: web.BaseRequest, is_reserved: bool, status: int, why: str
+    ) -> web.StreamResponse:
         """Count a request that cannot be parsed, log it within limits, and return the response."""
         id_ = self._ids.of(None)
         self._metrics.requests[_ROUTE, status] += 1
         self.log(f"refused a malformed request from {request.remote}: {why}")
         kind, code = _KINDS[status]
         body = error_body(status, kind, code, f"the request is malformed: {why}", id_)
-        return ClosingResponse(closing_response(status, body, {"X-Request-Id": id_}), status)
+        return ClosingResponse(self._closing(status, body, id_, is_reserved, {}), status)
+
+    def _closing(
+        self, status: int, body: bytes, id_: str, is_reserved: bool, headers: Mapping[str, str]
+    ) -> bytes:
+        shared = self._shared_by_management if is_reserved else self._shared
+        return closing_response(status, body, {"X-Request-Id": id_, **headers, **shared})
 
     def cut_off(self) -> None:
         """Count a connection whose client does not read its responses."""

@@ -22,6 +22,7 @@ from multidict import istr
 from mms.config.settings import TOKEN_VARIABLE, ServerSettings
 from mms.errors import ConfigError, Draining, Forbidden, InvalidRequest, Unauthorized
 from mms.http.audit import Failures
+from mms.http.cors import Cors
 
 #: At 1,000 guesses per second, guessing 16 random letters and digits takes longer than the machine
 #: lasts.
@@ -70,6 +71,7 @@ class Guard:
         if settings.multi_model:
             own.add(_SAGEMAKER_HOST)
         self._names = self._listed | own
+        self._pages = Cors(settings).origins
         self._known: set[str] = set()
 
     @property
@@ -92,6 +94,17 @@ class Guard:
             self._check_host(host, request)
         if hdrs.ORIGIN in headers or _FETCH_SITE in headers:
             self._check_origin(request, host or "")
+
+    def check_host(self, request: web.Request) -> None:
+        """Refuse requests that are sent to another name than this server's.
+
+        Raises:
+            Forbidden: Host is not a name of this server.
+            InvalidRequest: There is no Host header where HTTP requires one.
+        """
+        host = request.headers.get(hdrs.HOST)
+        if host not in self._known and not self._takes_any:
+            self._check_host(host, request)
 
     async def check_token(self, request: web.Request) -> None:
         """Refuse a request without the token, after a delay that grows with each failure.
@@ -147,13 +160,13 @@ class Guard:
         headers = request.headers
         origin = headers.get(hdrs.ORIGIN)
         if origin is not None:
-            if self._is_listed(origin):
+            if origin.lower() in self._pages or self._is_listed(origin):
                 # The operator has allowed this origin, whether same-site or not.
                 return
             if _normal_origin(origin) != _normal_origin(f"{request.scheme}://{host}"):
                 raise Forbidden(
                     "requests from web pages of other origins are refused; start the server with "
-                    "--allowed-hosts to permit one by its name"
+                    "--cors-allowed-origin to permit one"
                 )
         if headers.get(_FETCH_SITE, "none") not in ("none", "same-origin"):
             raise Forbidden("requests from web pages of other sites are refused")

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import datetime
 import logging
+import os
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -17,19 +18,23 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mms.config.settings import MAX_WORKERS
+from mms.config.bounds import MAX_WORKERS
+from mms.config.layers import keys
+from mms.config.model_settings import ModelSettings
 from mms.errors import InvalidRequest, MMSError
 from mms.fetch.location import shown
 from mms.http import oip_repository as repository
+from mms.http import paths
 from mms.http.context import CONTEXT, Context
+from mms.http.cors import Cors
 from mms.http.guard import Guard, make_guard_middleware
 from mms.http.middleware import make_middleware
 from mms.http.openapi.document import management_document, routes_of
 from mms.http.parameters import (
     MAX_BODY_BYTES,
+    Parameters,
     page_of_models,
     read_parameters,
-    refuse_unknown,
     to_bool,
     to_integer,
 )
@@ -45,6 +50,10 @@ logger = logging.getLogger("mms.management")
 
 _TASKS = web.AppKey("tasks", Tasks)
 _PROCESSING = {"status": "Processing worker updates..."}
+_SCALED = {"status": "Workers scaled"}
+#: Parameters of a registration that 1.x reads as integers; words among them are not heeded.
+_V1_NUMBERS = ("batch_size", "max_batch_delay", "response_timeout")
+_RUNTIMES = ("python", "python2", "python3")
 #: Settings that may change while the model serves.
 _LIVE_SETTINGS = ("batch_size", "max_batch_delay", "linger", "queue_size", "response_timeout")
 
@@ -57,12 +66,12 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
         guard: Checks every request, whatever its path.
     """
     app = web.Application(
-        middlewares=[
-            make_middleware(context.dataplane, debug_errors=True),
-            make_guard_middleware(guard, lambda: context.dataplane.is_draining),
-        ],
+        middlewares=[make_middleware(context.dataplane, debug_errors=True)],
         client_max_size=MAX_BODY_BYTES,
     )
+    # A browser asks for permission without a token, so it is told before the guard.
+    Cors(context.settings, is_management=True).install(app)
+    app.middlewares.append(make_guard_middleware(guard, lambda: context.dataplane.is_draining))
     app[CONTEXT] = context
     app[_TASKS] = Tasks()
     app.on_shutdown.append(_cancel_tasks)
@@ -78,7 +87,9 @@ def make_management_app(context: Context, guard: Guard) -> web.Application:
     router.add_delete("/models/{model}", unregister, name="unregister")
     router.add_delete("/models/{model}/{version}", unregister, name="unregister_version")
     router.add_options("/", options, name="management_options")
+    router.add_get("/api-description", options, name="management_description")
     repository.add_routes(app)
+    paths.add_route(app)
     return app
 
 
@@ -86,23 +97,26 @@ async def register(request: web.Request) -> web.Response:
     """Register a model, or with `version` a further version of one."""
     parameters = await read_parameters(request)
     controlplane = request.app[CONTEXT].controlplane
-    url = parameters.pop("url", None)
+    # 1.x calls it model_url in its description, from which clients are generated.
+    url = parameters.take("url", parameters.take("model_url"))
     if not isinstance(url, str) or not url:
         raise InvalidRequest("Parameter url is required.")
-    name, version = parameters.pop("model_name", None), parameters.pop("version", None)
-    size: int | None = None
-    is_lazy = parameters.get("load") == "lazy"
-    if "initial_workers" in parameters or not (parameters.get("workers") or is_lazy):
-        size = to_integer(parameters.pop("initial_workers", 0), "initial_workers", MAX_WORKERS)
-    synchronous = to_bool(parameters.pop("synchronous", True), "synchronous")
+    name, version = parameters.take("model_name"), parameters.take("version")
+    size = _initial_size(parameters, controlplane.default_workers)
+    synchronous = parameters.flag("synchronous", True)
     # A version without workers becomes the default only on request.
-    make_default = to_bool(parameters.pop("make_default", size != 0), "make_default")
-    # The manifest has it, and only Python is supported.
-    parameters.pop("runtime", None)
+    make_default = to_bool(parameters.take("make_default", size != 0), "make_default")
+    _check_runtime(parameters.take("runtime"))
+    preload = parameters.take("preload_model")
+    parameters.drop_words(_V1_NUMBERS)
+    settings = parameters.take_all(keys(ModelSettings))
+    if preload is not None:
+        settings.setdefault("preload", str(preload).lower() == "true")
+    parameters.drop_rest()
     # Before a download, which may be long and in vain.
     asked = controlplane.admit(
         url,
-        parameters,
+        settings,
         name=None if name is None else str(name),
         version=None if version is None else str(version),
         size=size,
@@ -111,17 +125,39 @@ async def register(request: web.Request) -> web.Response:
     name = registration.name
     registering = controlplane.register(registration, fetched, make_default)
     audit.info("register %s from %s", name, shown(registration.path))
+    warning = parameters.warning(f"register {name}")
     if size != 0 and not synchronous:
         # Checked before the response; the load continues in the background.
         _run(request.app, registering, f"registering {name}")
-        return _json(_PROCESSING, 202)
+        return _json(_PROCESSING, 202, warning)
     await _finish(request.app, registering)
-    return _json({"status": f'Model "{name}" registered'})
+    if size == 0 or registration.settings.load == "lazy":
+        return _json({"status": f'Model "{name}" registered'}, headers=warning)
+    return _json(_SCALED, headers=warning)
+
+
+def _initial_size(parameters: Parameters, default_workers: int) -> int | None:
+    """Return the number of workers to start; None means as the settings say."""
+    if "initial_workers" in parameters:
+        return parameters.integer("initial_workers", default_workers, MAX_WORKERS)
+    is_set = parameters.get("workers") or parameters.get("load") == "lazy" or default_workers
+    return None if is_set else 0
+
+
+def _check_runtime(runtime: Any) -> None:
+    """Refuse what is not Python; which version of it, the server's environment decides.
+
+    Raises:
+        InvalidRequest: It is another language, or none.
+    """
+    if runtime is not None and str(runtime).lower() not in _RUNTIMES:
+        raise InvalidRequest(f"Invalid RuntimeType value: {str(runtime)[:50]}")
 
 
 async def list_models(request: web.Request) -> web.Response:
     """List the models, a page at a time, with every version's state."""
-    return _json(page_of_models(request, _model_row))
+    store = request.app[CONTEXT].settings.model_store
+    return _json(page_of_models(request, lambda model: _model_row(model, store)))
 
 
 async def describe(request: web.Request) -> web.Response:
@@ -132,8 +168,10 @@ async def describe(request: web.Request) -> web.Response:
     servable = registry.get(match["model"], match.get("version"))
     pids = servable.pids
     resident, shared = await asyncio.to_thread(lambda: (read_memory(pids), shared_bytes(pids)))
-    document = describe_servable(servable, resident)
+    controlplane = request.app[CONTEXT].controlplane
+    document = describe_servable(servable, resident, controlplane.settings.model_store)
     document |= {
+        "loadedAtStartup": controlplane.registration(servable).is_startup,
         "memoryUsage": shared,
         "defaultVersion": model.default,
         "versions": list(model.versions),
@@ -152,37 +190,40 @@ async def change(request: web.Request) -> web.Response:
     context, match = request.app[CONTEXT], request.match_info
     controlplane = context.controlplane
     servable = context.registry.get(match["model"], match.get("version"))
-    live = {key: parameters.pop(key) for key in _LIVE_SETTINGS if key in parameters}
-    asked = set(parameters)
+    live = parameters.take_all(_LIVE_SETTINGS)
     scales = not live or "min_worker" in parameters or "max_worker" in parameters
-    minimum = to_integer(parameters.pop("min_worker", 1), "min_worker", MAX_WORKERS)
-    maximum = to_integer(parameters.pop("max_worker", minimum), "max_worker", MAX_WORKERS)
-    synchronous = to_bool(parameters.pop("synchronous", False), "synchronous")
-    parameters.pop("number_gpu", None)
-    refuse_unknown(parameters)
+    is_bounded = "max_worker" in parameters
+    minimum = parameters.integer("min_worker", 1, MAX_WORKERS)
+    maximum = parameters.integer("max_worker", minimum, MAX_WORKERS)
+    synchronous = parameters.flag("synchronous", False)
+    # GPUs are set when a model is registered, and a worker that is stopped finishes its batch.
+    parameters.take_all(("number_gpu", "timeout"))
+    parameters.drop_rest()
     if maximum < minimum:
         raise InvalidRequest("max_worker cannot be less than min_worker.")
-    if scales and (maximum != minimum or "max_worker" in asked):
+    if scales and (maximum != minimum or is_bounded):
         live["max_workers"] = maximum if maximum > minimum else 0
     if live:
         await controlplane.configure(servable, live)
         audit.info("change %s/%s: %s", servable.name, servable.version, live)
+    warning = parameters.warning(f"change {servable.name}")
     if not scales:
-        return _json({"status": f'Model "{servable.name}" changed'})
+        return _json({"status": f'Model "{servable.name}" changed'}, headers=warning)
     audit.info("scale %s/%s to %d", servable.name, servable.version, minimum)
     if not synchronous:
         _run(request.app, controlplane.scale(servable, minimum), f"scaling {servable.name}")
-        return _json(_PROCESSING, 202)
+        return _json(_PROCESSING, 202, warning)
     await _finish(request.app, controlplane.scale(servable, minimum))
-    return _json({"status": "Workers scaled"})
+    return _json(_SCALED, headers=warning)
 
 
 async def split(request: web.Request) -> web.Response:
     """Split a model's traffic between its versions: `weights`, `sticky_header`, `shadow`."""
     parameters = await read_parameters(request)
-    weights = parameters.pop("weights", {})
-    sticky, shadow = parameters.pop("sticky_header", ""), parameters.pop("shadow", "")
-    refuse_unknown(parameters)
+    weights = parameters.take("weights", {})
+    sticky, shadow = parameters.take("sticky_header", ""), parameters.take("shadow", "")
+    # No call of 1.x, and one with a mistyped name would end the split.
+    parameters.refuse_rest()
     if not isinstance(weights, dict) or not isinstance(sticky, str) or not isinstance(shadow, str):
         raise InvalidRequest('send {"weights": {"1": 90, "2": 10}, "sticky_header": "", ...}')
     numbers = {str(version): to_integer(weight, "weights") for version, weight in weights.items()}
@@ -213,33 +254,48 @@ async def options(request: web.Request) -> web.Response:
     return _json(management_document(routes_of(request.app)))
 
 
-def _model_row(model: Model) -> dict[str, Any]:
+def _model_row(model: Model, store: str) -> dict[str, Any]:
     return {
         "modelName": model.name,
-        "modelUrl": model.versions[model.default].archive.source,
+        "modelUrl": _registered_url(model.versions[model.default].archive.source, store),
         "defaultVersion": model.default,
         "versions": {v: s.state.value for v, s in model.versions.items()},
     }
 
 
-def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[str, Any]:
+def _registered_url(location: str, store: str) -> str:
+    """Return a location as it is registered: of what is in the model store, the path below it."""
+    for folder in (store, os.path.realpath(store)) if store else ():
+        if location.startswith(prefix := f"{folder.rstrip('/')}/"):
+            return location[len(prefix) :]
+    return location
+
+
+def describe_servable(
+    servable: Servable, memory: Mapping[int, Memory], store: str
+) -> dict[str, Any]:
     """Return the management API's description of one version of a model.
 
     Args:
         servable: The version.
         memory: Memory of its processes, by process id.
+        store: The model store.
     """
     settings, limits = servable.settings, servable.lane.limits
     signature = servable.archive.signature
-    quantization = servable.archive.manifest.serving.quantization
+    manifest = servable.archive.manifest
+    quantization = manifest.serving.quantization
+    # What 1.x calls the engine stands in its manifests; of ours, what runs the model is told.
+    engine = next(iter(manifest.engine), None) if servable.wants_headers else None
     ready = servable.last_ready
     now, wall = time.monotonic(), time.time()
     document: dict[str, Any] = {
         "modelName": servable.name,
-        "modelVersion": servable.version,
-        "modelUrl": servable.archive.source,
-        "runtime": "python",
-        "engine": ready.engine if ready else None,
+        **({"modelVersion": manifest.model_version} if manifest.model_version else {}),
+        "version": servable.version,
+        "modelUrl": _registered_url(servable.archive.source, store),
+        "runtime": manifest.runtime,
+        "engine": engine or (ready.engine if ready else None),
         "service": ready.service if ready else None,
         "state": servable.state.value,
         "ready": servable.is_ready,
@@ -247,7 +303,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
         "maxWorkers": max(settings.max_workers, servable.size),
         "batchSize": limits.batch_size,
         "batching": _batching(servable),
-        "maxBatchDelay": settings.max_batch_delay,
+        "maxBatchDelay": _whole(settings.max_batch_delay),
         "responseTimeout": limits.response_timeout_s,
         "queue": {
             "depth": servable.lane.depth,
@@ -256,7 +312,7 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
         },
         "archive": {
             "digest": servable.archive.digest,
-            "format": servable.archive.manifest.model_format.value,
+            "format": manifest.model_format.value,
             "signature": signature.to_document() if signature else None,
             "quantization": quantization and dataclasses.asdict(quantization),
         },
@@ -281,6 +337,11 @@ def describe_servable(servable: Servable, memory: Mapping[int, Memory]) -> dict[
     if servable.last_error is not None:
         document["lastError"] = error_document(servable.last_error)
     return document
+
+
+def _whole(number: float) -> float:
+    """Return a number as an integer if it is one: clients of 1.x read nothing else."""
+    return int(number) if number.is_integer() else number
 
 
 def _batching(servable: Servable) -> dict[str, Any]:
@@ -321,8 +382,11 @@ async def _cancel_tasks(app: web.Application) -> None:
     await app[_TASKS].cancel()
 
 
-def _json(document: Any, status: int = 200) -> web.Response:
-    return json_response(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n", status)
+def _json(
+    document: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    body = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
+    return json_response(body, status, headers)
 
 
 def _iso(seconds: float) -> str:

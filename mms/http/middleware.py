@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import istr
 
 from mms.errors import MMSError, OutOfMemory
@@ -55,6 +55,7 @@ def make_middleware(
             answer = await handler(request)
             # Not isinstance: these classes are abstract ones, which makes that slow.
             if type(answer) is web.Response:
+                answer.headers[_ID_HEADER] = call.id
                 _count_answer(request, answer)
             status = answer.status
         except MMSError as error:
@@ -65,8 +66,8 @@ def make_middleware(
             answer = _refuse(request, failure, debug_errors)
             status = answer.status
         except web.HTTPException as error:
-            status = error.status
             answer = _http_error(error, request, call.id)
+            status = answer.status
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -126,7 +127,10 @@ def _http_error(
     if isinstance(error, web.HTTPNotFound):
         message = f"there is no route {request.path[:200]!r}; GET / lists them"
     elif isinstance(error, web.HTTPMethodNotAllowed):
-        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        headers["Allow"] = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+        if request.method == hdrs.METH_OPTIONS:
+            # Any route may be asked for its methods, as in 0.4.
+            return web.Response(headers=headers)
         message = f"{request.method} is not allowed here; allowed: {headers['Allow']}"
     code = _HTTP_CODES.get(error.status, "http_error")
     return response(

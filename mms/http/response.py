@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
@@ -33,6 +33,7 @@ class FastResponse(web.StreamResponse):
     """A complete 200 application/json response in one write."""
 
     _fast_may_keep_alive = True
+    _fast_lines = ""
 
     def __init__(self, body: bytes, request_id: str) -> None:
         # The base class would build a header map that is never read.
@@ -69,7 +70,7 @@ class FastResponse(web.StreamResponse):
             "Content-Type: application/json\r\n"
             f"Content-Length: {len(self._fast_body)}\r\n"
             f"X-Request-Id: {self._fast_id}\r\n"
-            f"Date: {rfc822_formatted_time()}\r\n{connection}\r\n"
+            f"Date: {rfc822_formatted_time()}\r\n{self._fast_lines}{connection}\r\n"
         )
         transport.write(head.encode("latin-1") + self._fast_body)
         if transport.get_write_buffer_size():
@@ -80,6 +81,10 @@ class FastResponse(web.StreamResponse):
     def force_close(self) -> None:
         """Close the connection after this response."""
         self._fast_may_keep_alive = False
+
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """Add headers that are not among those of every response."""
+        self._fast_lines += _lines(headers)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """aiohttp: do nothing; everything is written."""
@@ -107,14 +112,17 @@ class ClosingResponse(FastResponse):
 
 def closing_response(status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
     """Return an encoded JSON response after which the connection is closed."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n{lines}"
+        f"Content-Length: {len(body)}\r\n{_lines(headers)}"
         f"Date: {rfc822_formatted_time()}\r\nConnection: close\r\n\r\n"
     )
     return head.encode("latin-1") + body
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 class LargeResponse(web.StreamResponse):
@@ -144,7 +152,8 @@ def answer_response(request: web.Request, answer: Answer, request_id: str) -> we
     ):
         return FastResponse(bytes(answer.body), request_id)
     headers = {"Content-Type": answer.content_type, **answer.headers, "X-Request-Id": request_id}
-    if not is_small and answer.status not in _WITHOUT_BODY:
+    is_sent = answer.status not in _WITHOUT_BODY and request.method != hdrs.METH_HEAD
+    if not is_small and is_sent:
         return LargeResponse(own_body(answer.body), answer.status, answer.reason, headers)
     return web.Response(
         status=answer.status, reason=answer.reason or None, body=bytes(answer.body), headers=headers

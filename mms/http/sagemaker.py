@@ -20,7 +20,7 @@ from mms.fetch.location import is_remote, parse_location
 from mms.http.body import read_body
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
-from mms.http.inference import answer
+from mms.http.inference import add_for_models, answer
 from mms.http.parameters import page_of_models
 from mms.http.response import json_response
 from mms.serving.dataplane import ServerState
@@ -42,8 +42,8 @@ def add_routes(app: web.Application, guard: Guard | None, shows_paths: bool = Tr
         guard: Checks the requests of the multi-model routes; None omits these.
         shows_paths: Whether their callers may see paths of this machine.
     """
-    app.router.add_post("/invocations", invocations, name="invocations")
-    app.router.add_post("/models/{model}/invoke", invoke, name="invoke")
+    add_for_models(app, "/invocations", "invocations", invocations)
+    add_for_models(app, "/models/{model}/invoke", "invoke", invoke)
     if guard:
         app[_SHOWS_PATHS] = shows_paths
         router, managed = app.router, guard.managed

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mms.archive.manifest import is_model_name
+from mms.archive.manifest import NAME_RULE, is_model_name
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import Layer, keys, resolve
 from mms.config.settings import ModelSettings, ServerSettings
@@ -86,6 +86,11 @@ class ControlPlane:
     def expects_models(self) -> bool:
         """Whether the configuration names models, so that a server without models is not ready."""
         return bool(self.config.models)
+
+    @property
+    def default_workers(self) -> int:
+        """The number of workers that the configuration sets for every model; 0 if it sets none."""
+        return resolve(ModelSettings, list(self.config.layers))[0].workers
 
     def registration(self, servable: Servable) -> Registration:
         """Return the registration of a servable."""
@@ -196,10 +201,7 @@ class ControlPlane:
         """
         for text, kind in ((name, "model name"), (version, "version")):
             if text is not None and not is_model_name(text):
-                raise InvalidRequest(
-                    f"{kind} {text[:100]!r} cannot be used in a URL; use letters, digits, '.', '_' "
-                    "and '-'"
-                )
+                raise InvalidRequest(f"{kind} {text[:100]!r} cannot be used in a URL: {NAME_RULE}")
         if version is None and name in self._registry:
             raise Conflict(f"Model {name} is already registered; pass a version to add another one")
         version = version or DEFAULT_VERSION

@@ -17,22 +17,16 @@ from mms.engines.error_text import is_out_of_memory, reason_line, short_text
 from mms.errors import (
     ErrorDetail,
     InferenceFailed,
-    InvalidRequest,
     MMSError,
     ModelLoadFailed,
     OutOfMemory,
-    PayloadTooLarge,
     RejectedByService,
-    UnsupportedMedia,
 )
 from mms.service import PredictionException
 from mms.worker.confine import limit_hint
 from mms.worker.headers import is_final_status
 
 logger = logging.getLogger("mms.worker")
-
-#: Logged without a traceback.
-_FAULTS_OF_CLIENTS = (InvalidRequest, PayloadTooLarge, UnsupportedMedia, RejectedByService)
 
 #: Python 3.10 lacks it.
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
@@ -104,7 +98,7 @@ def reason_of(failure: MMSError) -> str:
 
 def log_failure(failure: MMSError) -> None:
     """Log a failed request: client errors briefly, the service's with a traceback."""
-    if isinstance(failure, _FAULTS_OF_CLIENTS):
+    if failure.is_fault_of_client:
         logger.info("%s: %s", failure.code, failure)
         return
     detail = failure.detail

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import calendar
 import datetime
 import enum
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from email.utils import formatdate
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from mms.errors import InvalidServiceOutput
 from mms.wire.messages import Answer, Dialect, RequestMeta
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_V04_OPTIONS = _JSON_OPTIONS | orjson.OPT_PASSTHROUGH_DATETIME
 #: NumPy types, by character, that must be converted before they become Python lists. Dates are
 #: then written as orjson writes them.
 _BY_WAY_OF = {"M": "M8[us]", "g": "f8", "G": "c16"}
@@ -46,9 +49,8 @@ def encode_output(output: Any, meta: RequestMeta, signature: Signature, max_byte
     if signature.gives_images and _accepts_image(meta.accept):
         answer = Answer(image_bytes(output), signature.output_type)
     else:
-        if meta.dialect is Dialect.V04:
-            output = {"prediction": output}
-        answer = Answer(encode_json(output))
+        is_v04 = meta.dialect is Dialect.V04
+        answer = Answer(encode_json({"prediction": output} if is_v04 else output, is_v04))
     return within(answer, max_bytes)
 
 
@@ -65,22 +67,28 @@ def within(answer: Answer, max_bytes: int) -> Answer:
     return answer
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: Any, http_dates: bool = False) -> bytes:
     """Serialise a value, arrays and NumPy values included; NaN and infinities become null.
 
     Values that the fast encoder does not support are written like Python's encoder, which 0.4
     used: integers of any size, named tuples and other subclasses as their base, lone surrogates,
-    objects with ``__html__`` as its result.
+    objects with ``__html__`` as its result, a thousand levels.
+
+    Args:
+        value: The value.
+        http_dates: Whether dates are written as in HTTP headers, as 0.4's framework did, and not as
+            in ISO 8601.
 
     Raises:
         InvalidServiceOutput: The value contains something that JSON cannot express.
     """
+    default, option = (_plain_v04, _V04_OPTIONS) if http_dates else (_plain, _JSON_OPTIONS)
     try:
-        return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
+        return orjson.dumps(value, default=default, option=option)
     except (TypeError, ValueError, RecursionError):
         pass
     try:
-        return _encode_slowly(value)
+        return _encode_slowly(value, default, option)
     except Exception as error:
         reason = error.__cause__ or error
         raise InvalidServiceOutput(
@@ -88,13 +96,34 @@ def encode_json(value: Any) -> bytes:
         ) from error
 
 
-def _encode_slowly(value: Any) -> bytes:
-    plain = standard(value)
+def _encode_slowly(value: Any, default: Callable[[Any], Any], option: int) -> bytes:
+    def as_orjson(part: Any) -> Any:
+        """Convert a value that only orjson supports to the JSON value that it writes."""
+        return orjson.loads(orjson.dumps(part, default=default, option=option))
+
     try:
-        return orjson.dumps(plain, default=_plain, option=_JSON_OPTIONS)
+        plain = standard(value)
+    except RecursionError:
+        # Python's encoder nests deeper than Python itself; NaN is the price.
+        plain = value
+    try:
+        return orjson.dumps(plain, default=default, option=option)
     except TypeError:
-        text = json.dumps(plain, allow_nan=False, separators=(",", ":"), default=_as_orjson)
+        text = json.dumps(plain, allow_nan=False, separators=(",", ":"), default=as_orjson)
         return text.encode()
+
+
+def _plain_v04(value: Any) -> Any:
+    """Convert a value unknown to orjson, or a date, to one that it supports.
+
+    Raises:
+        TypeError: As `_plain`.
+    """
+    if isinstance(value, datetime.datetime):
+        return formatdate(calendar.timegm(value.utctimetuple()), usegmt=True)
+    if isinstance(value, datetime.date):
+        return formatdate(calendar.timegm(value.timetuple()), usegmt=True)
+    return value.isoformat() if isinstance(value, datetime.time) else _plain(value)
 
 
 def _plain(value: Any) -> Any:
@@ -155,11 +184,6 @@ def standard(value: Any) -> Any:
 
 def _key(key: Any) -> Any:
     return key.item() if isinstance(key, np.generic) else key
-
-
-def _as_orjson(value: Any) -> Any:
-    """Convert a value that only orjson supports to the JSON value that it writes."""
-    return orjson.loads(orjson.dumps(value, option=_JSON_OPTIONS))
 
 
 def _text(data: bytes) -> str:

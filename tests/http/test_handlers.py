@@ -113,6 +113,49 @@ class TestRequests:
         assert answer["values"].get("top") == (["bytearray", "3"] if gets_query else None)
         assert answer["values"]["body"] == ["bytearray", "x"]
 
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/predictions/inspecting",
+            "/predictions/inspecting/",
+            "/predictions/inspecting/1",
+            "/predictions/inspecting/anything",
+            "/predictions/inspecting/any/thing/",
+            "/models/inspecting/invoke",
+            "/inspecting/predict",
+            "/invocations?model_name=inspecting",
+            # Not in 1.1.11, but in 0.4.
+            "//predictions//inspecting",
+        ],
+    )
+    @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "POST"])
+    async def test_every_path_and_method_of_1_x_asks_the_handler(
+        self, server: RunningServer, method: str, path: str
+    ) -> None:
+        status, answer = await ask(server, path, method=method)
+        assert (status, answer["values"]["body"]) == (200, ["bytearray", ""])
+
+    async def test_a_head_asks_the_handler_and_has_no_body(self, server: RunningServer) -> None:
+        async with server.session.head(server.url + "/predictions/inspecting") as response:
+            assert (response.status, await response.read()) == (200, b"")
+            assert int(response.headers["Content-Length"]) > 0
+
+    @pytest.mark.parametrize("version", ["2", "1.0", "v2", "2.1/x"])
+    async def test_what_looks_like_a_version_is_one(
+        self, server: RunningServer, version: str
+    ) -> None:
+        """1.1.11 has no versions, and answers; the answer of another one would be wrong here."""
+        status, answer = await ask(server, f"/predictions/inspecting/{version}", b"x")
+        expected = (404, "version_not_found") if "/" not in version else (200, None)
+        assert (status, answer.get("error", {}).get("code")) == expected
+
+    async def test_options_of_a_model_describes_it(self, server: RunningServer) -> None:
+        for path in ("/predictions/inspecting", "/inspecting/predict"):
+            status, answer = await ask(server, path, method="OPTIONS")
+            assert (status, answer["openapi"][:2]) == (200, "3.")
+        async with server.session.options(server.url + "/invocations") as response:
+            assert (response.status, response.headers["Allow"]) == (200, "OPTIONS, POST")
+
     async def test_a_get_reaches_the_handler_with_an_empty_body(
         self, server: RunningServer
     ) -> None:

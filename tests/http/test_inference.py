@@ -312,6 +312,33 @@ class TestRefusals:
             assert response.headers["Allow"] == "GET, OPTIONS, POST, PUT"
             assert (await response.read() == b"") == (method == "HEAD")
 
+    @pytest.mark.parametrize("path", ["/echo/predict", "/invocations", "/models/echo/invoke"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "TRACE"])
+    async def test_methods_of_handlers_are_not_those_of_services(
+        self, server: RunningServer, method: str, path: str
+    ) -> None:
+        """As 0.4, where a service is asked by POST alone."""
+        url = f"{server.url}{path}?model_name=echo"
+        async with server.session.request(method, url) as response:
+            assert (response.status, response.headers["Allow"]) == (405, "OPTIONS, POST")
+
+    @pytest.mark.parametrize(
+        "path", ["//echo/predict", "/echo//predict", "/echo/predict/", "///predictions//echo//"]
+    )
+    async def test_slashes_too_many_say_nothing(self, server: RunningServer, path: str) -> None:
+        """In 0.4 those that repeat, in 1.x the last one."""
+        status, _ = await post(server, path, b"[1]", JSON)
+        assert status == 200
+        route = "legacy_predict" if "echo/" in path and "predictions" not in path else "predictions"
+        assert await server.metric("mms_requests_total", route=route, code="200", model="echo") > 0
+
+    async def test_the_root_is_a_second_ping(self, server: RunningServer) -> None:
+        """0.4 answers {"health": "healthy!"}, whatever the client accepts; ours says more."""
+        for accept in ("*/*", "application/json", "text/html"):
+            headers = {"Accept": accept}
+            async with server.session.get(server.url + "/", headers=headers) as response:
+                assert (await response.json())["health"] == "healthy!"
+
     async def test_a_body_over_the_limit_is_a_413_that_names_the_option(
         self, server: RunningServer
     ) -> None:

@@ -103,4 +103,6 @@ async def register(
         **parameters,
     }
     answer = await server.manage("POST", "/models", document)
-    assert answer == (200, {"status": f'Model "{name}" registered'})
+    is_lazy = parameters.get("load") == "lazy"
+    said = "Workers scaled" if workers and not is_lazy else f'Model "{name}" registered'
+    assert answer == (200, {"status": said})

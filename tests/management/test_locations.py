@@ -110,7 +110,7 @@ class TestRegister:
     ) -> None:
         url = files.add("/models/echo.model", content)
         answer = await post(server, url, initial_workers=1)
-        assert answer == (200, {"status": 'Model "m" registered'})
+        assert answer == (200, {"status": "Workers scaled"})
         assert await server.ask("m", [1]) == (200, [1])
         _, document = await server.manage("GET", "/models/m")
         assert document["modelUrl"] == url
@@ -251,8 +251,7 @@ class TestFailures:
         for parameters in (
             {"name": "a/b"},
             {"batch_size": 0},
-            {"bach_size": 1},
-            {"synchronous": "maybe"},
+            {"runtime": "java8"},
             {"initial_workers": -1},
         ):
             assert (await post(server, url, **parameters))[0] == 400

@@ -118,7 +118,7 @@ async def test_settings_may_be_given_with_the_load(server: RunningServer) -> Non
     ("name", "parameters", "status", "text"),
     [
         ("nobody", {}, 404, "looked for nobody.model, nobody.mar, nobody"),
-        ("no-name!", {}, 400, "cannot be used in a URL"),
+        ("no\\\\name", {}, 400, "cannot be used in a URL"),
         ("packed", {"url": "../outside.mar"}, 403, "is not in the model store"),
         ("packed", {"url": "nowhere.mar"}, 404, "Model not found in model store: nowhere.mar"),
         ("packed", {"config": "{}"}, 400, "'config' is not supported"),

@@ -69,7 +69,7 @@ class TestVersions:
         assert (status, answer) == (200, {"status": 'Default version of model "m" is now "3"'})
         assert await server.ask("m", []) == (200, "v3")
         _, document = await server.manage("GET", "/models/m")
-        assert (document["defaultVersion"], document["modelVersion"]) == ("3", "3")
+        assert (document["defaultVersion"], document["version"]) == ("3", "3")
         assert document["versions"] == ["1", "2", "3"]
 
     async def test_a_new_version_becomes_the_default_unless_told_otherwise(

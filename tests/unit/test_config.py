@@ -157,7 +157,7 @@ UNKNOWN = [
     ("models: [a]", "models must map names to paths or settings"),
     ("models:\n  a: {workers: 2}", "models.a needs a path"),
     ("models:\n  a: 5", "models.a needs a path"),
-    ("models:\n  a/b: x", "model name 'a/b' cannot be used in a URL; use letters"),
+    ("models:\n  a/b: x", "model name 'a/b' cannot be used in a URL: use up to 128"),
     ("- a", "expected a mapping, got list"),
     ("a: [", "not valid YAML"),
     ("port: 2020-13-45", "not valid YAML"),

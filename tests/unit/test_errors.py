@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
+import logging
+
 import orjson
 import pytest
 
 from mms import errors
 from mms.errors import ErrorDetail, MMSError, Unavailable, from_wire, subclasses
-from mms.http.errors import STATUSES, error_response, is_v2, status_of
+from mms.http.errors import KINDS, error_body, error_response, is_v2, kind_of, status_of
+from mms.worker.failure import log_failure
 
+#: Status and, at the top level of the answer, the Java class that 1.1.11 has for it.
 DOCUMENTED = {
-    errors.MMSError: 500,
-    errors.StartupError: 500,
-    errors.StorageFull: 507,
-    errors.ConfigError: 400,
-    errors.EngineMissing: 500,
-    errors.ArchiveError: 400,
-    errors.ManifestError: 400,
-    errors.SignatureError: 400,
-    errors.ExportError: 400,
-    errors.DownloadFailed: 400,
-    errors.ModelLoadFailed: 500,
-    errors.AddressInUse: 500,
-    errors.InvalidRequest: 400,
-    errors.InvalidInputShape: 400,
-    errors.UndecodableImage: 400,
-    errors.SlowClient: 408,
-    errors.PayloadTooLarge: 413,
-    errors.UnsupportedMedia: 415,
-    errors.ModelNotFound: 404,
-    errors.VersionNotFound: 404,
-    errors.Conflict: 409,
-    errors.Forbidden: 403,
-    errors.Unauthorized: 401,
-    errors.InferenceFailed: 500,
-    errors.InvalidServiceOutput: 500,
-    errors.WorkerDied: 500,
-    errors.Unavailable: 503,
-    errors.ModelNotReady: 503,
-    errors.Draining: 503,
-    errors.QueueFull: 503,
-    errors.BufferFull: 503,
-    errors.TooManyConnections: 503,
-    errors.DeadlineExceeded: 504,
-    errors.OutOfMemory: 507,
-    errors.ProtocolError: 500,
+    errors.MMSError: (500, "InternalServerException"),
+    errors.StartupError: (500, "InternalServerException"),
+    errors.StorageFull: (507, "InternalServerException"),
+    errors.ConfigError: (400, "BadRequestException"),
+    errors.EngineMissing: (500, "InternalServerException"),
+    errors.ArchiveError: (400, "InvalidModelException"),
+    errors.ManifestError: (400, "InvalidModelException"),
+    errors.SignatureError: (400, "InvalidModelException"),
+    errors.ExportError: (400, "InvalidModelException"),
+    errors.DownloadFailed: (400, "DownloadModelException"),
+    errors.ModelLoadFailed: (500, "InternalServerException"),
+    errors.AddressInUse: (500, "InternalServerException"),
+    errors.InvalidRequest: (400, "BadRequestException"),
+    errors.InvalidInputShape: (400, "BadRequestException"),
+    errors.UndecodableImage: (400, "BadRequestException"),
+    errors.SlowClient: (408, "RequestTimeoutException"),
+    errors.PayloadTooLarge: (413, "BadRequestException"),
+    errors.UnsupportedMedia: (415, "BadRequestException"),
+    errors.ModelNotFound: (404, "ModelNotFoundException"),
+    errors.VersionNotFound: (404, "ModelNotFoundException"),
+    errors.Conflict: (409, "ConflictStatusException"),
+    errors.Forbidden: (403, "BadRequestException"),
+    errors.Unauthorized: (401, "BadRequestException"),
+    errors.InferenceFailed: (500, "InternalServerException"),
+    errors.InvalidServiceOutput: (500, "InternalServerException"),
+    errors.WorkerDied: (500, "InternalServerException"),
+    errors.Unavailable: (503, "ServiceUnavailableException"),
+    errors.ModelNotReady: (503, "ServiceUnavailableException"),
+    errors.Draining: (503, "ServiceUnavailableException"),
+    errors.QueueFull: (503, "ServiceUnavailableException"),
+    errors.BufferFull: (503, "ServiceUnavailableException"),
+    errors.TooManyConnections: (503, "ServiceUnavailableException"),
+    errors.DeadlineExceeded: (504, "InternalServerException"),
+    errors.OutOfMemory: (507, "InternalServerException"),
+    errors.ProtocolError: (500, "InternalServerException"),
+}
+#: The exceptions that 1.1.11 has; no answer has another type.
+OF_1X = {
+    f"{name}Exception"
+    for name in (
+        "BadRequest",
+        "ConflictStatus",
+        "DownloadModel",
+        "InternalServer",
+        "InvalidModel",
+        "MethodNotAllowed",
+        "ModelNotFound",
+        "RequestTimeout",
+        "ResourceNotFound",
+        "ServiceUnavailable",
+    )
 }
 OURS = [cls for cls in subclasses() if cls.__module__ == errors.__name__]
 PLAIN = [cls for cls in OURS if cls is not errors.RejectedByService]
@@ -59,12 +79,47 @@ def test_every_error_has_a_code_of_its_own() -> None:
     assert all("code" in vars(cls) for cls in OURS)
 
 
-def test_every_error_has_a_documented_status() -> None:
-    assert {cls: status_of(cls("x")) for cls in PLAIN} == DOCUMENTED
+def test_every_error_has_a_documented_status_and_type() -> None:
+    kinds = {cls: kind_of(cls("x")) for cls in PLAIN}
+    assert {cls: (kind.status, kind.type) for cls, kind in kinds.items()} == DOCUMENTED
+    assert {type_ for _, type_ in DOCUMENTED.values()} <= OF_1X
+
+
+def test_what_is_no_error_of_the_tree_has_a_type_of_1x_too() -> None:
+    types = {
+        status: orjson.loads(error_body(status, "X", "x", "m", "id"))["type"]
+        for status in (400, 404, 405, 414, 417, 431, 500)
+    }
+    assert set(types.values()) <= OF_1X
+    assert (types[404], types[405]) == ("ResourceNotFoundException", "MethodNotAllowedException")
+    assert (types[431], types[500]) == ("BadRequestException", "InternalServerException")
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+def test_a_fault_of_the_client_is_never_called_or_logged_as_one_of_the_server(
+    cls: type[MMSError], caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = kind_of(cls("x"))
+    assert cls.is_fault_of_client == (kind.status < 500)
+    assert (kind.type == "InternalServerException") <= (kind.status >= 500)
+    with caplog.at_level(logging.INFO):
+        log_failure(cls("x"))
+    assert [record.levelno for record in caplog.records] == [
+        logging.INFO if kind.status < 500 else logging.ERROR
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "type_"),
+    [(400, "BadRequestException"), (404, "BadRequestException"), (503, "InternalServerException")],
+)
+def test_a_service_that_refuses_has_a_type_by_its_status(status: int, type_: str) -> None:
+    """1.1.11 says InternalServerException to all of them."""
+    assert kind_of(errors.RejectedByService("no", status)).type == type_
 
 
 def test_no_status_stands_for_a_class_that_is_gone() -> None:
-    assert set(STATUSES) <= set(OURS)
+    assert set(KINDS) <= set(OURS)
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

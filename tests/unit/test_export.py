@@ -354,9 +354,9 @@ def test_a_file_name_that_is_no_text_is_explained(tmp_path: Path) -> None:
         export_model("test", folder, None, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", "-a"])
+@pytest.mark.parametrize("name", ["", "a/b", "../a", " a", ".."])
 def test_a_name_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ExportError, match="cannot be used in a URL; use letters"):
+    with pytest.raises(ExportError, match="cannot be used in a URL: use up to 128"):
         export_model(name, tmp_path)
 
 

@@ -186,12 +186,18 @@ def test_a_missing_key_is_named(key: str) -> None:
         parse_manifest({**MANIFEST, "Model": model})
 
 
-@pytest.mark.parametrize("name", ["a", "Crepe-1.0_x", "7", "a" * 128])
+GOOD_NAMES = ["a", "Crepe-1.0_x", "7", "a" * 128, ".a", "-a", "_x", "a b", "a+b", "a@b", "a~b"]
+GOOD_NAMES += ["a:b", "a%2Fb", "a?b#c", '"a"', "é", "名前", "a,b=c;d"]
+BAD_NAMES = ["", ".", "..", "a/b", "../a", "a\\b", " a", "a ", "a\n", "a\0", "a\x1b[0m"]
+BAD_NAMES += ["\u202ea", "\ud800", "\u00a0", "a" * 129, "é" * 65, "{a}"]
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
 def test_names_that_may_stand_in_a_url(name: str) -> None:
     assert is_model_name(name)
 
 
-@pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "é", "a" * 129, "a\n"])
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_may_not_stand_in_a_url(name: str) -> None:
     assert not is_model_name(name)
 

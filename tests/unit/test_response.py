@@ -175,6 +175,36 @@ def test_what_only_pythons_own_encoder_takes_is_written_as_by_it(value: Any, tex
     assert encode_json(value).decode() == text
 
 
+@pytest.mark.parametrize("levels", [300, 500, 900])
+def test_levels_beyond_the_fast_encoders_are_written(levels: int) -> None:
+    """0.4 writes about 990 of them."""
+    value: Any = [datetime.date(2020, 1, 2)]
+    for _ in range(levels):
+        value = [value]
+    assert json.loads(encode_json(value)) == json.loads(
+        "[" * levels + '["2020-01-02"]' + "]" * levels
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime.datetime(2020, 1, 2, 3, 4, 5), "Thu, 02 Jan 2020 03:04:05 GMT"),
+        (datetime.date(2020, 1, 2), "Thu, 02 Jan 2020 00:00:00 GMT"),
+        (
+            datetime.datetime.fromisoformat("2020-01-02T03:04:05+02:00"),
+            "Thu, 02 Jan 2020 01:04:05 GMT",
+        ),
+    ],
+)
+def test_a_date_is_http_s_to_clients_of_v04_and_iso_to_others(value: Any, text: str) -> None:
+    """0.4 writes dates as its framework writes headers."""
+    for beside in (1, 10**30):
+        body = encode([value, beside], Dialect.V04).body
+        assert json.loads(bytes(body)) == {"prediction": [text, beside]}
+        assert json.loads(bytes(encode([value, beside]).body)) == [value.isoformat(), beside]
+
+
 @pytest.mark.parametrize("number", [float("nan"), np.float32("inf"), Celsius("nan")])
 def test_beside_such_values_nan_is_still_null(number: Any) -> None:
     assert encode_json([2**64, number]) == b"[18446744073709551616,null]"
@@ -188,7 +218,7 @@ UNSENDABLE: list[tuple[Any, str]] = [
     (np.clongdouble(1j), "a clongdouble, cannot .* complex"),
     ([2**70, {1}, object()], "a list, cannot .* type object"),
     ({(1, 2): 3}, "a dict, cannot"),
-    (loop(), "[Rr]ecursion"),
+    (loop(), "Circular reference"),
     (Bad(), "the forward pass had failed"),
 ]
 

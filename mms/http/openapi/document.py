@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -28,7 +29,7 @@ from mms.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from mms.http.errors import STATUSES
+from mms.http.errors import KINDS
 from mms.http.inference import PRIORITY_HEADER, TIMEOUT_HEADER
 from mms.http.openapi.description import (
     ANY,
@@ -51,6 +52,29 @@ _V1_IDS = {
     "legacy_predict": "predict",
     "api_description": "apiDescription",
     "model_api": "predictionsApi",
+}
+#: The same for 1.x's management API, and its parameters with their types.
+_V1_CALLS: dict[str, tuple[str, dict[str, str]]] = {
+    "management_options": ("apiDescription", {}),
+    "list_models": ("listModels", {"limit": "integer", "next_page_token": "string"}),
+    "register": (
+        "registerModel",
+        {
+            **dict.fromkeys(("url", "model_name", "version", "handler", "runtime"), "string"),
+            **dict.fromkeys(("batch_size", "initial_workers"), "integer"),
+            **dict.fromkeys(("max_batch_delay", "response_timeout"), "number"),
+            **dict.fromkeys(("synchronous", "preload_model", "make_default"), "boolean"),
+        },
+    ),
+    "describe": ("describeModel", {}),
+    "change": (
+        "setAutoScale",
+        {
+            **dict.fromkeys(("min_worker", "max_worker", "number_gpu", "timeout"), "integer"),
+            "synchronous": "boolean",
+        },
+    ),
+    "unregister": ("unregisterModel", {}),
 }
 #: Tags besides the models' names, which have no spaces.
 _SERVER_TAG, _PROTOCOL_TAG = "the server", "Open Inference Protocol"
@@ -184,7 +208,7 @@ def model_document(routes: Sequence[Route], models: Sequence[ModelDescription]) 
 
 
 def management_document(routes: Sequence[Route]) -> Document:
-    """Describe the management API, whose calls take a JSON object or no body.
+    """Describe the management API, whose calls take parameters, a JSON object or no body.
 
     Args:
         routes: The management application's.
@@ -192,7 +216,12 @@ def management_document(routes: Sequence[Route]) -> Document:
     document = _document("mxnet-model-server management API", "/")
     ids = Names()
     for route in routes:
-        operation = _plain_operation(route, ids.take(route.name))
+        id_, parameters = _V1_CALLS.get(route.name, (route.name, {}))
+        operation = _plain_operation(route, ids.take(id_))
+        operation["parameters"] += [
+            {"in": "query", "name": name, "schema": {"type": kind}}
+            for name, kind in parameters.items()
+        ]
         if route.method in ("POST", "PUT"):
             operation["requestBody"] = {"content": {JSON_TYPE: {"schema": {"type": "object"}}}}
         _add(document, route.path, route, operation)
@@ -292,7 +321,7 @@ def _plain_responses(route: Route) -> Document:
 
 
 def _failures() -> Document:
-    named = {str(STATUSES[cls]): _ref("responses", cls.code) for cls in _FAILURES}
+    named = {str(KINDS[cls].status): _ref("responses", cls.code) for cls in _FAILURES}
     return {**dict(sorted(named.items())), "default": _ref("responses", "error")}
 
 
@@ -382,14 +411,15 @@ def _ref(kind: str, name: str) -> Mapping[str, str]:
 
 
 def _body_key(index: int, model: ModelDescription) -> str:
-    return f"{model.name}.{index}"
+    # The key of a component may have nothing else in it.
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{model.name}.{index}")
 
 
 def _path_of(route: Route, model: ModelDescription) -> str:
     """Return the path of a route for one version of a model, "" if there is none."""
-    path = route.path.replace(f"{{{route.model_variable}}}", model.name)
+    path = route.path.replace(f"{{{route.model_variable}}}", quote(model.name, safe=""))
     if "{version}" in path:
-        return path.replace("{version}", model.version)
+        return path.replace("{version}", quote(model.version, safe=""))
     return path if model.is_default else ""
 
 
