@@ -25,8 +25,9 @@ logger = logging.getLogger("mms.engines")
 #: Difference of outputs, relative to the largest of them, that fused operators may make.
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 1e-2
-#: The attributes of ours on a network: the trial, and the method that it stands before.
-_TRIAL, _CALL = "_mms_trial", "_call_cached_op"
+#: The attributes of ours on a network: the trial, and the methods that it stands before.
+_TRIAL, _FORWARD, _CALL = "_mms_trial", "forward", "_call_cached_op"
+_OURS = frozenset((_TRIAL, _FORWARD, _CALL))
 
 
 def watch(net: Any) -> None:
@@ -36,7 +37,8 @@ def watch(net: Any) -> None:
     `start_trial`.
     """
     if isinstance(net, mx.gluon.HybridBlock) and _TRIAL not in vars(net):
-        setattr(net, _TRIAL, _Trial(net))
+        vars(net)[_TRIAL] = _Trial(net)
+        vars(net)[_FORWARD] = types.MethodType(_noted_forward, net)
 
 
 def start_trial(net: Any) -> None:
@@ -52,20 +54,38 @@ class _Trial:
     def __init__(self, net: Any) -> None:
         self._net = net
         self._was_called = False
+        self._has_started = False
         self._state: PythonState | None = None
         self._is_proven = False
-        self._hooks = [net.register_forward_pre_hook(self._note_call)]
 
     def start(self) -> None:
         """Wait for the next forward pass, unless the owner has run or hybridized the network."""
-        self._remove_hooks()
         if self._was_called or _is_hybridized(self._net):
-            vars(self._net).pop(_TRIAL)
-            return
-        self._hooks = [
-            self._net.register_forward_pre_hook(self._before_first),
-            self._net.register_forward_hook(self._after_first),
-        ]
+            self._withdraw()
+        self._has_started = True
+
+    def forward(self, inputs: tuple[Any, ...]) -> Any:
+        """Run the network as it was made; try it hybridized if this is the first request."""
+        if not self._has_started:
+            self._was_called = True
+            return type(self._net).forward(self._net, *inputs)
+        waiting = vars(self._net).pop(_FORWARD)
+        if _is_hybridized(self._net):
+            self._withdraw()
+            return self._net.forward(*inputs)
+        state = _state_of(self._net)
+        try:
+            output = self._net.forward(*inputs)
+        except BaseException:
+            # A request that it does not take: the next one tells more.
+            vars(self._net)[_FORWARD] = waiting
+            raise
+        if reason := self._reason_against(state, inputs, output):
+            self._leave(reason)
+        else:
+            vars(self._net)[_CALL] = types.MethodType(_guarded_call, self._net)
+            self._state = _state_of(self._net)
+        return output
 
     def run(self, inputs: tuple[Any, ...]) -> Any:
         """Run the hybridized network; as it was made, once anything speaks against it."""
@@ -87,26 +107,9 @@ class _Trial:
             self._is_proven = _varies(inputs)
         return output
 
-    def _note_call(self, *_: Any) -> None:
-        self._was_called = True
-
-    def _before_first(self, net: Any, _: Any) -> None:
-        self._state = _state_of(net)
-
-    def _after_first(self, net: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        self._remove_hooks()
-        reason = self._reason_against(net, inputs, output)
-        if reason:
-            self._leave(reason)
-            return
-        vars(net)[_CALL] = types.MethodType(_guarded_call, net)
-        self._state = _state_of(net)
-
-    def _reason_against(self, net: Any, inputs: tuple[Any, ...], output: Any) -> str:
+    def _reason_against(self, state: PythonState, inputs: tuple[Any, ...], output: Any) -> str:
         """Run the network again, and hybridized; return the reason to leave it, "" if none."""
-        state = self._state
-        if state is None or _is_hybridized(net):
-            return "the service does so itself"
+        net = self._net
         if state.unwatched:
             return f"its code may depend on {state.unwatched}"
         if state.has_changed():
@@ -127,9 +130,12 @@ class _Trial:
     def _leave(self, reason: str) -> None:
         """Let the network run as it was made from now on."""
         logger.info("%s is not hybridized: %s", type(self._net).__name__, reason)
-        for name in (_TRIAL, _CALL):
-            vars(self._net).pop(name, None)
+        self._withdraw()
         self._net.hybridize(False)
+
+    def _withdraw(self) -> None:
+        for name in _OURS:
+            vars(self._net).pop(name, None)
 
     def _run_plain(self, inputs: tuple[Any, ...]) -> Any:
         """Run the network as it was made, and keep what was recorded of it."""
@@ -142,10 +148,10 @@ class _Trial:
             for block in blocks:
                 block._active = True
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.detach()
-        self._hooks = []
+
+def _noted_forward(net: Any, *inputs: Any) -> Any:
+    """Stand before a network's method of the same name until it has been tried."""
+    return vars(net)[_TRIAL].forward(inputs)
 
 
 def _guarded_call(net: Any, *inputs: Any) -> Any:
@@ -154,7 +160,7 @@ def _guarded_call(net: Any, *inputs: Any) -> Any:
 
 
 def _state_of(net: Any) -> PythonState:
-    return PythonState(net, frozenset((_TRIAL, _CALL)))
+    return PythonState(net, _OURS)
 
 
 def _is_hybridized(net: Any) -> bool:

@@ -59,6 +59,12 @@ class PythonState:
         self._entries = 0
         seen_classes: set[type[Any]] = set()
         for block in blocks_of(net):
+            if block is not net:
+                # Those within a hybridized network are never called.
+                for hooks in (block._forward_hooks, block._forward_pre_hooks):
+                    self._sizes.append((hooks, len(hooks)))
+                    if hooks:
+                        self.unwatched = f"a hook of {block.name}"
             if not _is_stateless(type(block)):
                 self._sizes.append((vars(block), len(vars(block))))
                 self._watch_all(vars(block), type(block).__name__)

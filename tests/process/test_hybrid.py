@@ -173,6 +173,24 @@ def test_a_lambda_follows_what_it_closes_over() -> None:
     assert ask(net, ROWS) == [[5, 10, 15]]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_its_layers_are_called(when: str) -> None:
+    net = dense()
+    seen: list[Any] = []
+
+    def hook(_: Any, inputs: Any, __: Any) -> None:
+        seen.append(inputs[0].asnumpy().tolist())
+
+    if when == "before":
+        net[0].register_forward_hook(hook)
+    run(net, ROWS)
+    if when == "after":
+        net[0].register_forward_hook(hook)
+    seen.clear()
+    assert ask(net, ONES) == [[1.5, 1.5]]
+    assert seen == [ONES]
+
+
 def test_a_bad_request_fails_and_changes_nothing() -> None:
     net = dense()
     run(net, ROWS)
@@ -209,7 +227,20 @@ def test_one_that_its_service_hybridizes_or_runs_is_left_alone(how: str) -> None
     start_trial(net)
     assert ask(net, ROWS) == [[3, 3]]
     assert net._active == (how == "hybridize")
-    assert [name for name in vars(net) if name.startswith("_mms")] == []
+    assert not {"_mms_trial", "forward", "_call_cached_op"} & set(vars(net))
+
+
+def test_one_that_its_service_hybridizes_later_is_left_alone() -> None:
+    net = dense()
+    net.initialize(mx.init.Constant(0.5))
+    watch(net)
+    start_trial(net)
+    with pytest.raises(mx.base.MXNetError):
+        ask(net, [[1, 2]])
+    net.hybridize()
+    assert ask(net, ROWS) == [[3, 3]]
+    assert net._active
+    assert not {"_mms_trial", "forward", "_call_cached_op"} & set(vars(net))
 
 
 def test_a_block_is_left_alone() -> None:
