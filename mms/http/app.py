@@ -7,7 +7,7 @@ import ipaddress
 from aiohttp import web
 
 from mms.config.settings import ServerSettings
-from mms.http import describe, docs, inference, sagemaker, status
+from mms.http import describe, docs, inference, sagemaker, status, v1
 from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
 from mms.http.guard import Guard
@@ -41,6 +41,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     )
     docs.add_routes(app)
     v2.add_routes(app)
+    v1.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
     return app

@@ -78,8 +78,8 @@ def status_of(error: MMSError) -> int:
 
 
 def is_v2(path: str) -> bool:
-    """Return whether a path belongs to the Open Inference Protocol V2 (its errors differ)."""
-    return path == "/v2" or path.startswith("/v2/")
+    """Return whether a path belongs to KServe's protocols V1 or V2 (their errors differ)."""
+    return path == "/v2" or path.startswith(("/v1/", "/v2/"))
 
 
 def error_response(

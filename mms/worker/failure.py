@@ -13,14 +13,19 @@ from typing import Any
 
 from mms.engines.error_text import is_out_of_memory, reason_line, short_text
 from mms.errors import (
+    Conflict,
     ErrorDetail,
+    Forbidden,
     InferenceFailed,
     InvalidRequest,
     MMSError,
     ModelLoadFailed,
+    ModelNotFound,
     OutOfMemory,
     PayloadTooLarge,
     RejectedByService,
+    SlowClient,
+    Unauthorized,
     UnsupportedMedia,
 )
 from mms.service import PredictionException
@@ -28,8 +33,18 @@ from mms.worker.confine import limit_hint
 
 logger = logging.getLogger("mms.worker")
 
-#: Logged without a traceback.
-_FAULTS_OF_CLIENTS = (InvalidRequest, PayloadTooLarge, UnsupportedMedia, RejectedByService)
+#: Logged briefly, and never as errors: all that clients are answered with 4xx for.
+FAULTS_OF_CLIENTS = (
+    InvalidRequest,
+    PayloadTooLarge,
+    UnsupportedMedia,
+    SlowClient,
+    ModelNotFound,
+    Conflict,
+    Forbidden,
+    Unauthorized,
+    RejectedByService,
+)
 
 #: Python 3.10 lacks it.
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
@@ -100,11 +115,20 @@ def reason_of(failure: MMSError) -> str:
 
 def log_failure(failure: MMSError) -> None:
     """Log a failed request: client errors briefly, the service's with a traceback."""
-    if isinstance(failure, _FAULTS_OF_CLIENTS):
-        logger.info("%s: %s", failure.code, failure)
-        return
     detail = failure.detail
+    if isinstance(failure, FAULTS_OF_CLIENTS):
+        logger.info("%s: %s%s", failure.code, failure, _raised(failure))
+        return
     logger.error("%s", failure, extra={"traceback": detail.traceback if detail else ""})
+
+
+def _raised(failure: MMSError) -> str:
+    """Return what the service raised, if that is another exception than the answer's."""
+    detail = failure.detail
+    if detail is None or detail.type in ("", type(failure).__name__, PredictionException.__name__):
+        return ""
+    where = f" ({detail.where})" if detail.where else ""
+    return f"; the service raised {reason_line(detail.traceback)}{where}"
 
 
 def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:

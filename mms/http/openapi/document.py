@@ -94,8 +94,8 @@ class Route:
 
     @property
     def is_protocol(self) -> bool:
-        """Whether the Open Inference Protocol defines its bodies."""
-        return self.path.startswith("/v2")
+        """Whether one of KServe's protocols, V1 or V2, defines its bodies."""
+        return self.path.startswith(("/v1", "/v2"))
 
     @property
     def asks_a_model(self) -> bool:
