@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import re
 
-_DATA_URI = re.compile(rb"data:[^,]{0,256};base64,", re.ASCII | re.IGNORECASE)
-_BLANKS = b" \t\n\v\f\r"
+_DATA_URI = re.compile(rb"\s*data:[^,]{0,256};base64,", re.ASCII | re.IGNORECASE)
+_LINE_ENDS = b"\t\n\v\f\r"
+_BLANKS = b" " + _LINE_ENDS
 _QUOTES = b"\"'"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -27,9 +28,10 @@ def decode_base64(text: bytes, may_lack_plus: bool = False) -> bytes:
     Raises:
         ValueError: It is not base64; the message says why.
     """
-    text = text.removeprefix(_BYTE_ORDER_MARK).strip(_BLANKS)
-    if text[:1] and text[:1] in _QUOTES and text[-1:] == text[:1]:
-        text = text[1:-1].strip(_BLANKS)
+    text = text.removeprefix(_BYTE_ORDER_MARK)
+    bare = text.strip(_BLANKS)
+    if bare[:1] and bare[:1] in _QUOTES and bare[-1:] == bare[:1]:
+        text = bare[1:-1]
     if match := _DATA_URI.match(text):
         text = text[match.end() :]
     compact = _without_blanks(text, may_lack_plus).translate(_STANDARD).rstrip(b"=")
@@ -39,11 +41,15 @@ def decode_base64(text: bytes, may_lack_plus: bool = False) -> bytes:
 
 
 def _without_blanks(text: bytes, may_lack_plus: bool) -> bytes:
-    lines = text.translate(None, b"\t\n\v\f\r")
+    """Return text without line ends; a space is dropped, or was a ``+``."""
+    lines = text.translate(None, _LINE_ENDS)
     if b" " not in lines:
         return lines
-    compact = lines.replace(b" ", b"")
+    inner = lines.strip(b" ")
+    compact = inner.replace(b" ", b"")
     # Text that went through a form earlier may have lost its '+', too; then only the length tells.
-    if may_lack_plus or (len(compact) % 4 and not len(lines) % 4):
-        return lines.replace(b" ", b"+")
-    return compact
+    if not may_lack_plus and (len(compact) % 4 == 0 or len(inner) % 4):
+        return compact
+    # A '+' at either end may have become a space that looks like padding of the field.
+    has_lost_ends = len(lines) % 4 == 0 or len(inner) % 4 == 1
+    return (lines if has_lost_ends else inner).replace(b" ", b"+")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,12 @@ def read_csv(data: Buffer, what: str, max_elements: int, has_header: bool) -> np
         text = text.partition(b"\n")[2]
     if not text.strip():
         raise InvalidRequest(f"{what} has no rows; send a line of numbers for each")
-    lines = text.decode(errors="replace")
     # NumPy wraps integers beyond 64 bits.
     are_whole = not text.translate(None, _WHOLE) and not has_long_integer(text)
     try:
-        return _numbers(lines, np.int64 if are_whole else np.float64)
+        return _numbers(text, np.int64 if are_whole else np.float64)
     except ValueError as error:
-        raise InvalidRequest(f"{what}: {_fault(lines, str(error), has_header)}") from None
+        raise InvalidRequest(f"{what}: {_fault(text, str(error), has_header)}") from None
 
 
 def write_csv(array: npt.NDArray[Any]) -> bytes:
@@ -119,14 +119,19 @@ def _bounded(data: Buffer, what: str, max_elements: int) -> bytes:
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _numbers(lines: str, dtype: Any) -> npt.NDArray[Any]:
-    return np.loadtxt(io.StringIO(lines), dtype, None, ",", ndmin=2, quotechar='"')
+def _numbers(text: bytes, dtype: Any) -> npt.NDArray[Any]:
+    return np.loadtxt(_lines(text), dtype, None, ",", ndmin=2, quotechar='"')
 
 
-def _fault(lines: str, reason: str, has_header: bool) -> str:
+def _lines(text: bytes) -> Iterator[str]:
+    """Yield the lines; all of them at once, as strings, would take several times the memory."""
+    return (line.decode(errors="replace") for line in io.BytesIO(text))
+
+
+def _fault(text: bytes, reason: str, has_header: bool) -> str:
     """Return where a table is malformed."""
     width = 0
-    for number, line in enumerate(lines.split("\n"), 2 if has_header else 1):
+    for number, line in enumerate(_lines(text), 2 if has_header else 1):
         if not line.strip():
             continue
         cells = line.split(",")
