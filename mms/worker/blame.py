@@ -96,6 +96,8 @@ class Blame:
         if request.meta.request_id == SAMPLE_ID:
             # The archive's own: whoever packs it needs the exception.
             return failure
+        if self._hook is None and stage is Stage.PREPROCESS and type(failure) is InvalidRequest:
+            return self._in_clients_words(failure, inputs)
         # An array of strings that are as long as the longest may not fit into memory.
         is_candidate = type(failure) is InferenceFailed or isinstance(failure, OutOfMemory)
         if not is_candidate and not self._is_of_hook(failure, stage):
@@ -105,6 +107,14 @@ class Blame:
             return failure
         error = InvalidInputShape if found.kind is Kind.SHAPE else InvalidRequest
         return error(found.message, failure.detail)
+
+    def _in_clients_words(self, failure: MMSError, inputs: Sequence[Any]) -> MMSError:
+        """Return a refusal of the base class with its reason in other words than NumPy's."""
+        found = find_mismatch(inputs, self._signature)
+        if found is None or not found.reason:
+            return failure
+        what = str(failure).partition(": ")[0]
+        return InvalidRequest(f"{what}: {found.reason}", failure.detail)
 
     def _mismatch(self, inputs: Sequence[Any]) -> Mismatch | None:
         found = find_mismatch(inputs, self._signature)

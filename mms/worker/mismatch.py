@@ -40,10 +40,12 @@ class Mismatch:
     Attributes:
         kind: In which respect.
         message: Names the input, what was expected and what came.
+        reason: Its last part: what came.
     """
 
     kind: Kind
     message: str
+    reason: str = ""
 
 
 def find_mismatch(inputs: Sequence[Any], signature: Signature) -> Mismatch | None:
@@ -64,7 +66,7 @@ def find_mismatch(inputs: Sequence[Any], signature: Signature) -> Mismatch | Non
 
 def _of_array(array: Any, spec: TensorSpec) -> Mismatch | None:
     if spec.data_type != "BYTES" and array.dtype.kind not in "biuf":
-        return Mismatch(Kind.ELEMENTS, f"{_no_array(spec)}: it contains {array.dtype}")
+        return _no_array(Kind.ELEMENTS, spec, f"it contains other values ({array.dtype})")
     return _of_shape(array.shape, spec)
 
 
@@ -89,9 +91,9 @@ def _of_lists(value: Any, spec: TensorSpec) -> Mismatch | None:
         return None
     measured = _measure(value, _TEXTS if spec.data_type == "BYTES" else _NUMBERS)
     if isinstance(measured, str):
-        return Mismatch(Kind.NESTING, f"{_no_array(spec)}: {measured}")
+        return _no_array(Kind.NESTING, spec, measured)
     if isinstance(measured, _Wrong):
-        return Mismatch(Kind.ELEMENTS, _of_element(measured.element, spec))
+        return _no_array(Kind.ELEMENTS, spec, _of_element(measured.element, spec))
     return _of_shape(measured, spec)
 
 
@@ -131,14 +133,19 @@ def _of_shape(shape: Sequence[int], spec: TensorSpec) -> Mismatch | None:
 
 
 def _of_element(wrong: Any, spec: TensorSpec) -> str:
-    near = near_miss(spec.name, wrong) if isinstance(wrong, dict) else None
-    known = f"; the input is called {spec.name!r}, not {near!r}" if near else ""
-    return f"{_no_array(spec)}: it contains {kind_of(wrong)}, {quoted(wrong, 60)}{known}"
+    if wrong is None:
+        return "it contains other values: null"
+    known = ""
+    if isinstance(wrong, dict):
+        near = near_miss(spec.name, wrong)
+        known = f"; the input is called {spec.name!r}{f', not {near!r}' if near else ''}"
+    return f"it contains other values: {kind_of(wrong)}, {quoted(wrong, 60)}{known}"
 
 
-def _no_array(spec: TensorSpec) -> str:
+def _no_array(kind: Kind, spec: TensorSpec, reason: str) -> Mismatch:
     wanted = "strings" if spec.data_type == "BYTES" else "numbers"
-    return f"input {spec.name!r} is not an array of {wanted} of shape {_expected(spec)}"
+    what = f"input {spec.name!r} is not an array of {wanted} of shape {_expected(spec)}"
+    return Mismatch(kind, f"{what}: {reason}", reason)
 
 
 def _expected(spec: TensorSpec) -> str:

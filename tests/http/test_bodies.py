@@ -238,6 +238,18 @@ class TestEnvelopes:
         status, message = await say(server, "/predictions/vision", {"instances": [text, text]})
         assert (status, "/v1/models/MODEL:predict" in message) == (400, True)
 
+    async def test_a_value_that_is_no_number_is_named(self, server: RunningServer) -> None:
+        for body, reason in (
+            ([[1, None, 3]], "it contains other values: null"),
+            ([[1, "a", 3]], "it contains other values: a string, 'a'"),
+            ([[1, 2, 3], [4]], "it is ragged, with lists of 1 and of 3 on axis 1"),
+            ([[1, 2, 3], {"data": [1]}], "it has lists beside other values on axis 1"),
+        ):
+            status, message = await say(server, "/predictions/linear", body)
+            assert status == 400
+            assert message.startswith("input 'data' is not an array of numbers of shape (")
+            assert message.endswith(f": {reason}")
+
 
 class TestEncodings:
     BODIES = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32")
@@ -373,7 +385,7 @@ class TestWhoseFault:
             ([[1, 2, 3]], "input 'data' has shape (1, 3), expected (?, 4)"),
             ([1, 2, 3, 4], "input 'data' has shape (4), expected (?, 4)"),
             ([[1, 2, 3, 4], [1]], "input 'data' is not an array of numbers of shape (?, 4): it is"),
-            ([["a", "b", "c", "d"]], "of shape (?, 4): it contains a string, 'a'"),
+            ([["a", "b", "c", "d"]], "of shape (?, 4): it contains other values: a string, 'a'"),
             ({"dta": [[1, 2, 3, 4]]}, "the input is called 'data', not 'dta'"),
         ],
     )

@@ -17,9 +17,11 @@ from mms.errors import (
     ModelLoadFailed,
     OutOfMemory,
     RejectedByService,
+    StartupError,
 )
+from mms.http.errors import STATUSES
 from mms.service import PredictionException
-from mms.worker.failure import describe, from_exception, load_failure
+from mms.worker.failure import FAULTS_OF_CLIENTS, describe, from_exception, load_failure
 
 SERVICE = """\
 import json
@@ -207,3 +209,11 @@ def test_system_exit_of_a_service_is_an_error_too() -> None:
     error = from_exception(SystemExit(3), "inference", "/x")
     assert error.detail is not None
     assert error.detail.type == "SystemExit"
+
+
+def test_a_worker_knows_each_fault_of_clients() -> None:
+    """What is answered with 4xx is never logged as an error. Loading has faults of its own."""
+    refusals = {cls for cls, status in STATUSES.items() if 400 <= status < 500}
+    assert {cls for cls in refusals if not issubclass(cls, StartupError)} == {
+        cls for cls in FAULTS_OF_CLIENTS if cls is not RejectedByService
+    }
