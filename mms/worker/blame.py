@@ -29,6 +29,8 @@ from mms.wire.messages import Request, Stage
 from mms.worker.mismatch import Kind, Mismatch, find_mismatch
 from mms.worker.samples import SAMPLE_ID
 
+#: What NumPy and MXNet raise for elements that are no numbers.
+_OF_CONVERSION = ("TypeError", "ValueError", "MXNetError", "InvalidInputShape")
 _OF_INPUTS = (Stage.PREPROCESS, Stage.INFERENCE, Stage.POSTPROCESS)
 
 
@@ -98,12 +100,15 @@ class Blame:
             return failure
         if self._hook is None and stage is Stage.PREPROCESS and type(failure) is InvalidRequest:
             return self._in_clients_words(failure, inputs)
-        # An array of strings that are as long as the longest may not fit into memory.
-        is_candidate = type(failure) is InferenceFailed or isinstance(failure, OutOfMemory)
-        if not is_candidate and not self._is_of_hook(failure, stage):
+        if isinstance(failure, OutOfMemory):
+            # An array of strings that are as long as the longest may not fit into memory.
+            is_candidate = self._hook is None and stage is Stage.PREPROCESS
+        else:
+            is_candidate = type(failure) is InferenceFailed or self._is_of_hook(failure, stage)
+        if not is_candidate:
             return failure
         found = self._mismatch(inputs)
-        if found is None or (isinstance(failure, OutOfMemory) and found.kind is not Kind.ELEMENTS):
+        if found is None or not self._explains(found, failure):
             return failure
         error = InvalidInputShape if found.kind is Kind.SHAPE else InvalidRequest
         return error(found.message, failure.detail)
@@ -115,6 +120,18 @@ class Blame:
             return failure
         what = str(failure).partition(": ")[0]
         return InvalidRequest(f"{what}: {found.reason}", failure.detail)
+
+    def _explains(self, found: Mismatch, failure: MMSError) -> bool:
+        """Return whether a contradiction is the reason of a failure.
+
+        Texts and objects where the signature says numbers are common in services of 0.4: they
+        explain only what converting them to numbers raises.
+        """
+        if isinstance(failure, OutOfMemory):
+            return found.kind is Kind.ELEMENTS
+        if found.kind is not Kind.ELEMENTS:
+            return True
+        return failure.detail is not None and failure.detail.type in _OF_CONVERSION
 
     def _mismatch(self, inputs: Sequence[Any]) -> Mismatch | None:
         found = find_mismatch(inputs, self._signature)
