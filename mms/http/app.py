@@ -6,7 +6,7 @@ from aiohttp import web
 
 from mms.config.address import is_loopback as is_loopback
 from mms.config.settings import ServerSettings
-from mms.http import describe, docs, inference, paths, sagemaker, status
+from mms.http import describe, docs, inference, paths, sagemaker, status, v1
 from mms.http import oip as v2
 from mms.http.context import CONTEXT, Context
 from mms.http.cors import Cors
@@ -50,6 +50,7 @@ def make_app(context: Context, guard: Guard) -> web.Application:
     )
     docs.add_routes(app)
     v2.add_routes(app)
+    v1.add_routes(app)
     # Last, because `/{model}/predict` begins with a variable.
     inference.add_routes(app)
     paths.add_route(app)

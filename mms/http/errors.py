@@ -98,8 +98,8 @@ def _type_of(status: int) -> str:
 
 
 def is_v2(path: str) -> bool:
-    """Return whether a path belongs to the Open Inference Protocol V2 (its errors differ)."""
-    return path == "/v2" or path.startswith("/v2/")
+    """Return whether a path belongs to KServe's protocols V1 or V2 (their errors differ)."""
+    return path == "/v2" or path.startswith(("/v1/", "/v2/"))
 
 
 def error_response(

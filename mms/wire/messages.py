@@ -24,6 +24,7 @@ class Dialect(enum.IntEnum):
     V04 = 1  # the result in {"prediction": ...}
     V1 = 2  # like PLAIN, but query parameters are inputs of 1.x handlers too
     OIP = 3  # the Open Inference Protocol V2
+    INSTANCES = 4  # KServe's and TensorFlow Serving's V1: instances in, predictions out
 
 
 class Stage(enum.IntEnum):

@@ -99,10 +99,18 @@ def reason_of(failure: MMSError) -> str:
 def log_failure(failure: MMSError) -> None:
     """Log a failed request: client errors briefly, the service's with a traceback."""
     if failure.is_fault_of_client:
-        logger.info("%s: %s", failure.code, failure)
+        logger.info("%s: %s%s", failure.code, failure, _raised(failure))
         return
     detail = failure.detail
     logger.error("%s", failure, extra={"traceback": detail.traceback if detail else ""})
+
+
+def _raised(failure: MMSError) -> str:
+    """Return what the service raised, if that is another exception than the answer's."""
+    detail = failure.detail
+    if detail is None or not detail.reason or detail.type == PredictionException.__name__:
+        return ""
+    return f"; the service raised {detail.cause}"
 
 
 def describe(error: BaseException, stage: str, model_dir: str) -> ErrorDetail:

@@ -69,6 +69,26 @@ def is_form(media_type: str) -> bool:
     return media_type in ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
+def is_json(media_type: str) -> bool:
+    """Whether a body of this type is a JSON document."""
+    return media_type in ("application/json", "text/json") or media_type.endswith("+json")
+
+
+def form_fields(
+    body: memoryview, media_type: str, parameters: Mapping[str, str], limits: RequestLimits
+) -> dict[str, Part]:
+    """Return the first part of each name; v0.4 ignored repeated and unknown ones.
+
+    Raises:
+        InvalidRequest: The form is malformed.
+        PayloadTooLarge: It is too long, or has too many fields.
+    """
+    fields: dict[str, Part] = {}
+    for part in form_parts(body, media_type, parameters, limits):
+        fields.setdefault(part.name, part)
+    return fields
+
+
 def form_parts(
     body: memoryview,
     media_type: str,

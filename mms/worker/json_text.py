@@ -1,8 +1,8 @@
 """Parse JSON with the semantics of Python's own parser, at orjson's speed, within limits.
 
-orjson differs in three relevant ways: it turns integers beyond 64 bits into floats, refuses NaN
-and Infinity, and refuses lone surrogates. Bodies with any of these are parsed again by Python's
-parser. Pure except for numpy.
+orjson differs in four relevant ways: it turns integers beyond 64 bits into floats, and refuses NaN
+and Infinity, lone surrogates, and byte order marks. Bodies with any of these are parsed again by
+Python's parser. Pure except for numpy.
 """
 
 from __future__ import annotations
@@ -50,11 +50,16 @@ def read_json(data: Buffer, what: str, max_elements: int, is_strict: bool = Fals
     try:
         return load_json(data, is_strict)
     except ValueError as error:
-        raise InvalidRequest(f"{what} is not valid JSON: {error}") from None
+        raise InvalidRequest(f"{what} is not valid JSON: {_reason(data, error)}") from None
 
 
-def load_json(data: Buffer, is_strict: bool = False) -> Any:
+def load_json(data: Buffer, is_strict: bool = False, may_be_marked: bool = True) -> Any:
     """Return a JSON document's value, without a limit on its size.
+
+    Args:
+        data: The document.
+        is_strict: As for `read_json`.
+        may_be_marked: Whether it may begin with a byte order mark, or be in UTF-16 or UTF-32.
 
     Raises:
         ValueError: It is not valid JSON.
@@ -63,12 +68,33 @@ def load_json(data: Buffer, is_strict: bool = False) -> Any:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
+        text = unmarked(data) if may_be_marked else data
+        if text is not data:
+            return load_json(text, is_strict, may_be_marked=False)
         if is_strict:
             raise
         return _load_slowly(data, error)
     if has_long_integer(data):
         return _load_exactly(data, is_strict)
     return document
+
+
+def unmarked(data: Buffer) -> Buffer:
+    """Return a text in UTF-8 without its byte order mark; it may be in UTF-16 or UTF-32.
+
+    Without a mark, those are recognised by the zeros in the first two characters of JSON.
+
+    Raises:
+        ValueError: It is not in the encoding that its first bytes are of.
+    """
+    encoding = json.detect_encoding(bytes(data[:4]))
+    if encoding == "utf-8":
+        return data
+    if encoding == "utf-8-sig":
+        return memoryview(data)[3:]
+    return (
+        str(data, encoding, "surrogatepass").removeprefix("\ufeff").encode(errors="surrogatepass")
+    )
 
 
 def check_elements(data: Buffer, what: str, max_elements: int) -> None:
@@ -132,6 +158,15 @@ def _has_long_integer(data: Buffer) -> bool:
     for after in range(1, _LONG_DIGITS + 1):
         at = at[is_digit[at + after]]
     return len(at) > 0
+
+
+def _reason(data: Buffer, error: ValueError) -> str:
+    """Return why a document is not JSON; the parser names a wrong encoding in its own words."""
+    try:
+        str(unmarked(data), "utf-8", "surrogatepass")
+    except UnicodeDecodeError as fault:
+        return f"it is not UTF-8 text (byte {fault.start}); send UTF-8"
+    return str(error)
 
 
 def _load_slowly(data: Buffer, reason: ValueError) -> Any:

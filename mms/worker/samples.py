@@ -20,6 +20,8 @@ from mms.errors import SignatureError
 from mms.wire.messages import Dialect, Request, RequestMeta
 
 _JSON = "application/json"
+#: Request id of all of them.
+SAMPLE_ID = "sample"
 #: Sizes to try for axes that the signature leaves free, except the batch axis: a single element, a
 #: short sequence, and an image that survives the strides of any network.
 _FREE_SIZES = (1, 8, 224)
@@ -56,7 +58,7 @@ def request_pairs(
 
 
 def _request(body: bytes, content_type: str = _JSON) -> Request:
-    return Request(RequestMeta("sample", Dialect.PLAIN, content_type, ""), memoryview(body))
+    return Request(RequestMeta(SAMPLE_ID, Dialect.PLAIN, content_type, ""), memoryview(body))
 
 
 def _sizes(signature: Signature) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from mms.errors import InvalidRequest, InvalidServiceOutput
 from mms.quoting import quoted, quoted_names
 from mms.wire.messages import RequestLimits
 from mms.worker.arrays import arrays_of
-from mms.worker.request import DEFAULT_LIMITS, image_value, json_value
+from mms.worker.image_body import image_value
+from mms.worker.request import DEFAULT_LIMITS, json_value
 from mms.worker.v2 import InferRequest, unknown_output
 from mms.worker.v2_tensors import Tensor, tensor_of
 
@@ -30,6 +31,16 @@ def takes_tensors(service: Any, signature: Signature) -> bool:
         and _is_array_service(service)
         and _takes_arrays(service, "_preprocess")
     )
+
+
+def takes_only_arrays(service: Any, signature: Signature) -> bool:
+    """Return whether the model accepts nothing but arrays, as nested lists or as they are.
+
+    Then a `_preprocess` of ours makes arrays of what it gets; one of the user's own may accept
+    anything besides.
+    """
+    hook = getattr(service, "_preprocess", None)
+    return takes_tensors(service, signature) and getattr(hook, "__module__", "").startswith("mms.")
 
 
 def gives_tensors(service: Any, signature: Signature) -> bool:

@@ -206,7 +206,8 @@ class TestJsonInputs:
     async def test_another_content_type_is_a_415_that_lists_what_is_read(
         self, server: RunningServer
     ) -> None:
-        status, answer = await post(server, "/predictions/echo", b"1", {"Content-Type": "text/csv"})
+        kind = {"Content-Type": "text/plain"}
+        status, answer = await post(server, "/predictions/echo", b"1", kind)
         assert (status, answer["error"]["code"]) == (415, "unsupported_media")
         assert "application/json" in answer["message"]
 

@@ -80,7 +80,7 @@ class TestV05Forms:
 
     def test_base64_in_very_many_lines_is_not_split_into_them(self) -> None:
         code = """
-        from mms.worker.request import image_value
+        from mms.worker.image_body import image_value
         data = b"QUJD" + b"QUJD\\n" * 2_000_000
         limit()
         print(len(image_value("x", data)))

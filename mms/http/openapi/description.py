@@ -192,7 +192,15 @@ def request_body(model: ModelDescription) -> Document:
         }
     if signature.takes_images:
         return _image_body(signature)
-    return {"required": True, "content": _json_content(signature, model.sample_value())}
+    # Not listed as content types, as for images: generated clients would have to choose.
+    also = "Rows are also accepted as `application/jsonlines`."
+    if len(signature.inputs) == 1 and signature.inputs[0].data_type != "BYTES":
+        also = (
+            "Numbers are also accepted as `application/x-npy`, `text/csv` and "
+            "`application/jsonlines`, and are answered so if Accept asks for it."
+        )
+    content = _json_content(signature, model.sample_value())
+    return {"description": also, "required": True, "content": content}
 
 
 def answer_schema(signature: Signature) -> Document:

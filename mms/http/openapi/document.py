@@ -77,7 +77,9 @@ _V1_CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "unregister": ("unregisterModel", {}),
 }
 #: Tags besides the models' names, which have no spaces.
-_SERVER_TAG, _PROTOCOL_TAG = "the server", "Open Inference Protocol"
+_SERVER_TAG = "the server"
+#: Tags of KServe's protocols, by the beginning of their paths.
+_PROTOCOL_TAGS = {"/v1": "KServe V1", "/v2": "Open Inference Protocol"}
 #: Routes whose responses are not JSON.
 _MEDIA = {"metrics": "text/plain", "docs": "text/html"}
 #: Routes whose 503 has the same body as their 200.
@@ -119,8 +121,8 @@ class Route:
 
     @property
     def is_protocol(self) -> bool:
-        """Whether the Open Inference Protocol defines its bodies."""
-        return self.path.startswith("/v2")
+        """Whether one of KServe's protocols, V1 or V2, defines its bodies."""
+        return self.path[:3] in _PROTOCOL_TAGS
 
     @property
     def asks_a_model(self) -> bool:
@@ -284,7 +286,7 @@ def _plain_operation(route: Route, id_: str, model_name: str = "model") -> Docum
     operation: Document = {
         "operationId": id_,
         "summary": route.summary,
-        "tags": [_PROTOCOL_TAG if route.is_protocol else _SERVER_TAG],
+        "tags": [_PROTOCOL_TAGS.get(route.path[:3], _SERVER_TAG)],
         "parameters": [
             {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
             for name in names
