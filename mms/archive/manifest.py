@@ -35,13 +35,6 @@ MAX_WORKERS = 10_000
 MAX_BATCH_DELAY_MS = 3_600_000
 MAX_RESPONSE_TIMEOUT_S = 30 * 86_400
 
-_MAX_NAME_BYTES = 128
-_IN_PATHS = frozenset("/\\{}")
-#: What `is_model_name` accepts, for messages.
-NAME_RULE = (
-    f"use up to {_MAX_NAME_BYTES} bytes of printable text without / \\ {{ and }}, which is not "
-    ". or .. and has no space at its ends"
-)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -149,22 +142,6 @@ class Manifest:
         if self.files:
             document["Files"] = dict(self.files)
         return document
-
-
-def is_model_name(name: str) -> bool:
-    """Whether a name can be a part of a URL path, quoted where need be, and of a file's name.
-
-    As in 0.4 and 1.x, it may have spaces and letters of any script.
-    """
-    return (
-        0 < len(name) <= _MAX_NAME_BYTES
-        # No line breaks and other controls, which would forge lines of the log; no lone surrogates.
-        and name.isprintable()
-        # Parts of paths, and of the templates of paths in OpenAPI.
-        and not (_IN_PATHS.intersection(name) or name in (".", ".."))
-        and name == name.strip()
-        and len(name.encode()) <= _MAX_NAME_BYTES
-    )
 
 
 def parse_manifest(document: Any, source: str = MANIFEST_NAME) -> Manifest:

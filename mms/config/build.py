@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mms.archive.manifest import NAME_RULE, is_model_name
+from mms.archive.names import NAME_RULE, is_model_name
 from mms.config.address import is_loopback
 from mms.config.environment import environment_settings, sagemaker_layer
 from mms.config.layers import Layer, check_keys, keys, resolve

@@ -17,12 +17,10 @@ import orjson
 from mms.archive.default_service import add_service
 from mms.archive.manifest import (
     MANIFEST_NAME,
-    NAME_RULE,
     Manifest,
     ModelFormat,
     Quantization,
     ServingDefaults,
-    is_model_name,
     parse_serving,
 )
 from mms.archive.model_folder import (
@@ -36,6 +34,7 @@ from mms.archive.model_folder import (
     format_of,
     read_signature,
 )
+from mms.archive.names import NAME_RULE, is_model_name
 from mms.archive.onnx_external import external_members
 from mms.archive.onnx_graph import (
     Graph,

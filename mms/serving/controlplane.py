@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mms.archive.manifest import NAME_RULE, is_model_name
+from mms.archive.names import NAME_RULE, is_model_name
 from mms.config.build import Config, ModelConfig
 from mms.config.layers import Layer, keys, resolve
 from mms.config.settings import ModelSettings, ServerSettings

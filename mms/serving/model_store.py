@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mms.archive.artefacts.recognise import may_be_model
-from mms.archive.manifest import is_model_name
+from mms.archive.names import is_model_name
 from mms.archive.reader import ARCHIVE_SUFFIXES, find_archives
 from mms.errors import ModelNotFound
 

@@ -161,7 +161,7 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple, deque)):
         for index, item in enumerate(list(value)[:_MAX_ENTRIES]):
             yield f"{path}[{index}]", item
-    elif not _is_opaque(type(value)):
+    elif not _is_opaque(value.__class__):
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
             return

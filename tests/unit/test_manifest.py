@@ -16,10 +16,10 @@ from mms.archive.manifest import (
     ModelFormat,
     Sample,
     ServingDefaults,
-    is_model_name,
     parse_manifest,
     parse_mar_manifest,
 )
+from mms.archive.names import is_model_name
 from mms.errors import ManifestError
 from tests.kit.zips import MANIFEST
 from tests.unit.test_signature import documents
