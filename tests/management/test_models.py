@@ -691,9 +691,10 @@ class TestOptions:
         assert len(set(ids)) == len(ids)
         for path, of_path in document["paths"].items():
             for operation in of_path.values():
-                named = {p["name"] for p in operation["parameters"]}
-                assert named == {n for n in ("model", "version") if f"{{{n}}}" in path}
-                assert all(p["required"] and p["schema"] for p in operation["parameters"])
+                in_path = [p for p in operation["parameters"] if p["in"] == "path"]
+                names = {p["name"] for p in in_path}
+                assert names == {n for n in ("model", "version") if f"{{{n}}}" in path}
+                assert all(p["required"] and p["schema"] for p in in_path)
                 assert operation["responses"]["200"]["description"]
                 assert operation["summary"]
         validate(document)

@@ -169,7 +169,8 @@ OPEN = (
 
 
 def is_open(base: str, server: RunningServer, path: str, verb: str) -> bool:
-    plain = yarl.URL(path).path.replace("//", "/").replace("/x/..", "")
+    # Not parsed, which would take what follows two slashes for a host.
+    plain = yarl.URL.build(path=path, encoded=True).path.replace("//", "/").replace("/x/..", "")
     # The methods of a route are no secret: the reference has them.
     is_known = plain == "/" or plain.startswith(OPEN) or verb == "OPTIONS"
     return base == server.url and is_known
