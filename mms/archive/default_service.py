@@ -73,6 +73,17 @@ def own_service(folder: Path, contents: Mapping[str, Path | bytes], symbol: str)
     return found[0] if found else ""
 
 
+def refuse_scripts(folder: Path, contents: Mapping[str, Path | bytes]) -> None:
+    """Refuse a model without a service whose only script was most likely meant as one.
+
+    Raises:
+        ExportError: It defines no service class.
+    """
+    scripts = [name for name in contents if name.endswith(".py") and "/" not in name]
+    if len(scripts) == 1:
+        _check_service(folder / scripts[0], "")
+
+
 def default_service(symbol: str, signature: Signature) -> tuple[str, str, str]:
     """Return module and class of a model's default service, and what it is for."""
     module, name = _DEFAULT_SERVICES[format_of(symbol), signature.takes_images]
@@ -101,6 +112,7 @@ def _add_default_service(
     signature: Signature,
 ) -> str:
     if not symbol:
+        refuse_scripts(folder, contents)
         if parameters:
             raise ExportError(
                 f"{folder}: only a parameter file ({parameters}) was found. A Gluon model needs "

@@ -13,7 +13,7 @@ import enum
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from email.utils import formatdate
 from typing import Any
@@ -30,6 +30,8 @@ _V04_OPTIONS = _JSON_OPTIONS | orjson.OPT_PASSTHROUGH_DATETIME
 #: NumPy types, by character, that must be converted before they become Python lists. Dates are
 #: then written as orjson writes them.
 _BY_WAY_OF = {"M": "M8[us]", "g": "f8", "G": "c16"}
+#: Levels of an answer that are searched for what cannot be encoded.
+_MOST_LEVELS = 16
 _TEMPORAL = (datetime.date, datetime.time)
 
 
@@ -91,9 +93,36 @@ def encode_json(value: Any, http_dates: bool = False) -> bytes:
         return _encode_slowly(value, default, option)
     except Exception as error:
         reason = error.__cause__ or error
+        place = _place_of_fault(value, lambda part: _encode_slowly(part, default, option))
         raise InvalidServiceOutput(
-            f"the service's answer, a {type(value).__name__}, cannot be sent as JSON: {reason}"
+            f"the service's answer, a {type(value).__name__}, cannot be sent as JSON"
+            f"{place and f', because of its {place}'}: {reason}"
         ) from error
+
+
+def _place_of_fault(value: Any, encode: Callable[[Any], bytes]) -> str:
+    """Return where the first part of a value lies that cannot be encoded, such as ``['a'][0]``.
+
+    Returns:
+        "" if it is the value itself, its keys or its depth.
+    """
+    place = ""
+    for _ in range(_MOST_LEVELS):
+        if isinstance(value, Mapping):
+            parts: Iterable[tuple[Any, Any]] = value.items()
+        elif isinstance(value, (list, tuple)):
+            parts = enumerate(value)
+        else:
+            break
+        for key, part in parts:
+            try:
+                encode(part)
+            except Exception:  # noqa: BLE001 - values of user code raise anything
+                place, value = f"{place}[{key!r}]", part
+                break
+        else:
+            break
+    return place
 
 
 def _encode_slowly(value: Any, default: Callable[[Any], Any], option: int) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mms.archive.artefacts.artefact import Artefact
 from mms.archive.artefacts.parts import Parts, assemble, contents_of, top_files
-from mms.archive.default_service import own_service
+from mms.archive.default_service import own_service, refuse_scripts
 from mms.archive.model_folder import find_model_files, read_signature
 from mms.errors import ArchiveError
 
@@ -21,6 +21,7 @@ def recognise(folder: Path, name: str) -> Artefact | None:
     parameters = [file for file in names if file.endswith(".params")]
     service = own_service(folder, {n: folder / n for n in names if n.endswith(".py")}, "")
     if not service and parameters:
+        refuse_scripts(folder, {n: folder / n for n in names})
         first = parameters[0]
         raise ArchiveError(
             f"{folder}: only a parameter file ({first}) was found; add its symbol, "
