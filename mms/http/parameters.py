@@ -31,8 +31,9 @@ _PAGE = 100
 #: Maximum of numbers without a limit of their own: weights and positions in a list.
 _MOST = 999_999_999
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
-#: What 1.x reads as a number; with a bound on its length, since Python's own has one.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+#: What 1.x reads as a number. Longer ones are out of any range, and Python does not read them.
+_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_MAX_DIGITS = 18
 _MAX_QUOTED_CHARS, _MAX_NOTES_CHARS = 50, 500
 
 
@@ -84,7 +85,10 @@ class Parameters:
         if isinstance(value, bool) or not _INTEGER.fullmatch(text := _text(value)):
             self.notes.append(f"{name} {_quoted(value)} is no number: {default} is taken")
             return default
-        number = int(text)
+        if len(text) <= _MAX_DIGITS:
+            number = int(text)
+        else:
+            number = -1 if text.startswith("-") else max(_MOST, maximum or 0) + 1
         if maximum is not None and not 0 <= number <= maximum:
             raise InvalidRequest(
                 f"Parameter {name} must be an integer from 0 to {maximum}, got {_quoted(value)}"

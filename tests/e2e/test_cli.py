@@ -288,7 +288,7 @@ def test_a_model_that_hangs_while_it_loads_is_exit_status_3(tmp_path: Path) -> N
     [
         (["--models", "a=/no/such.model", "--port", "0"], 3, "no such file or folder"),
         (["--models", "/no/such.model"], 3, "no such file or folder"),
-        (["--models", "a/b=/x.model"], 2, "cannot be used in a URL"),
+        (["--models", "a{b=/x.model"], 2, "cannot be used in a URL"),
         (["--models", "=x"], 2, "NAME=PATH"),
         ([], 2, "no model to serve"),
         (["--no-such-flag"], 2, "--no-such-flag"),

@@ -233,7 +233,7 @@ class TestFailures:
         url = files.add("/models/page.html", b"<html>")
         status, answer = await post(server, f"{url}?sig=SECRET", name)
         assert (status, answer["error"]["code"]) == (400, "invalid_archive")
-        assert answer["message"].startswith(f"{url}: not a model archive")
+        assert answer["message"].startswith(f"{url}: a web page, and not a model archive")
 
     async def test_a_wrong_pin_names_both_digests(
         self, server: RunningServer, files: FileServer, content: bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mms.errors import ArchiveError, MMSError, ModelLoadFailed
+from mms.errors import MMSError, ModelLoadFailed
 from mms.export.package import export_model
 from tests.kit.archives import make_archive, make_folder, write_linear
 from tests.kit.server import RunningServer, StartServer
@@ -110,13 +110,14 @@ async def test_a_sample_request_that_fails_fails_the_load(
     assert error.detail.traceback.endswith("IndexError: list index out of range")
 
 
-async def test_a_missing_parameter_file_is_an_archive_error(
+async def test_a_missing_parameter_file_is_no_error_if_the_service_does_without(
     start_server: StartServer, tmp_path: Path
 ) -> None:
+    # 0.4 warned, and left it to the service.
     source = f"{BASE}        pass\n"
     folder = make_folder(tmp_path / "model", source, parameters="net-0000.params")
-    with pytest.raises(ArchiveError, match=r"net-0000\.params"):
-        await start_server(broken=folder)
+    server = await start_server(bare=folder)
+    assert server.servable("bare").is_ready
 
 
 async def test_parameters_that_do_not_fit_a_gluon_network_are_an_error_that_names_one(

@@ -163,7 +163,7 @@ async def routes_of(server: RunningServer, base: str) -> list[str]:
 
 #: Answered 2xx to anybody on a port that everybody may reach; none of them changes anything.
 OPEN = (
-    "/ping", "/health", "/metrics", "/predictions", "/invocations", "/v2", "/openapi.json",
+    "/ping", "/health", "/metrics", "/predictions", "/invocations", "/v1", "/v2", "/openapi.json",
     "/docs", "/api-description", "/models/m/invoke", "/models/m/ready", "/m/predict",
 )  # fmt: skip
 

@@ -175,7 +175,12 @@ class TestHealthAndMetadata:
             ("GET", "/v2/models/linear/versions/7", 404, "no version '7'; its versions: 1"),
             ("GET", "/v2/models/linear/versions/7/ready", 404, "no version '7'"),
             ("POST", "/v2/models/linear/versions/7/infer", 404, "no version '7'"),
-            ("GET", "/v2/models/linear/infer", 405, "GET is not allowed here; allowed: POST"),
+            (
+                "GET",
+                "/v2/models/linear/infer",
+                405,
+                "GET is not allowed here; allowed: OPTIONS",
+            ),
             ("GET", "/v2/nowhere", 404, "there is no route '/v2/nowhere'"),
         ],
     )
