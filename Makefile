@@ -160,7 +160,7 @@ $(TOOLKITS)/.installed: pyproject.toml
 toolkits-test: setup $(TOOLKITS)/.installed ## SageMaker's three toolkits start this server, two minutes (root)
 	TOOLKITS_BIN=$(abspath $(TOOLKITS))/bin $(BIN)/pytest tests/toolkits
 
-check: lint type test ## Everything that CI runs
+check: lint type test toolkits-test ## Everything that CI runs
 
 clean: ## Remove everything that was built
 	rm -rf $(VENV) $(BUILD) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
