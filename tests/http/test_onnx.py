@@ -193,7 +193,7 @@ class TestTensors:
                 {"texts": ["a", 1]},
                 "is not an array of strings of shape (?): it contains other values",
             ),
-            ("types", {"texts": [["a", "b"], ["c"]]}, "or its lists differ in length"),
+            ("types", {"texts": [["a", "b"], ["c"]]}, "it is ragged, with lists of 1 and of 2"),
             ("types", {"texts": [["a"]]}, "input 'texts' has shape (1, 1), expected (?)"),
             ("types", {"half": [1e5]}, "is not an array of numbers of shape (?): overflow"),
             (
