@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs proto chaos simulate check image-test toolkits-test clean
+.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs constraints proto chaos simulate check image-test toolkits-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,11 +33,12 @@ help: ## Show the targets
 setup: $(BIN)/.installed  ## Build the virtual environment with everything in it
 
 # Stamped by the project file: a changed dependency installs again.
-$(BIN)/.installed: pyproject.toml
+$(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 10) <= v[:2] <= (3, 12))' || \
 	  { echo "mxnet-model-server needs Python 3.10 to 3.12; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[dev]'
 	@$(BIN)/python -m mms.engines.imports
 	@touch $@
 
@@ -97,6 +98,13 @@ test: setup $(CREPE) ## Run every test
 
 test-fast: setup ## Run the tests that need no process, no port and no MXNet
 	$(BIN)/pytest tests/unit
+
+constraints: ## Look for newer versions of what `make setup` installs
+	$(PYTHON) -m venv $(BUILD)/uv
+	$(BUILD)/uv/bin/pip install --quiet --disable-pip-version-check uv
+	{ sed '/^[^#]/,$$d' constraints.txt; $(BUILD)/uv/bin/uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml; } > $(BUILD)/constraints
+	mv $(BUILD)/constraints constraints.txt
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .
