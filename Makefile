@@ -102,8 +102,11 @@ test-fast: setup ## Run the tests that need no process, no port and no MXNet
 constraints: ## Look for newer versions of what `make setup` installs
 	$(PYTHON) -m venv $(BUILD)/uv
 	$(BUILD)/uv/bin/pip install --quiet --disable-pip-version-check uv
-	{ sed '/^[^#]/,$$d' constraints.txt; $(BUILD)/uv/bin/uv pip compile --quiet --upgrade --universal \
-	  --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml; } > $(BUILD)/constraints
+	$(BUILD)/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
+	  --no-annotate --no-header --output-file $(BUILD)/constraints.txt pyproject.toml
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  sed "s/ and sys_platform == 'linux'//; s/ and python_full_version < '3.13'//; \
+	    s/ ; python_full_version < '3.13'$$//" $(BUILD)/constraints.txt; } > $(BUILD)/constraints
 	mv $(BUILD)/constraints constraints.txt
 
 lint: setup ## Check style and formatting
