@@ -16,6 +16,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import uvloop
+from hypothesis import settings
 
 from tests.kit.server import RunningServer, StartServer, fresh_client, running_servers
 
@@ -25,6 +26,10 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     """Run the tests on the event loop that the command runs on."""
     return {"uvloop": uvloop.new_event_loop}
 
+
+# A busy machine may take any time for an example.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # libuv opens a pipe with its first loop and keeps it for the life of the process.
 uvloop.new_event_loop().close()
