@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from mms.archive.workspace import open_workspace
+from mms.config.address import is_loopback
 from mms.config.build import Config
 from mms.config.settings import TOKEN_VARIABLE
 from mms.errors import AddressInUse, ConfigError, MMSError
 from mms.fetch.download import Progress
-from mms.http.app import is_loopback, make_app, shows_errors
+from mms.http.app import make_app, shows_errors
 from mms.http.audit import LONGEST_DELAY_S, Failures
 from mms.http.connection import Runner
 from mms.http.context import Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from mms.config.address import is_loopback as is_loopback
+from mms.config.address import is_loopback
 from mms.config.settings import ServerSettings
 from mms.http import describe, docs, inference, paths, sagemaker, status, v1
 from mms.http import oip as v2
