@@ -14,6 +14,7 @@ goes into ``detail`` and the log.
     │   │   ├── ManifestError
     │   │   ├── SignatureError
     │   │   ├── ExportError
+    │   │   │   └── ConversionFailed
     │   │   ├── DownloadFailed
     │   │   └── StorageFull
     │   ├── ModelLoadFailed
@@ -139,6 +140,12 @@ class ExportError(ArchiveError):
     """The files passed to mxnet-model-export cannot be made into an archive."""
 
     code = "export_error"
+
+
+class ConversionFailed(ExportError):
+    """A network cannot be converted for another engine, or does not agree; MXNet still runs it."""
+
+    code = "conversion_failed"
 
 
 class DownloadFailed(ArchiveError):

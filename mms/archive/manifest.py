@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from mms.archive.candidates import Candidate, candidates_document, parse_candidates
 from mms.errors import ManifestError
 from mms.quoting import quoted
 
@@ -88,6 +89,7 @@ class ServingDefaults:
     device: str | None = None
     sample: Sample | None = None
     quantization: Quantization | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,7 @@ def parse_serving(value: Any, source: str) -> ServingDefaults:
         device=_optional_text(serving, "device", source),
         sample=_sample(serving.get("sample"), source),
         quantization=_quantization(serving.get("quantization"), source),
+        candidates=parse_candidates(serving.get("candidates"), source),
     )
 
 
@@ -317,6 +320,8 @@ def _serving_document(serving: ServingDefaults) -> dict[str, Any]:
         }
     if serving.quantization:
         document["quantization"] = dataclasses.asdict(serving.quantization)
+    if serving.candidates:
+        document["candidates"] = candidates_document(serving.candidates)
     return document
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mms.archive.candidates import ENGINES, PRECISIONS
 from mms.config.bounds import (
     MAX_BYTES,
     MAX_DELAY_MS,
@@ -93,6 +94,24 @@ class ModelSettings:
         minimum=0,
         maximum=MAX_BYTES,
         unit=Unit.BYTES,
+    )
+    engine: str = setting(
+        "auto",
+        "Engine that runs the network: auto takes the fastest of the archive's measured candidates "
+        "that this machine runs well, and MXNet if there is none. A named one converts an archive "
+        "without candidates when the model is loaded, and compares it with MXNet first.",
+        choices=("auto", *ENGINES),
+    )
+    precision: str = setting(
+        "auto",
+        "Precision that the network is computed in: auto takes the fastest that agrees.",
+        choices=("auto", *PRECISIONS),
+    )
+    min_agreement: float = setting(
+        0.98,
+        "Fraction of rows in which a candidate must agree with MXNet to be run.",
+        minimum=0,
+        maximum=1,
     )
     service: str = setting("", "Service file to use instead of the archive's.")
     handler: str = setting(

@@ -12,7 +12,7 @@ from mms.config.resources import usable_cores
 from mms.config.settings import ModelSettings
 from mms.serving.pool.starter import PoolSettings
 from mms.serving.queue.dispatcher import Limits
-from mms.wire.messages import LoadSpec, RequestLimits
+from mms.wire.messages import EngineWish, LoadSpec, RequestLimits
 
 _QUEUE_PER_WORKER = 100
 
@@ -94,4 +94,5 @@ def load_spec(
         memory_limit=settings.worker_memory_limit,
         limits=limits,
         is_strict=is_strict,
+        wish=EngineWish(settings.engine, settings.precision, settings.min_agreement),
     )

@@ -59,6 +59,28 @@ class RequestLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineWish:
+    """What an operator wants a network to run on; see the settings of the same names.
+
+    Attributes:
+        engine: ``auto`` or the name of an engine.
+        precision: ``auto`` or the name of a precision.
+        min_agreement: Lowest score of a candidate that may run.
+        candidates: Path of a JSON file with candidates that were made when the model was loaded,
+            their paths relative to its folder; "" for the manifest's.
+        reason: Why such candidates could not be made; "" if they were, or were not needed.
+        cache: Folder for compiled networks, so that they need not be compiled again; "" for none.
+    """
+
+    engine: str = "auto"
+    precision: str = "auto"
+    min_agreement: float = 0.98
+    candidates: str = ""
+    reason: str = ""
+    cache: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """Everything a process needs to serve one version of one model.
 
@@ -78,6 +100,7 @@ class LoadSpec:
         memory_limit: Bytes that the process may allocate; 0 is no limit.
         limits: Resource limits of one request.
         is_strict: Whether likely mistakes in the service are errors, see `mms.worker.slips`.
+        wish: What the network shall run on.
     """
 
     model_name: str
@@ -95,6 +118,7 @@ class LoadSpec:
     memory_limit: int = 0
     limits: RequestLimits = RequestLimits()
     is_strict: bool = False
+    wish: EngineWish = EngineWish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +132,9 @@ class Ready:
         alone_reason: Why requests run one at a time whatever the batch size; "" if they do not.
         takes_tensors: Whether the model accepts arrays as they are, and not only bodies.
         gives_tensors: Whether an answer can consist of the network's own output arrays.
+        precision: Precision that the network is computed in; "" if not known, as for handlers.
+        agreement: Recorded score of the candidate that runs; None if the network itself does.
+        engine_reason: Why this engine and precision run and not what was wanted; "" if they are.
     """
 
     can_fork: bool
@@ -116,6 +143,9 @@ class Ready:
     alone_reason: str
     takes_tensors: bool = False
     gives_tensors: bool = False
+    precision: str = ""
+    agreement: float | None = None
+    engine_reason: str = ""
 
 
 class RequestMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ DOCUMENTED = {
     errors.ManifestError: (400, "InvalidModelException"),
     errors.SignatureError: (400, "InvalidModelException"),
     errors.ExportError: (400, "InvalidModelException"),
+    errors.ConversionFailed: (400, "InvalidModelException"),
     errors.DownloadFailed: (400, "DownloadModelException"),
     errors.ModelLoadFailed: (500, "InternalServerException"),
     errors.AddressInUse: (500, "InternalServerException"),

@@ -33,6 +33,7 @@ DOCUMENTED = {
     errors.ManifestError: Code.INVALID_ARGUMENT,
     errors.SignatureError: Code.INVALID_ARGUMENT,
     errors.ExportError: Code.INVALID_ARGUMENT,
+    errors.ConversionFailed: Code.INVALID_ARGUMENT,
     errors.DownloadFailed: Code.INVALID_ARGUMENT,
     errors.StorageFull: Code.RESOURCE_EXHAUSTED,
     errors.ModelLoadFailed: Code.INTERNAL,

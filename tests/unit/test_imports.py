@@ -96,7 +96,7 @@ def test_the_search_for_circles_finds_those_that_a_started_process_closes() -> N
 
 
 #: What runs in worker processes, and the processes that the exporter starts.
-WORKER_ROOMS = ("mms.worker", "mms.engines", "mms.model_service", "mms.utils")
+WORKER_ROOMS = ("mms.worker", "mms.engines", "mms.model_service", "mms.utils", "mms.convert")
 SERVER_ROOMS = (
     *("mms.server", "mms.cli", "mms.http", "mms.grpc", "mms.serving"),
     *("mms.config", "mms.telemetry", "mms.fetch"),
