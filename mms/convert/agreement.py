@@ -58,7 +58,7 @@ BOX_BOUNDS: dict[Precision, tuple[float, float]] = {
 }
 #: A row that is all but zero beside the others is measured by this share of the largest of them.
 _LEAST_SCALE = 1e-3
-#: Error of a row that cannot be measured: not a number, or a box that is missing.
+#: Error of a row that cannot be measured: it has what is not a number, there or here.
 _HOPELESS = 1e6
 #: Class, score and four corners.
 _BOX_SIZE = 6
@@ -181,8 +181,8 @@ def _errors(expected: Array, got: Array, count: int, scale: float) -> Array:
     other = np.asarray(got, np.float64).reshape(rows, -1)
     if not one.size:
         return np.zeros(count)
-    # The same infinity, or no number on both sides, is what was expected.
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    # The same infinity is what was expected. What is not a number proves nothing.
+    same = one == other
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(one - other)).max(axis=1)
     sizes = np.where(np.isfinite(one), np.abs(one), 0.0).max(axis=1)

@@ -196,21 +196,18 @@ def _ports(names: Sequence[str], calls: Sequence[Sequence[Any]]) -> tuple[Port, 
     for name, sizes in zip(names, shapes, strict=True):
         if len({len(shape) for shape in sizes}) != 1:
             raise ConversionFailed(f"the input {name!r} differs in its number of axes")
-    has_batches = any(len({shape[:1] for shape in sizes}) > 1 for sizes in shapes)
+    # Of an RNN's (T, N, C) and its states (layers, N, units) the batch is the second axis.
+    is_first = all(len({shape[:1] for shape in call}) == 1 for call in zip(*shapes, strict=True))
     return tuple(
-        Port(name, _data_type(name, column), _free_axes(sizes, has_batches))
+        Port(name, _data_type(name, column), _free_axes(sizes, is_first))
         for name, column, sizes in zip(names, columns, shapes, strict=True)
     )
 
 
-def _free_axes(shapes: Sequence[tuple[int, ...]], has_batches: bool) -> tuple[int, ...]:
-    """Return the shape with 0 for axes that differ.
-
-    Axis 0 is the batch, unless that of another input differed between the calls and this one did
-    not: states of an RNN are (layers, N, units).
-    """
+def _free_axes(shapes: Sequence[tuple[int, ...]], is_batch_first: bool) -> tuple[int, ...]:
+    """Return the shape with 0 for axes that differ between calls, and for the batch."""
     return tuple(
-        0 if len(set(sizes)) > 1 or (axis == 0 and not has_batches) else sizes[0]
+        0 if len(set(sizes)) > 1 or (axis == 0 and is_batch_first) else sizes[0]
         for axis, sizes in enumerate(zip(*shapes, strict=True))
     )
 
