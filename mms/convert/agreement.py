@@ -6,12 +6,12 @@ magnitude that MXNet gave in it. A row agrees:
 ========= ==================================== ========================= =========================
 task      f32                                  bf16                      int8
 ========= ==================================== ========================= =========================
-classes   error <= 0.1 %                       same largest output, a    same largest output
-                                               difference below the
+classes   error <= 0.1 %, and the median error same largest output, a    same largest output
+          of all rows <= 0.01 %                difference below the
                                                rounding being none; and
                                                the median error of all
                                                rows <= 2 %
-values    error <= 0.1 %                       error <= 3 %              error <= 5 %
+values    as for classes                       error <= 3 %              error <= 5 %
 boxes     the same boxes: class, score within 0.01, overlap (IoU) >= 0.9; 0.02 and 0.85 in bf16,
           0.05 and 0.75 in int8
 ========= ==================================== ========================= =========================
@@ -20,7 +20,8 @@ The bounds are from measurements on small trained networks (Crepe, resnet18, mob
 SSD; OpenVINO 2026.4 and onnxruntime 1.32):
 
 - f32: right conversions differed by at most 3e-6, wrong ones (a BatchNorm's gamma, an LRN's bias,
-  a pooling's padding) by 18 % and more.
+  a pooling's padding) by 18 % and more. One wrong gate out of 24 of an unrolled LSTM showed by
+  0.06 % only, in all rows, hence the bound on the median.
 - bf16: Crepe's rows had a median error of 0.5 % with 99.86 % of the classes the same, resnet18's
   0.2 % with all. bf16 holds 8 bits of a number, so outputs nearer than 2**-8 of the row's scale may
   change places. The worst row of 1,400 had 11 %, which is why the median counts for classes.
@@ -46,8 +47,9 @@ Outputs = Sequence[Array]
 
 #: Largest error of a row of values, by precision.
 MAX_ERROR: dict[Precision, float] = {"f32": 1e-3, "bf16": 0.03, "int8": 0.05}
-#: Largest median error of the rows of classes.
-MAX_MEDIAN_ERROR = 0.02
+#: Largest median error of all rows: of any task but boxes in f32, of classes in bf16.
+MAX_F32_MEDIAN = 1e-4
+MAX_BF16_MEDIAN = 0.02
 #: Half the distance of neighbours in bf16 is 2**-9 of a number; two numbers are compared.
 ROUNDING = 2.0**-8
 #: Largest difference of scores and least overlap of boxes that are the same, by precision.
@@ -104,7 +106,7 @@ def compare(
     errors = np.array([row.error for row in rows])
     median = float(np.median(errors))
     agrees = np.array([row.agrees for row in rows])
-    if task == "classes" and precision == "bf16" and median > MAX_MEDIAN_ERROR:
+    if median > _max_median(task, precision):
         agrees[:] = False
     return Agreement(
         task=task,
@@ -129,6 +131,12 @@ def reason_against(agreement: Agreement, precision: Precision, min_agreement: fl
         f"{agreement.score:.2%} of {agreement.rows} rows agree with MXNet, less than {least:.2%} "
         f"(median error {agreement.median_error:.2g}, largest {agreement.max_error:.2g})"
     )
+
+
+def _max_median(task: Task, precision: Precision) -> float:
+    if precision == "f32" and task != "boxes":
+        return MAX_F32_MEDIAN
+    return MAX_BF16_MEDIAN if precision == "bf16" and task == "classes" else np.inf
 
 
 class _Row(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mms.archive.candidates import EngineName, Port, Precision, Tail
+from mms.engines.error_text import reason_line
 from mms.engines.imports import import_mxnet
 from mms.engines.network import Array, Network
 from mms.engines.param_file import bare_name, read_arrays
@@ -54,7 +55,8 @@ class CutNetwork:
         #: Inputs of the network that the rest reads as well.
         self._extra = [places[name] for name in tail.inputs[count:]]
         self._block = _load(folder, tail)
-        names = self._block(*[mx.sym.var(name) for name in tail.inputs]).list_outputs()
+        symbols = self._block(*[mx.sym.var(name) for name in tail.inputs])
+        names = mx.sym.Group(symbols).list_outputs()
         self.outputs = tuple(Port(name, "FP32", ()) for name in names)
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
@@ -70,7 +72,9 @@ class CutNetwork:
             # Waits for MXNet, so what it borrowed is free again.
             return [part.asnumpy() for part in parts]
         except mx.base.MXNetError as error:
-            raise InferenceFailed(f"MXNet cannot run the rest of the network: {error}") from error
+            raise InferenceFailed(
+                f"MXNet cannot run the rest of the network: {reason_line(str(error))}"
+            ) from error
 
     def after_fork(self) -> None:
         """Make what the head needs anew."""
@@ -90,8 +94,9 @@ def _load(folder: Path, tail: Tail) -> Any:
             named = {bare_name(name): array for name, array in arrays.items()}
             block.collect_params().load_dict(named, cast_dtype=True, dtype_source="saved")
     except (OSError, ValueError, AssertionError, RuntimeError, mx.base.MXNetError) as error:
-        line = str(error).strip().partition("\n")[0]
-        raise ModelLoadFailed(f"{tail.symbol} cannot be loaded: {line}") from error
+        raise ModelLoadFailed(
+            f"{tail.symbol} cannot be loaded: {reason_line(str(error))}"
+        ) from error
     block.hybridize(static_alloc=True)
     return block
 

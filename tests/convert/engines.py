@@ -82,4 +82,3 @@ def _openvino(model: bytes, outputs: Sequence[Port]) -> Callable[[Any], list[Arr
         return [np.array(request.get_tensor(port.name).data) for port in outputs]
 
     return infer
-

@@ -80,9 +80,7 @@ def layers(*blocks: Any) -> Any:
 def symbol_case(symbol: Any, *samples: Array, **shapes: tuple[int, ...]) -> Made:
     """Make a case of a symbol with parameters, loaded from its two files as services do."""
     known = {name: (1, *shape[1:]) for name, shape in shapes.items()}
-    net = mx.gluon.SymbolBlock(
-        symbol, [mx.sym.var(name) for name in (*shapes, *_labels(symbol))]
-    )
+    net = mx.gluon.SymbolBlock(symbol, [mx.sym.var(name) for name in (*shapes, *_labels(symbol))])
     arguments, _, states = symbol.infer_shape(**known)
     by_name = dict(zip(symbol.list_arguments(), arguments, strict=True))
     by_name |= dict(zip(symbol.list_auxiliary_states(), states, strict=True))
