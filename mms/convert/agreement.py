@@ -69,15 +69,16 @@ _BOX_SIZE = 6
 def task_of(outputs: Outputs) -> Task:
     """Return what to compare, from the shapes of a batch's outputs.
 
-    Boxes are one output of (N, B, 6), or three of (N, B, 1), (N, B, 1) and (N, B, 4). Classes are
-    a first output of (N, C), C > 1; outputs behind it are compared as values. All else is values.
+    Boxes are one output of (N, B, 6), or three of (N, B, 1), (N, B, 1) and (N, B, 4), the first
+    two of which may lack their last axis. Classes are a first output of (N, C), C > 1; outputs
+    behind it are compared as values. All else is values.
     """
     shapes = [output.shape for output in outputs]
     if len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][2] == _BOX_SIZE:
         return "boxes"
-    if len(shapes) == 3 and all(len(shape) == 3 for shape in shapes):
-        same = len({shape[:2] for shape in shapes}) == 1
-        if same and [shape[2] for shape in shapes] == [1, 1, 4]:
+    if len(shapes) == 3 and len(shapes[2]) == 3 and shapes[2][2] == 4:
+        one_each = (shapes[2][:2], (*shapes[2][:2], 1))
+        if shapes[0] in one_each and shapes[1] in one_each:
             return "boxes"
     return "classes" if len(shapes[0]) == 2 and shapes[0][1] > 1 else "values"
 
@@ -166,7 +167,10 @@ def _rows(
         return
     count = len(expected[0]) if expected[0].ndim else 1
     errors = np.stack(
-        [_errors(*pair, count, scale) for *pair, scale in zip(expected, got, scales, strict=True)]
+        [
+            _errors(one, other, count, scale)
+            for one, other, scale in zip(expected, got, scales, strict=True)
+        ]
     )
     worst = errors.max(axis=0)
     agrees = worst <= MAX_ERROR[precision]
@@ -194,10 +198,11 @@ def _errors(expected: Array, got: Array, count: int, scale: float) -> Array:
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(one - other)).max(axis=1)
     sizes = np.where(np.isfinite(one), np.abs(one), 0.0).max(axis=1)
-    least = max(scale * _LEAST_SCALE, np.finfo(np.float32).tiny)
+    least = max(scale * _LEAST_SCALE, float(np.finfo(np.float32).tiny))
     errors = difference / np.maximum(sizes, least)
     errors = np.where(np.isfinite(errors), np.minimum(errors, _HOPELESS), _HOPELESS)
-    return np.broadcast_to(errors, (count,))
+    every: Array = np.broadcast_to(errors, (count,))
+    return every
 
 
 def _same_class(expected: Array, got: Array, rounding: float) -> Array:
@@ -216,8 +221,11 @@ def _largest(output: Array) -> float:
 
 def _boxes(outputs: Outputs) -> Array:
     """Return (N, B, 6): class or -1, score, corners."""
-    boxes = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
-    return np.asarray(boxes, np.float64)
+    if len(outputs) == 1:
+        return np.asarray(outputs[0], np.float64)
+    rows, count = outputs[2].shape[:2]
+    parts = [np.asarray(output, np.float64).reshape(rows, count, -1) for output in outputs]
+    return np.concatenate(parts, axis=2)
 
 
 def _compare_boxes(expected: Array, got: Array, max_score: float, min_overlap: float) -> _Row:

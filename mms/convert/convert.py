@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from mms.archive.candidates import Port, Tail
@@ -23,7 +24,7 @@ mx = import_mxnet()
 #: A protobuf message, and so an ONNX file without external data, is no larger.
 MAX_BYTES = (1 << 31) - 1
 _ELEMENT_TYPES = {
-    onnx.helper.np_dtype_to_tensor_dtype(onnx.numpy_helper.np.dtype(type_.numpy)): type_.name
+    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(type_.numpy)): type_.name
     for type_ in TABLE
     if type_.numpy != "O"
 }

@@ -56,7 +56,7 @@ class CutNetwork:
         self._extra = [places[name] for name in tail.inputs[count:]]
         self._block = _load(folder, tail)
         symbols = self._block(*[mx.sym.var(name) for name in tail.inputs])
-        names = mx.sym.Group(symbols).list_outputs()
+        names = mx.sym.Group(symbols if isinstance(symbols, list) else [symbols]).list_outputs()
         self.outputs = tuple(Port(name, "FP32", ()) for name in names)
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:

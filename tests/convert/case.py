@@ -112,6 +112,7 @@ def block_case(
     axis: int = 0,
     seed: int = 0,
     is_deep: bool = False,
+    quiet: str = "",
 ) -> Made:
     """Make a case of a Gluon block that is not initialized yet.
 
@@ -122,6 +123,7 @@ def block_case(
         axis: The batch's axis, of all inputs.
         seed: Of the parameters.
         is_deep: Whether its normalisations need to fit what they see.
+        quiet: Pattern of the names of weights that are to be a tenth of the others.
     """
     rng = np.random.default_rng(seed)
     mx.random.seed(seed)
@@ -129,6 +131,8 @@ def block_case(
     inputs = [mx.nd.array(sample, dtype=sample.dtype) for sample in samples]
     net(*inputs)
     perturb(net, rng)
+    for parameter in net.collect_params(quiet).values() if quiet else ():
+        parameter.set_data(parameter.data() / 10)
     if is_deep:
         normalise(net, samples)
     rows = [np.moveaxis(sample, axis, 0) for sample in samples]

@@ -32,7 +32,7 @@ class Model:
         return [node for node in self.graph.node if node.op_type in kinds]
 
     def array(self, name: str) -> Array | None:
-        """Return a stored array, also one behind a node that only passes it on; None if computed."""
+        """Return a stored array, also behind nodes that pass it on; None if it is computed."""
         tensor = self._tensor(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
@@ -50,7 +50,7 @@ class Model:
         return None
 
     def weights(self, *kinds: str) -> Iterator[tuple[Any, str, Array]]:
-        """Return nodes of these kinds with one stored array of at least two axes that each reads."""
+        """Return nodes of these kinds, each with a stored array of two or more axes."""
         for node in self.nodes(*kinds):
             for name in node.input:
                 array = self.array(name)

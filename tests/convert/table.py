@@ -102,7 +102,7 @@ def main(output: str, *names: str) -> None:
     rows = []
     for name in names or NETWORKS:
         rows.append(measure(NETWORKS[name]))
-        print(json.dumps(msgspec.to_builtins(rows[-1])), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{name}: {rows[-1].seconds} s\n")
     document: Any = msgspec.to_builtins(rows)
     Path(f"{output}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     text = "\n".join(["# Networks that are converted", "", *markdown(rows), ""])

@@ -20,7 +20,7 @@ from mms.engines.cut_network import CutNetwork
 from mms.engines.imports import import_mxnet
 from mms.errors import ConversionFailed, InferenceFailed, ModelLoadFailed
 from tests.convert.case import flat
-from tests.convert.engines import Plain, open_network
+from tests.convert.engines import ENGINES, Plain, open_network
 
 mx = import_mxnet()
 nn = mx.gluon.nn
@@ -69,8 +69,8 @@ def test_what_comes_before_runs_on_the_engine_and_the_rest_on_mxnet(tmp_path: Pa
     assert converted.tail.inputs[-1:] == ("data1",)
     assert [port.name for port in converted.inputs] == ["data0", "data1"]
     expected = [flat(net(*map(mx.nd.array, batch))) for batch in batches]
-    for engine in ("onnxruntime", "openvino"):
-        network = open_network(engine, converted)  # type: ignore[arg-type]
+    for engine in ENGINES:
+        network = open_network(engine, converted)
         got = [network.run(batch) for batch in batches]
         assert compare(expected, got, "classes", "f32").score == 1.0
         assert network.can_fork
@@ -116,7 +116,8 @@ def test_a_rest_that_is_damaged_is_one_clear_line(
 
 def test_what_mxnet_cannot_run_is_said_in_one_line(tmp_path: Path) -> None:
     net = made(Late(), ROWS, ROWS[:, :1])
-    converted = convert(trace_block(net, [[ROWS, ROWS[:, :1]]]), tmp_path, "late")
+    calls = [[ROWS, ROWS[:, :width]] for width in (1, 2)]
+    converted = convert(trace_block(net, calls), tmp_path, "late")
     network = open_network("onnxruntime", converted)
     with pytest.raises(InferenceFailed, match="MXNet cannot run the rest") as error:
         network.run([ROWS, ROWS[:, :3]])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mms.archive.candidates import Precision
-from mms.convert.agreement import compare, reason_against, task_of
+from mms.convert.agreement import Array, compare, reason_against, task_of
 from mms.convert.batches import variants
 from mms.errors import ConversionFailed
 
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 SCORES = RNG.normal(0, 1, (8, 5)).astype(np.float32)
 
 
-def shapes(*all_: tuple[int, ...]) -> list[np.ndarray]:
+def shapes(*all_: tuple[int, ...]) -> list[Array]:
     return [np.zeros(shape, np.float32) for shape in all_]
 
 
@@ -29,13 +29,13 @@ def shapes(*all_: tuple[int, ...]) -> list[np.ndarray]:
         (shapes((2, 5, 10)), "values"),
         (shapes((2, 100, 6)), "boxes"),
         (shapes((2, 100, 1), (2, 100, 1), (2, 100, 4)), "boxes"),
+        (shapes((2, 100), (2, 100), (2, 100, 4)), "boxes"),
+        (shapes((2, 100), (2, 100), (2, 100, 5)), "classes"),
         (shapes((2, 100, 1), (2, 100, 1), (2, 90, 4)), "values"),
         (shapes((2, 100, 6), (2, 3)), "values"),
     ],
 )
-def test_the_task_follows_from_the_shapes_of_the_outputs(
-    outputs: list[np.ndarray], task: str
-) -> None:
+def test_the_task_follows_from_the_shapes_of_the_outputs(outputs: list[Array], task: str) -> None:
     assert task_of(outputs) == task
 
 
@@ -113,7 +113,7 @@ def test_what_is_not_a_number_agrees_with_nothing(value: float) -> None:
     got[0, 0] = value
     for precision in ("f32", "bf16", "int8"):
         for task in ("classes", "values"):
-            agreement = compare([[SCORES]], [[got]], task, precision)  # type: ignore[arg-type]
+            agreement = compare([[SCORES]], [[got]], task, precision)
             assert agreement.score < 1.0
             assert np.isfinite(agreement.max_error)
     both = compare([[got]], [[got]], "values", "f32")
@@ -121,11 +121,11 @@ def test_what_is_not_a_number_agrees_with_nothing(value: float) -> None:
 
 
 def test_a_row_that_is_all_but_zero_is_measured_beside_the_others() -> None:
-    expected = np.array([[1.0, 2.0], [0.0, 0.0]], np.float32)
-    got = np.array([[1.0, 2.0], [1e-9, 0.0]], np.float32)
+    expected = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]], np.float32)
+    got = expected + np.array([[0, 0], [1e-9, 0], [0, 0]], np.float32)
     assert compare([[expected]], [[got]], "values", "f32").score == 1.0
     got[1] = 1.0
-    assert compare([[expected]], [[got]], "values", "f32").score == 0.5
+    assert compare([[expected]], [[got]], "values", "f32").score == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,7 @@ def test_a_row_that_is_all_but_zero_is_measured_beside_the_others() -> None:
         ([[SCORES[:, :3]]], r"output 0 has the shape \(8, 3\), not \(8, 5\)"),
     ],
 )
-def test_answers_of_another_number_or_shape_are_refused(
-    got: list[list[np.ndarray]], said: str
-) -> None:
+def test_answers_of_another_number_or_shape_are_refused(got: list[list[Array]], said: str) -> None:
     with pytest.raises(ConversionFailed, match=said):
         compare([[SCORES]], got, "classes", "f32")
 
@@ -157,6 +155,8 @@ def test_boxes_are_matched_whatever_their_order() -> None:
     triple = [BOXES[..., :1], BOXES[..., 1:2], BOXES[..., 2:]]
     turned = [got[..., :1], got[..., 1:2], got[..., 2:]]
     assert compare([triple], [turned], "boxes", "f32").score == 1.0
+    flat, flat_turned = ([x[..., 0] for x in (a, b)] + [c] for a, b, c in (triple, turned))
+    assert compare([flat], [flat_turned], "boxes", "f32").score == 1.0
 
 
 @pytest.mark.parametrize(
