@@ -210,8 +210,9 @@ def _same_class(expected: Array, got: Array, rounding: float) -> Array:
     best = got.argmax(axis=1)
     largest = expected.max(axis=1)
     gap = largest - expected[rows, best]
-    same: Array = gap <= rounding * np.abs(expected).max(axis=1)
-    return same & np.isfinite(got).all(axis=1)
+    is_near = gap <= rounding * np.abs(expected).max(axis=1)
+    same: Array = is_near & np.isfinite(got).all(axis=1)
+    return same
 
 
 def _largest(output: Array) -> float:
@@ -256,6 +257,6 @@ def _overlaps(box: Array, others: Array) -> Array:
     common = np.clip(sides, 0, None).prod(axis=1)
     area = np.clip(box[2:] - box[:2], 0, None).prod()
     union = area + np.clip(others[:, 2:] - others[:, :2], 0, None).prod(axis=1) - common
-    # Boxes without an area overlap if they are the same.
-    same = (box == others).all(axis=1)
-    return np.where(union > 0, common / np.where(union > 0, union, 1.0), same)
+    # Boxes without an area, or turned inside out, overlap if their corners are those of the other.
+    is_near = np.abs(box - others).max(axis=1) <= MAX_ERROR["f32"] * np.abs(box).max()
+    return np.where(union > 0, common / np.where(union > 0, union, 1.0), is_near)

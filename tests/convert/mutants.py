@@ -17,6 +17,11 @@ from onnx import numpy_helper
 Array = NDArray[Any]
 Mutation = Callable[["Model", np.random.Generator], str | None]
 
+_PASSING_ON = (
+    *("Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast"),
+    *("Concat", "Slice", "Split"),
+)
+
 
 class Model:
     """An ONNX graph, asked for its nodes and its stored arrays."""
@@ -44,8 +49,8 @@ class Model:
     def _tensor(self, name: str) -> Any:
         if name in self._stored:
             return self._stored[name]
-        for node in self.nodes("Identity", "Reshape", "Transpose", "Unsqueeze", "Cast"):
-            if node.output[0] == name:
+        for node in self.nodes(*_PASSING_ON):
+            if name in node.output:
                 return self._tensor(node.input[0])
         return None
 
@@ -204,7 +209,7 @@ def swap_outputs(model: Model, rng: np.random.Generator) -> str | None:
         for side in (node.input, node.output):
             for index, name in enumerate(side):
                 side[index] = names.get(name, name)
-    return first
+    return str(first)
 
 
 def change_norm_bias(model: Model, rng: np.random.Generator) -> str | None:

@@ -240,7 +240,6 @@ GLUONCV = (
     gluoncv("resnet50_v1d", 64, classes=10),
     gluoncv("cifar_resnet20_v1", 32),
     gluoncv("mobilenetv3_small", 64, classes=10),
-    gluoncv("se_resnext50_32x4d", 64, (1, 2, 3), classes=10),
     gluoncv("simple_pose_resnet18_v1b", 64, pretrained_base=False),
     gluoncv("fcn_resnet50_voc", 64, (1, 2, 3), pretrained_base=False),
     gluoncv(

@@ -178,6 +178,14 @@ def test_a_box_of_another_class_score_or_place_is_another_box(
     assert compare([[BOXES]], [[got]], "boxes", "f32").score == 0.0
 
 
+def test_a_box_that_is_turned_inside_out_is_compared_by_its_corners() -> None:
+    turned = BOXES[..., [0, 1, 4, 5, 2, 3]]
+    got = turned.copy()
+    got[..., 2:] += 1e-6
+    assert compare([[turned]], [[got]], "boxes", "f32").score == 1.0
+    assert compare([[turned]], [[BOXES]], "boxes", "f32").score == 0.0
+
+
 def test_a_box_is_matched_once() -> None:
     got = BOXES.copy()
     got[0, 1] = got[0, 0]
