@@ -25,7 +25,7 @@ ARCHIVES_onnx = $(BUILD)/digits.model $(BUILD)/digits_image.model
 ARCHIVES_ssd = $(BUILD)/ssd.model
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs constraints proto chaos simulate check image-test toolkits-test clean
+.PHONY: engines-networks help setup serve train example examples test test-fast lint type bench bench-quick bench-compare bench-settings bench-peers bench-attacks docs constraints proto chaos simulate check image-test toolkits-test clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +118,9 @@ type: setup ## Check types
 
 docs: setup ## Write what the documentation says of the code from the code
 	$(BIN)/python docs/generate.py
+
+engines-networks: setup ## Convert forty networks, compare other engines with MXNet, write the table
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.convert.table $(BUILD)/engines-networks
 
 bench-peers: setup $(CREPE) ## Measure other model servers beside ours; installs them first (4 GB)
 	$(BIN)/python -m benchmarks.peers --archive $(CREPE) --root $(BUILD)/peers \

@@ -1,0 +1,1 @@
+"""Networks that are converted, run on other engines, and compared with MXNet."""
