@@ -143,9 +143,14 @@ class ExportError(ArchiveError):
 
 
 class ConversionFailed(ExportError):
-    """A network cannot be converted for another engine, or does not agree; MXNet still runs it."""
+    """A network cannot be converted for another engine, or does not agree; MXNet still runs it.
+
+    Attributes:
+        node: Name of the node that has shown to be the reason; "" if it is not one node.
+    """
 
     code = "conversion_failed"
+    node: str = ""
 
 
 class DownloadFailed(ArchiveError):

@@ -55,18 +55,31 @@ def convert(traced: Traced, folder: Path, prefix: str) -> Converted:
     Raises:
         ConversionFailed: The message names the operator that has no converter, or the size.
     """
-    head, rest = cut(traced)
-    size = sum(array.nbytes for array in head.parameters.values())
-    if size > MAX_BYTES:
-        raise ConversionFailed(
-            f"the parameters take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB at most"
-        )
-    model = to_onnx(head)
+    model, rest = _convert_head(traced)
     _add_unused_inputs(model, traced)
     path = folder / f"{prefix}.onnx"
     path.write_bytes(model.SerializeToString())
     tail = _write_tail(traced, rest, folder, prefix) if rest else None
     return Converted(path, traced.inputs, tuple(_port(value) for value in model.graph.output), tail)
+
+
+def _convert_head(traced: Traced) -> tuple[Any, Traced | None]:
+    """Convert what can be converted; what turns out to fail is cut off, too."""
+    names = {node["name"] for node in traced.symbol["nodes"]}
+    failed: set[str] = set()
+    while True:
+        head, rest = cut(traced, failed)
+        size = sum(array.nbytes for array in head.parameters.values())
+        if size > MAX_BYTES:
+            raise ConversionFailed(
+                f"the parameters take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB at most"
+            )
+        try:
+            return to_onnx(head), rest
+        except ConversionFailed as error:
+            if error.node in failed or error.node not in names:
+                raise
+            failed.add(error.node)
 
 
 def _add_unused_inputs(model: Any, traced: Traced) -> None:
@@ -90,7 +103,7 @@ def _write_tail(traced: Traced, rest: Traced, folder: Path, prefix: str) -> Tail
     if arrays:
         mx.nd.save(str(folder / parameters), arrays)
     operators = [node["op"] for node in rest.symbol["nodes"] if node["op"] != "null"]
-    refused = {node["op"] for node in unconvertible(traced.symbol)}
+    refused = {node["op"] for node in unconvertible(traced.symbol)} or set(operators[:1])
     return Tail(
         symbol=symbol,
         parameters=parameters if arrays else "",

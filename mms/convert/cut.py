@@ -7,7 +7,7 @@ of their time is spent before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mms.archive.candidates import Port
@@ -20,8 +20,12 @@ from mms.errors import ConversionFailed
 Entry = Sequence[int]
 
 
-def cut(traced: Traced) -> tuple[Traced, Traced | None]:
+def cut(traced: Traced, failed: Collection[str] = ()) -> tuple[Traced, Traced | None]:
     """Separate what can be converted from the rest.
+
+    Args:
+        traced: The network.
+        failed: Names of further nodes that cannot be converted, as trying has shown.
 
     Returns:
         The part to convert, and the rest; None if all can be converted. The rest's inputs are the
@@ -32,10 +36,10 @@ def cut(traced: Traced) -> tuple[Traced, Traced | None]:
         ConversionFailed: No layer comes before a node that cannot be converted; the message names
             its operator.
     """
-    refused = unconvertible(traced.symbol)
+    refused = {node["name"] for node in unconvertible(traced.symbol)} | set(failed)
     if not refused:
         return traced, None
-    return _Cut(traced, {node["name"] for node in refused}).parts()
+    return _Cut(traced, refused).parts()
 
 
 class _Cut:

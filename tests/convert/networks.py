@@ -6,6 +6,7 @@ All have random parameters, see `tests.convert.case.perturb`, and small inputs.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,11 @@ def layers(*blocks: Any) -> Any:
 def symbol_case(symbol: Any, *samples: Array, **shapes: tuple[int, ...]) -> Made:
     """Make a case of a symbol with parameters, loaded from its two files as services do."""
     known = {name: (1, *shape[1:]) for name, shape in shapes.items()}
-    net = mx.gluon.SymbolBlock(symbol, [mx.sym.var(name) for name in (*shapes, *_labels(symbol))])
+    with warnings.catch_warnings():
+        # For the types of inputs, which the symbol leaves open.
+        warnings.simplefilter("ignore", UserWarning)
+        inputs = [mx.sym.var(name) for name in (*shapes, *_labels(symbol))]
+        net = mx.gluon.SymbolBlock(symbol, inputs)
     arguments, _, states = symbol.infer_shape(**known)
     by_name = dict(zip(symbol.list_arguments(), arguments, strict=True))
     by_name |= dict(zip(symbol.list_auxiliary_states(), states, strict=True))
