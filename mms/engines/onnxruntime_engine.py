@@ -11,7 +11,7 @@ from mms.engines.imports import installed_version
 from mms.engines.network import Array, NetworkFile
 from mms.engines.onnx_checks import is_quantized
 from mms.engines.onnx_session import engine_errors, graph_of, open_session
-from mms.engines.shape_check import ShapeCheck, match_ports
+from mms.engines.shape_check import ShapeCheck, check_none_missing, match_ports
 from mms.errors import InferenceFailed, ModelLoadFailed
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -63,6 +63,7 @@ class OnnxRuntimeNetwork:
         self.outputs = match_ports(file.outputs, known[1], "output", source)
         self._names = [port.name for port in self.inputs]
         self._fetched = [port.name for port in self.outputs]
+        check_none_missing([name for name in known[0] if name not in self._names], source)
         self._check = ShapeCheck(self.inputs)
         self._errors = engine_errors()
 

@@ -100,6 +100,17 @@ def match_ports(
     return tuple(matched)
 
 
+def check_none_missing(missing: Sequence[str], source: str) -> None:
+    """Refuse a description that leaves out inputs of the network.
+
+    Raises:
+        ModelLoadFailed: It does.
+    """
+    if missing:
+        names = ", ".join(repr(name) for name in missing)
+        raise ModelLoadFailed(f"{source}: the network takes further inputs: {names}")
+
+
 def _merged(port: Port, own: Port, what: str, source: str) -> tuple[int, ...]:
     if not port.shape or not own.shape:
         return port.shape or own.shape

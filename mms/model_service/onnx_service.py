@@ -85,8 +85,8 @@ class OnnxBaseService(SingleNodeService):
         if os.path.isfile(synset):
             self.labels = read_labels(synset)
         self._threads = _worker_threads()
-        path = Path(model_dir, model["Symbol"])
-        self._model = open_model(path, wish(), self._threads, gpu)
+        symbol = Path(model_dir, model["Symbol"])
+        self._model = open_model(symbol, wish(), self._threads, gpu)
         self.session = self._model.session
         self._graph = self._model.graph
         self._plan(signature, model["Signature"])
