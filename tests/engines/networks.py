@@ -64,7 +64,7 @@ def quantized() -> onnx.ModelProto:
     constants = [
         constant("step", 1 / 8),
         constant("fine", 1 / 64),
-        numpy_helper.from_array(np.int8(0), "zero"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"),
         numpy_helper.from_array(weights, "w"),
     ]
     return make_model(

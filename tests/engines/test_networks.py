@@ -369,8 +369,9 @@ def test_inputs_that_do_not_fit_each_other_fail_in_one_line(
     name: EngineName, operator: str, tmp_path: Path
 ) -> None:
     # OpenVINO itself returned an empty array for the first two, and crashed for the third.
-    options = {"axis": 0} if operator == "Concat" else {}
-    node = helper.make_node(operator, ["a", "b"], ["y"], **options)
+    node = helper.make_node(operator, ["a", "b"], ["y"])
+    if operator == "Concat":
+        node.attribute.append(helper.make_attribute("axis", 0))
     values = [value(letter, FLOAT, ["N", None]) for letter in "ab"]
     model = make_model([node], values, [value("y", FLOAT, ["N", None])])
     inputs = [port("a", 0, 0), port("b", 0, 0)]
