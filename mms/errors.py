@@ -110,7 +110,7 @@ class ConfigError(StartupError):
 
 
 class EngineMissing(StartupError):
-    """MXNet, onnxruntime or a library that they need is not installed."""
+    """An engine, or a library that it needs, is not installed."""
 
     code = "engine_missing"
     exit_status = 3

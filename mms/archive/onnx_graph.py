@@ -1,6 +1,6 @@
 """The inputs and outputs of an ONNX graph, and whether a signature matches them. Pure.
 
-`mms.engines.onnx_session` describes the graph by asking onnxruntime; the exporter and the service
+`mms.engines.onnx_model` describes the graph by asking an engine; the exporter and the service
 compare it with signature.json here, with the same messages.
 """
 
@@ -64,12 +64,14 @@ class Graph:
     Attributes:
         inputs: The inputs without a default.
         outputs: All outputs.
-        runtime: Version of the onnxruntime that read it.
+        runtime: Version of the engine that read it.
+        engine: Name of that engine.
     """
 
     inputs: tuple[GraphValue, ...]
     outputs: tuple[GraphValue, ...]
     runtime: str
+    engine: str = "onnxruntime"
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
         "inputs": [[value.name, value.type, value.dims] for value in graph.inputs],
         "outputs": [[value.name, value.type, value.dims] for value in graph.outputs],
         "runtime": graph.runtime,
+        "engine": graph.engine,
     }
 
 
@@ -87,7 +90,7 @@ def parse_graph(document: Any) -> Graph:
         tuple(GraphValue(name, type_, tuple(dims)) for name, type_, dims in document[key])
         for key in ("inputs", "outputs")
     )
-    return Graph(inputs, outputs, document["runtime"])
+    return Graph(inputs, outputs, document["runtime"], document["engine"])
 
 
 def make_signature(graph: Graph, has_labels: bool, source: str) -> Signature:

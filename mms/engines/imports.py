@@ -1,4 +1,4 @@
-"""Import MXNet 1.9.1 on current NumPy and Python, or onnxruntime, or report what is missing.
+"""Import MXNet 1.9.1 on current NumPy and Python, or another engine, or report what is missing.
 
 Only for worker processes, the exporter's check and model code.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes.util
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -58,16 +59,56 @@ def import_onnxruntime() -> ModuleType:
     """
     # As `worker_environment` does, for services imported outside a worker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not is_installed("onnxruntime"):
         raise EngineMissing(
-            "an ONNX model needs onnxruntime, which is not installed; run: "
-            "pip install 'mxnet-model-server[onnx]'"
+            "onnxruntime is not installed; run: pip install 'mxnet-model-server[onnx]'"
         )
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineMissing(f"onnxruntime cannot be loaded: {error}") from error
     return onnxruntime  # type: ignore[no-any-return]
+
+
+def import_openvino() -> ModuleType:
+    """Return the openvino module, importing it the first time.
+
+    Raises:
+        EngineMissing: With the command that installs what is missing.
+    """
+    # Without this, the import alone writes ~/intel and sends data to the vendor, assuming consent.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    if not is_installed("openvino"):
+        raise EngineMissing(
+            "OpenVINO is not installed; run: pip install 'mxnet-model-server[openvino]'"
+        )
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineMissing(f"OpenVINO cannot be loaded: {error}") from error
+    return openvino  # type: ignore[no-any-return]
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be found, without importing it."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def installed_version(module: str, distributions: Sequence[str]) -> str:
+    """Return the version of an engine without importing it; "" if it is not installed.
+
+    Args:
+        module: The module it is imported as.
+        distributions: The packages that may install it.
+    """
+    if not is_installed(module):
+        return ""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "of unknown version"
 
 
 @contextlib.contextmanager
@@ -97,9 +138,11 @@ def _uncollected() -> Iterator[None]:
 
 def engine_name() -> str:
     """Return name and version of the engine loaded in this process, or Python's."""
-    for name in ("mxnet", "onnxruntime", "torch", "tensorflow"):
+    for name in ("mxnet", "onnxruntime", "openvino", "torch", "tensorflow"):
         if name in sys.modules:
-            return f"{name} {getattr(sys.modules[name], '__version__', '')}".strip()
+            # OpenVINO's goes on with a build number and the name of a branch.
+            version = getattr(sys.modules[name], "__version__", "").partition("-")[0]
+            return f"{name} {version}".strip()
     return f"python {sys.version.split()[0]}"
 
 

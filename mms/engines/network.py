@@ -62,6 +62,8 @@ class NetworkFile:
         outputs: The outputs to return, in order; by name, since files keep no order of ours.
         threads: Threads to compute on.
         cache: Folder for the compiled network; "" to compile it at each start.
+        forks: Whether others are forked from this process, which then never serves: it computes on
+            one thread whatever `threads` says, since threads do not survive a fork.
     """
 
     model: Path
@@ -70,6 +72,7 @@ class NetworkFile:
     outputs: tuple[Port, ...]
     threads: int = 1
     cache: str = ""
+    forks: bool = False
 
 
 class Engine(Protocol):

@@ -1,6 +1,6 @@
 """Read the inputs and outputs of a ``.onnx`` file's graph in a separate process.
 
-onnxruntime opens the model there (`mms.engines.onnx_session`): a damaged file may crash it.
+An engine opens the model there (`mms.engines.onnx_model`): a damaged file may crash it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mms.errors import EngineMissing, ExportError
 
 
 def read_graph(path: Path) -> Graph:
-    """Open a model with onnxruntime and return the inputs and outputs of its graph.
+    """Open a model with onnxruntime, else OpenVINO, and return the inputs and outputs of its graph.
 
     Raises:
-        ExportError: onnxruntime cannot run it; the message is one line with reason and advice.
-        EngineMissing: onnxruntime is not installed.
+        ExportError: The engine cannot run it; the message is one line with reason and advice.
+        EngineMissing: Neither is installed.
     """
     # The current folder must not shadow modules: it may well hold an onnx.py. Python 3.10 does not
     # know the variable, and searches the root folder instead.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "mms.engines.onnx_session", os.path.abspath(path)],
+        [sys.executable, "-m", "mms.engines.onnx_model", os.path.abspath(path)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment,

@@ -118,7 +118,7 @@ def export_model(
         signature = _add_onnx_signature(contents, model_path, symbol, graph)
         service = add_service(contents, model_path, service_file, symbol, parameters, signature)
         _check_onnx_signature(contents, model_path, signature, graph, service)
-        engine = {"onnxruntime": graph.runtime}
+        engine = {graph.engine: graph.runtime}
     else:
         signature = read_signature(model_path)
         service = add_service(contents, model_path, service_file, symbol, parameters, signature)

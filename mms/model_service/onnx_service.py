@@ -1,4 +1,4 @@
-"""PUBLIC: services for ONNX models, run unchanged by onnxruntime. Never imports mxnet."""
+"""PUBLIC: services for ONNX models, run by onnxruntime or OpenVINO. Never imports mxnet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from mms.archive.onnx_graph import (
 from mms.archive.pictures import Preprocess
 from mms.archive.signature import Signature, TensorSpec, parse_signature
 from mms.archive.text import read_labels
-from mms.engines.onnx_session import graph_of, open_session
+from mms.engines.onnx_model import open_model
 from mms.engines.pictures import picture_array, softmax
+from mms.engines.selection import wish
 from mms.errors import InvalidInputShape, InvalidRequest, ModelLoadFailed
 from mms.model_service.model_service import SingleNodeService
 from mms.model_service.pictures import Pictures, labels_of, overrides
@@ -54,12 +56,12 @@ class OnnxBaseService(SingleNodeService):
     outputs in signature.json; otherwise they must be the graph's.
 
     Attributes:
-        session: The onnxruntime.InferenceSession.
+        session: The onnxruntime.InferenceSession; None where OpenVINO runs the model.
         input_names: The graph's inputs, in the order in which `_inference` takes them: the
             signature's order if it names them, else the graph's.
         output_names: The graph's outputs that `_inference` returns, likewise; those that the
             signature leaves out are not computed.
-        ctx: Always None; the session knows its device.
+        ctx: Always None; the engine knows its device.
         labels: Lines of synset.txt; absent if the archive has none.
     """
 
@@ -83,13 +85,14 @@ class OnnxBaseService(SingleNodeService):
         if os.path.isfile(synset):
             self.labels = read_labels(synset)
         self._threads = _worker_threads()
-        path = os.path.join(model_dir, model["Symbol"])
-        self.session = open_session(path, self._threads, gpu)
-        self._graph = graph_of(self.session)
+        symbol = Path(model_dir, model["Symbol"])
+        self._model = open_model(symbol, wish(), self._threads, gpu)
+        self.session = self._model.session
+        self._graph = self._model.graph
         self._plan(signature, model["Signature"])
 
     def ping(self) -> str:
-        """Return onnxruntime's version."""
+        """Return the version of the engine."""
         return self._graph.runtime
 
     @property
@@ -101,9 +104,9 @@ class OnnxBaseService(SingleNodeService):
     def can_fork(self) -> bool:
         """Whether workers may be forked from this process.
 
-        A session's threads do not survive a fork: as measured, it then computes on one thread, and
-        onnxruntime does not guarantee that it never waits for the others. A session for a single
-        thread has no threads of its own.
+        An engine's threads do not survive a fork: as measured, it then computes on one thread, and
+        onnxruntime does not guarantee that it never waits for the others. For a single thread, an
+        engine has none of its own that compute.
         """
         return self._threads == 1
 
@@ -136,6 +139,8 @@ class OnnxBaseService(SingleNodeService):
         self.input_names = [value.name for value in self._inputs]
         self.output_names = [value.name for value in outputs]
         self._can_batch = can_batch(self._inputs, outputs)
+        if self.session is None:
+            self._network = self._model.network(self._inputs, outputs)
 
     def _preprocess(self, data: list[Any]) -> Any:
         """Return each input, a nested list or an array, as an array of the graph's type.
@@ -169,6 +174,8 @@ class OnnxBaseService(SingleNodeService):
             )
         for array, value, shape in zip(arrays, self._inputs, self._shapes, strict=True):
             _check_shape(array, value, shape)
+        if self.session is None:
+            return list(self._network.run(arrays))
         feed = dict(zip(self.input_names, arrays, strict=True))
         return [_as_rows(output) for output in self.session.run(self.output_names, feed)]
 

@@ -94,13 +94,14 @@ def main() -> None:
 
 
 def _load(spec: LoadSpec) -> tuple[Runner, Ready]:
-    from mms.engines import images, mxnet_decoder
+    from mms.engines import images, mxnet_decoder, selection
     from mms.engines.imports import engine_name
     from mms.worker.failure import load_failure
     from mms.worker.loader import load
 
     images.configure(spec.limits.max_image_pixels)
     mxnet_decoder.install()
+    selection.configure(spec.wish)
     try:
         runner, service = load(spec)
     except EngineMissing as error:

@@ -176,3 +176,24 @@ def write_external(folder: Path, location: str = "net.onnx.data") -> Path:
         size_threshold=50,
     )
     return folder
+
+
+def convolutions(size: int = 24, channels: int = 32, layers: int = 4) -> onnx.ModelProto:
+    """(N, channels, size, size) -> scores (N, 10): enough work for more than one thread."""
+    random = np.random.default_rng(7)
+    nodes, constants, last = [], [], "image"
+    for layer in range(layers):
+        weight = random.normal(0, 0.1, (channels, channels, 3, 3))
+        constants.append(constant(f"w{layer}", weight))
+        names = [last, f"w{layer}"]
+        nodes.append(helper.make_node("Conv", names, [f"c{layer}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        last = f"r{layer}"
+    constants.append(constant("dense", random.normal(0, 0.1, (channels, 10))))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "dense"], ["scores"]),
+    ]
+    image = value("image", FLOAT, ["N", channels, size, size])
+    return make_model(nodes, [image], [value("scores", FLOAT, ["N", 10])], constants)
